@@ -1,0 +1,1 @@
+"""Quantisation-aware export, the gate, the certificate and the demo."""

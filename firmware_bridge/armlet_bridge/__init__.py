@@ -1,0 +1,1 @@
+"""Virtual wearables and deployment of bundles to boards."""

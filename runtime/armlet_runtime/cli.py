@@ -1,0 +1,74 @@
+"""The ``armlet`` command: finds its commands by entry point, so that this floor imports nothing of the floors above.
+
+A command is a module with ``NAME``, ``HELP`` (one line), ``EXAMPLE`` (a command line or several), ``EXTRA`` (the extra
+that it needs, or an empty string), ``add_arguments(parser)`` and ``run(args) -> int``. Such a module imports heavy
+packages only inside ``run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import entry_points, version
+from types import ModuleType
+
+from .errors import ArmletError, MissingExtraError
+
+GROUP = "armlet.commands"
+# The order of work, which is also the order of ``armlet --help``; a command that is not in it comes last.
+ORDER = "demo data pretrain finetune evaluate export inspect verify deploy run replay record wearables bench".split()
+
+
+def _load_commands() -> dict[str, ModuleType]:
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return {name: found[name].load() for name in names}
+
+
+def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="armlet",
+        description="Multimodal wearable-sensor models on small boards.",
+        epilog="'armlet COMMAND --help' explains a command with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"armlet {version('armlet')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module in commands.items():
+        sub = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(module=module)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 for success, 1 for a result that failed its check, 2 for an error, 130 after Ctrl-C."""
+    args = _parser(_load_commands()).parse_args(argv)
+    module: ModuleType = args.module
+    try:
+        return int(module.run(args))
+    except ModuleNotFoundError as error:
+        # A module of ours that is missing is a bug; any other is an extra that is not installed.
+        if not module.EXTRA or (error.name or "").startswith("armlet"):
+            raise
+        needed = MissingExtraError(
+            f"'armlet {args.command}' needs the package '{error.name}', which is not installed: "
+            f"pip install 'armlet[{module.EXTRA}]'"
+        )
+        print(f"armlet: {needed}", file=sys.stderr)
+        return 2
+    except ArmletError as error:
+        print(f"armlet: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("armlet: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

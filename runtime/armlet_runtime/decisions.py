@@ -1,0 +1,41 @@
+"""Decisions: what the live loop gives out, one a hop, as JSON lines."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One output of the live loop.
+
+    Attributes:
+        index: Number of the window; consecutive, so a missing one would show.
+        window_end_ns: End of the window on the host's monotonic clock (of the recording, in a replay).
+        decided_ns: When the decision fell due on the same clock: the last sample it needed had arrived, or waiting was over.
+        subset: Names of the modalities it rests on; empty if every sensor was gone, and then ``label`` is null.
+        label: Label of the highest score; null for an empty subset.
+        scores: Softmax of the logits, in the order of the manifest's labels; empty for an empty subset.
+        embedding: Aggregator's embedding; empty for an empty subset.
+        age_s: Modality name to age of its newest sample at the window's end, in seconds; null if none was ever received.
+        coverage: Modality name to share of the window's samples that were received.
+        engine: Engine that ran the programs.
+        latency_s: Window's end to the decision being out, by the live clock; null in a replay, where it means nothing.
+        compute_s: Time spent in encoders and aggregator; null in a replay, so that replays are byte-identical.
+    """
+
+    index: int
+    window_end_ns: int
+    decided_ns: int
+    subset: tuple[str, ...]
+    label: str | None
+    scores: tuple[float, ...]
+    embedding: tuple[float, ...]
+    age_s: dict[str, float | None]
+    coverage: dict[str, float]
+    engine: str
+    latency_s: float | None = None
+    compute_s: float | None = None
+
+    def to_json(self) -> bytes:
+        """One line of JSON without the line feed; the same decision always gives the same bytes."""
+        return msgspec.json.encode(self)

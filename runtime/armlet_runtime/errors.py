@@ -1,0 +1,69 @@
+"""The one exception tree of armlet: every error that a person can cause or mend derives from :class:`ArmletError`.
+
+The command line prints ``str(error)`` as one sentence and exits with 2. A message says what is wrong, where, and what
+to do.
+"""
+
+
+class ArmletError(Exception):
+    """Base of every error that armlet raises on purpose."""
+
+
+class UsageError(ArmletError):
+    """The command or call was given something that it cannot take."""
+
+
+class MissingExtraError(ArmletError):
+    """A command or engine needs a package that is not installed; the message names the extra to install."""
+
+
+class DataError(ArmletError):
+    """A data set, recording or window cannot be read or is not what its description says."""
+
+
+class RecipeError(ArmletError):
+    """A recipe has an unknown key, a wrong type or an impossible value."""
+
+
+class RunError(ArmletError):
+    """A training run folder is missing something, or does not fit what is asked of it."""
+
+
+class BundleError(ArmletError):
+    """A bundle cannot be used; the subclasses say why."""
+
+
+class TruncatedBundleError(BundleError):
+    """A bundle ends early, or has bytes after its end."""
+
+
+class CorruptBundleError(BundleError):
+    """A bundle's bytes are not those that were signed."""
+
+
+class SchemaError(BundleError):
+    """A bundle's header or manifest is of a newer schema, or does not follow its own."""
+
+
+class SignatureError(BundleError):
+    """A bundle is signed by a key that is not trusted, or not validly signed."""
+
+
+class EngineError(ArmletError):
+    """An engine cannot load or run a program."""
+
+
+class ExportError(ArmletError):
+    """A program could not be made, or was made and failed its proof."""
+
+
+class DeployError(ArmletError):
+    """A bundle could not be deployed; the target keeps what it had."""
+
+
+class WearableError(ArmletError):
+    """A wearable, a Bluetooth adapter or a packet profile cannot be used as asked."""
+
+
+class PacketError(WearableError):
+    """Bytes from a wearable do not follow the packet layout of its profile."""

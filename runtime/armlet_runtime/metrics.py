@@ -1,0 +1,35 @@
+"""Figures of merit that training, the certificate and the live report share."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """(classes, classes) counts; row = truth, column = prediction. Both arguments are class indices of one length."""
+    flat = np.asarray(truth, np.int64) * classes + np.asarray(predicted, np.int64)
+    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+
+
+def f1_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(classes,) F1 scores, ``2 TP / (2 TP + FP + FN)``; NaN for a class that is neither truth nor prediction anywhere."""
+    true_positive = np.diag(confusion).astype(np.float64)
+    total = confusion.sum(axis=0) + confusion.sum(axis=1)
+    scores = np.full(len(total), np.nan)
+    np.divide(2 * true_positive, total, out=scores, where=total > 0)
+    return scores
+
+
+def macro_f1(truth: ArrayLike, predicted: ArrayLike, classes: int) -> float:
+    """Unweighted mean of the per-class F1 scores over the classes that occur; NaN for no samples at all."""
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.size == 0:
+        return float("nan")
+    return float(np.nanmean(f1_per_class(confusion_matrix(truth, predicted, classes))))
+
+
+def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of equal entries; NaN for no samples at all."""
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    return float(np.mean(truth == predicted)) if truth.size else float("nan")

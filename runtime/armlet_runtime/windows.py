@@ -1,0 +1,149 @@
+"""Windows: a fixed span of the common clock, cut, resampled, gap-filled and normalised.
+
+Training and the board both go through the functions here, so that a model never sees on the board a signal that was
+treated otherwise in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from .modalities import Modality
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+# Neighbouring samples further apart than this many sampling periods have a gap between them: nothing is interpolated
+# across it. 1.5 lies half-way between "next sample" (1) and "one sample lost" (2).
+GAP_PERIODS = 1.5
+
+
+class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Length and hop of the windows, in seconds of the common clock."""
+
+    length_s: float
+    hop_s: float
+
+    def samples(self, modality: Modality) -> int:
+        """Samples of ``modality`` in one window."""
+        return round(self.length_s * modality.rate_hz)
+
+
+class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Per-channel mean and standard deviation of one modality, taken from training people only."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def apply(self, window: Float32) -> Float32:
+        """``(window - mean) / std`` for a window of shape (..., channels, samples), as float32."""
+        mean = np.asarray(self.mean, np.float32)[:, None]
+        std = np.asarray(self.std, np.float32)[:, None]
+        return np.ascontiguousarray((window - mean) / std, dtype=np.float32)
+
+
+def sample_times(end_s: float, rate_hz: float, count: int) -> Float64:
+    """The ``count`` grid times (s) of a window that ends at ``end_s``: the last one lies one period before the end.
+
+    So two windows one length apart share no sample.
+    """
+    return end_s - np.arange(count, 0, -1, dtype=np.float64) / rate_hz
+
+
+def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float) -> tuple[Float32, Bool]:
+    """Values at the grid times, and which of them are covered by samples.
+
+    Four-point cubic (Lagrange, uniform nodes) interpolation where four consecutive samples surround the grid time,
+    linear at the edges of a gap-free stretch; a grid time that meets a sample takes that sample's value exactly. A grid
+    time in a gap (neighbours further apart than :data:`GAP_PERIODS` periods), or more than half a period outside the
+    samples, is not covered and is returned as 0.
+
+    Args:
+        times_s: (n,) strictly increasing times of the samples, in seconds of the grid's clock.
+        values: (n, channels) float32 samples.
+        grid_s: (m,) increasing times asked for.
+        period_s: Nominal sampling period of the samples.
+
+    Returns:
+        ``(m, channels)`` float32 values and ``(m,)`` bool coverage.
+    """
+    channels = values.shape[1]
+    out = np.zeros((len(grid_s), channels), np.float32)
+    covered = np.zeros(len(grid_s), np.bool_)
+    n = len(times_s)
+    if n == 0:
+        return out, covered
+    right = np.searchsorted(times_s, grid_s, side="right")
+    left = np.clip(right - 1, 0, n - 1)
+    right = np.clip(right, 0, n - 1)
+    nearest_distance = np.minimum(np.abs(grid_s - times_s[left]), np.abs(times_s[right] - grid_s))
+    span = times_s[right] - times_s[left]
+    inside = (span > 0) & (span <= GAP_PERIODS * period_s)
+    # 1 ns of slack: times come from integer nanoseconds through floating point.
+    covered = inside | (nearest_distance <= 0.5 * period_s + 1e-9)
+
+    fraction = np.zeros(len(grid_s))
+    np.divide(grid_s - times_s[left], span, out=fraction, where=inside)
+    hold = np.where(np.abs(grid_s - times_s[left]) <= np.abs(times_s[right] - grid_s), left, right)
+    f = fraction[:, None].astype(np.float32)
+    linear = values[left] * (1 - f) + values[right] * f
+    out = np.where(inside[:, None], linear, values[hold]).astype(np.float32)
+
+    before, after = left - 1, right + 1
+    four = inside & (before >= 0) & (after < n)
+    if four.any():
+        b, a = np.clip(before, 0, n - 1), np.clip(after, 0, n - 1)
+        limit = GAP_PERIODS * period_s
+        four &= (times_s[left] - times_s[b] <= limit) & (times_s[a] - times_s[right] <= limit)
+        cubic = (
+            values[b] * (-f * (f - 1) * (f - 2) / 6)
+            + values[left] * ((f + 1) * (f - 1) * (f - 2) / 2)
+            + values[right] * (-(f + 1) * f * (f - 2) / 2)
+            + values[a] * ((f + 1) * f * (f - 1) / 6)
+        )
+        out = np.where(four[:, None], cubic, out).astype(np.float32)
+    out[~covered] = 0
+    return out, covered
+
+
+def fill_gaps(values: Float32, covered: Bool) -> Float32:
+    """Fill the uncovered samples of a window by holding the nearest covered one (the earlier one on a tie).
+
+    Args:
+        values: (samples, channels).
+        covered: (samples,) bool.
+
+    Returns:
+        (samples, channels); all zeros if nothing is covered (such a window is never used: its modality is masked).
+    """
+    if covered.all() or not covered.any():
+        return values
+    known = np.flatnonzero(covered)
+    where = np.arange(len(covered))
+    position = np.searchsorted(known, where)
+    later = known[np.clip(position, 0, len(known) - 1)]
+    earlier = known[np.clip(position - 1, 0, len(known) - 1)]
+    nearest = np.where(np.abs(where - earlier) <= np.abs(later - where), earlier, later)
+    return values[nearest]
+
+
+def cut(values: Float32, length: int, stride: int, starts: Sequence[int] | NDArray[np.int64] | None = None) -> Float32:
+    """Windows of a gap-free stretch of samples.
+
+    Args:
+        values: (n, channels) samples at the model's rate.
+        length: Samples a window.
+        stride: Samples between starts (ignored when ``starts`` is given).
+        starts: First samples of the windows, if not regular.
+
+    Returns:
+        (windows, channels, length) float32.
+    """
+    first = np.arange(0, len(values) - length + 1, stride) if starts is None else np.asarray(starts, np.int64)
+    index = first[:, None] + np.arange(length)[None, :]
+    return np.ascontiguousarray(values[index].transpose(0, 2, 1), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Self-supervised pretraining, fine-tuning and evaluation."""

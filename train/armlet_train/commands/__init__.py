@@ -1,0 +1,1 @@
+"""Commands that the armlet command line finds through the entry-point group ``armlet.commands``."""
