@@ -16,7 +16,10 @@ from .errors import ArmletError, MissingExtraError
 
 GROUP = "armlet.commands"
 # The order of work, which is also the order of ``armlet --help``; a command that is not in it comes last.
-ORDER = "demo data pretrain finetune evaluate export inspect verify deploy run replay record wearables bench".split()
+ORDER = (
+    "demo", "data", "pretrain", "finetune", "evaluate", "export", "inspect",
+    "verify", "deploy", "run", "replay", "record", "wearables", "bench",
+)  # fmt: skip
 
 
 def _load_commands() -> dict[str, ModuleType]:

@@ -11,12 +11,12 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         index: Number of the window; consecutive, so a missing one would show.
         window_end_ns: End of the window on the host's monotonic clock (of the recording, in a replay).
-        decided_ns: When the decision fell due on the same clock: the last sample it needed had arrived, or waiting was over.
+        decided_ns: When it fell due on the same clock: the last sample it needed had arrived, or waiting was over.
         subset: Names of the modalities it rests on; empty if every sensor was gone, and then ``label`` is null.
         label: Label of the highest score; null for an empty subset.
         scores: Softmax of the logits, in the order of the manifest's labels; empty for an empty subset.
         embedding: Aggregator's embedding; empty for an empty subset.
-        age_s: Modality name to age of its newest sample at the window's end, in seconds; null if none was ever received.
+        age_s: Modality name to age of its newest sample at the window's end, in seconds; null if it never had one.
         coverage: Modality name to share of the window's samples that were received.
         engine: Engine that ran the programs.
         latency_s: Window's end to the decision being out, by the live clock; null in a replay, where it means nothing.

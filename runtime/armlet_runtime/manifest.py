@@ -1,7 +1,7 @@
 """The manifest: everything about a model that the board must know and that is not weights.
 
-It is JSON inside the bundle (see :mod:`armlet_runtime.bundle`). Export writes it, the runtime reads it; both through the
-structs here, so the two sides cannot disagree. Unknown fields are refused: a manifest that an older armlet would
+It is JSON inside the bundle (see :mod:`armlet_runtime.bundle`). Export writes it, the runtime reads it; both through
+the structs here, so the two sides cannot disagree. Unknown fields are refused: a manifest that an older armlet would
 half-understand carries a higher ``schema``.
 """
 
@@ -29,8 +29,8 @@ class EnginePrograms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All programs for one engine.
 
     Encoders: modality name to program; input ``window`` (1, channels, samples) float32, normalised; output ``token``
-    (1, token_dim). Aggregator: input ``tokens`` (1, modalities * token_dim), tokens in the manifest's modality order with
-    mask tokens in place of absent ones; outputs ``logits`` (1, labels) and ``embedding`` (1, embedding_dim).
+    (1, token_dim). Aggregator: input ``tokens`` (1, modalities * token_dim), in the manifest's modality order with mask
+    tokens in place of absent ones; outputs ``logits`` (1, labels) and ``embedding`` (1, embedding_dim).
     """
 
     encoders: dict[str, ProgramRef]
@@ -54,7 +54,7 @@ class Presence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GoldenRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Members (``.npz``-free raw ``.npy``) that hold golden inputs and each engine's own outputs on them.
+    """Members (raw ``.npy``) that hold golden inputs and each engine's own outputs on them.
 
     ``windows``: modality name to an array (n, channels, samples) of normalised windows. ``logits``: engine name to an
     array (subsets, n, labels), the subsets in the order of :func:`armlet_runtime.modalities.subsets`.

@@ -13,7 +13,7 @@ def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, classes: int) -> ND
 
 
 def f1_per_class(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(classes,) F1 scores, ``2 TP / (2 TP + FP + FN)``; NaN for a class that is neither truth nor prediction anywhere."""
+    """(classes,) F1 scores, ``2 TP / (2 TP + FP + FN)``; NaN for a class that is nowhere truth or prediction."""
     true_positive = np.diag(confusion).astype(np.float64)
     total = confusion.sum(axis=0) + confusion.sum(axis=1)
     scores = np.full(len(total), np.nan)
