@@ -1,0 +1,158 @@
+"""Scores of a live run whose truth is known: a recording with labels was played, and decisions came out.
+
+Every decision is compared with the recording's label, and with what the same programs say offline about the same span of
+the recording and the same subset. So the score separates what the model cannot do from what the live path spoilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+
+from .decisions import Decision
+from .metrics import accuracy, confusion_matrix, macro_f1
+from .modalities import subset_name
+from .model import BundleModel
+from .recording import Label, Recording
+from .windows import fill_gaps, resample, sample_times
+
+
+class SubsetScore(msgspec.Struct, frozen=True):
+    """Score of all decisions that rested on one subset; ``macro_f1`` over the classes that occur in them."""
+
+    subset: str
+    windows: int
+    macro_f1_live: float
+    macro_f1_offline: float
+    agreement: float
+    """Share of windows on which live and offline gave the same label."""
+    confusion: list[list[int]]
+    """Live; rows are truth, columns decisions, in the order of the manifest's labels."""
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """How one link loss was lived through; all times in seconds."""
+
+    wearable: str
+    lost_at_s: float
+    """Since the wearables began to stream."""
+    masked_after_s: float | None
+    """From the staleness limit (link loss + ``stale_after_s``) to the first decision without the sensor being out."""
+    whole_after_s: float | None
+    """From the link's return to the first decision on all modalities being out."""
+
+
+class LiveScore(msgspec.Struct, frozen=True):
+    """Scores of one live run."""
+
+    decisions: int
+    missed: int
+    """Windows between the first and the last decision that have none."""
+    scored: int
+    """Decisions whose window has one label of the model's for its whole length."""
+    subsets: list[SubsetScore]
+    losses: list[Loss]
+
+
+class PlayEvent(msgspec.Struct, frozen=True):
+    """One line of the log of ``armlet wearables simulate``."""
+
+    event: str
+    """``start``, ``link_lost``, ``link_back`` or ``end``."""
+    monotonic_ns: int
+    wearable: str = ""
+    recording_ns: int = 0
+    """For ``start``: the recording's time that was played at ``monotonic_ns``."""
+
+
+def single_label(labels: Sequence[Label], start_ns: int, end_ns: int) -> str | None:
+    """The label that covers all of ``[start_ns, end_ns)``, or None if there is none."""
+    return next((label.name for label in labels if label.start_ns <= start_ns and end_ns <= label.end_ns), None)
+
+
+def score_live(
+    decisions: Sequence[Decision], log: Sequence[PlayEvent], recording: Recording, model: BundleModel
+) -> LiveScore:
+    """Score the decisions of a run during which ``recording`` was played on this machine.
+
+    Args:
+        decisions: In order; ``window_end_ns`` on the clock that ``log`` is on.
+        log: What the player wrote.
+        recording: What was played.
+        model: The model of the run, on the same engine, for the offline comparison.
+    """
+    manifest = model.manifest
+    start = next(event for event in log if event.event == "start")
+    length_ns = round(manifest.window.length_s * 1e9)
+    truth: dict[str, list[int]] = {}
+    live: dict[str, list[int]] = {}
+    offline: dict[str, list[int]] = {}
+    for decision in decisions:
+        end_ns = decision.window_end_ns - start.monotonic_ns + start.recording_ns
+        name = single_label(recording.labels, end_ns - length_ns, end_ns)
+        if decision.label is None or name not in manifest.labels:
+            continue
+        key = subset_name(decision.subset)
+        truth.setdefault(key, []).append(manifest.labels.index(name))
+        live.setdefault(key, []).append(manifest.labels.index(decision.label))
+        offline.setdefault(key, []).append(_offline(recording, model, decision.subset, end_ns))
+
+    classes = len(manifest.labels)
+    scores = [
+        SubsetScore(
+            subset=key,
+            windows=len(truth[key]),
+            macro_f1_live=macro_f1(truth[key], live[key], classes),
+            macro_f1_offline=macro_f1(truth[key], offline[key], classes),
+            agreement=accuracy(offline[key], live[key]),
+            confusion=confusion_matrix(truth[key], live[key], classes).tolist(),
+        )
+        for key in sorted(truth, key=lambda key: (-key.count("+"), key))
+    ]
+    missed = sum(later.index - earlier.index - 1 for earlier, later in pairwise(decisions))
+    return LiveScore(len(decisions), missed, sum(map(len, truth.values())), scores, _losses(decisions, log, model))
+
+
+def _offline(recording: Recording, model: BundleModel, subset: Sequence[str], end_ns: int) -> int:
+    """Arg max of the model on the recording's own samples of the window that ends at ``end_ns``."""
+    windows = {}
+    for modality in model.manifest.modalities:
+        if modality.name not in subset:
+            continue
+        stream = recording.streams[modality.name]
+        # Seconds relative to the window's end keep float64 times exact to well below a nanosecond.
+        near = np.abs(stream.times_ns - end_ns) < 2 * model.manifest.window.length_s * 1e9
+        times = (stream.times_ns[near] - end_ns) / 1e9
+        grid = sample_times(0.0, modality.rate_hz, model.manifest.window.samples(modality))
+        values, covered = resample(times, stream.values[near], grid, 1 / stream.modality.rate_hz)
+        windows[modality.name] = fill_gaps(values, covered).T
+    return int(model.predict(windows)[0].argmax())
+
+
+def _losses(decisions: Sequence[Decision], log: Sequence[PlayEvent], model: BundleModel) -> list[Loss]:
+    """Per link loss of ``log``: when the decisions left the sensor out, and when they were whole again."""
+    start = next(event for event in log if event.event == "start")
+    everything = {modality.name for modality in model.manifest.modalities}
+    # When each decision was out: its window's end plus the latency that the live clock measured.
+    out = [(d.window_end_ns + round((d.latency_s or 0.0) * 1e9), set(d.subset)) for d in decisions]
+    losses = []
+    for i, event in enumerate(log):
+        if event.event != "link_lost":
+            continue
+        back = next((e for e in log[i:] if e.event == "link_back" and e.wearable == event.wearable), None)
+        limit_ns = event.monotonic_ns + round(model.manifest.presence.stale_after_s * 1e9)
+        until = back.monotonic_ns if back else float("inf")
+        masked = next((at for at, subset in out if event.monotonic_ns < at < until and subset != everything), None)
+        whole = back and next((at for at, subset in out if at > until and subset == everything), None)
+        losses.append(
+            Loss(
+                event.wearable,
+                (event.monotonic_ns - start.monotonic_ns) / 1e9,
+                None if masked is None else (masked - limit_ns) / 1e9,
+                None if back is None or whole is None else (whole - back.monotonic_ns) / 1e9,
+            )
+        )
+    return losses
