@@ -1,0 +1,67 @@
+"""The command line as a whole: every command explains itself, and mistakes are one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from armlet_runtime.cli import ORDER
+
+
+def armlet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "armlet_runtime", *arguments], capture_output=True, text=True, cwd=cwd, timeout=60
+    )
+
+
+def test_help_lists_every_command() -> None:
+    shown = armlet("--help")
+    assert shown.returncode == 0
+    for name in ORDER:
+        assert f"\n    {name} " in shown.stdout, name
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_command_shows_an_example(name: str) -> None:
+    shown = armlet(name, "--help")
+    assert shown.returncode == 0
+    assert f"\n  armlet {name}" in shown.stdout
+
+
+def test_help_is_quick_and_pulls_no_torch() -> None:
+    code = "import sys; from armlet_runtime.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    asked = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert asked.stdout.strip().endswith("False")
+
+
+def test_unknown_command_is_refused_with_the_known_ones() -> None:
+    refused = armlet("flash")
+    assert refused.returncode == 2
+    assert "deploy" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "missing.armlet"),
+        ("verify", "missing.armlet"),
+        ("deploy", "missing.armlet", "file:slot"),
+        ("replay", "missing.mcap", "missing.armlet"),
+        ("evaluate", "missing"),
+        ("export", "missing", "--out", "x.armlet"),
+        ("finetune", "hapt", "--from", "missing", "--out", "x"),
+        ("pretrain", "no-such-recipe", "--out", "x"),
+    ],
+)
+def test_missing_input_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    refused = armlet(*arguments, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert refused.stderr.startswith("armlet: ")
+    assert "Traceback" not in refused.stderr
+    assert "missing" in refused.stderr or "no-such-recipe" in refused.stderr
+    assert not list(tmp_path.iterdir())
