@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+
 from armlet_runtime.errors import ArmletError
 from armlet_runtime.files import write_atomic
-from rich.console import Console
 
 
 class Profile(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from armlet_runtime.metrics import accuracy, confusion_matrix, macro_f1
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from armlet_runtime.modalities import Modality, subset_name, subsets
-from armlet_runtime.windows import Normalisation, WindowSpec, cut, fill_gaps, resample, sample_times
 from hypothesis import given
 from hypothesis import strategies as st
+
+from armlet_runtime.modalities import Modality, subset_name, subsets
+from armlet_runtime.windows import Normalisation, WindowSpec, cut, fill_gaps, resample, sample_times
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 

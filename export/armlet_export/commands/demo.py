@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo, write ``report.html``, and close with the table."""
     import msgspec
-    from armlet_runtime.files import write_atomic
     from rich.console import Console
+
+    from armlet_runtime.files import write_atomic
 
     from .. import demo, summary
 
