@@ -1,0 +1,317 @@
+"""The virtual air: bumble's virtual controllers and link, mended so that a wearable can walk away and return.
+
+bumble 0.0.236's own link knows neither distance nor loss, and its controller has gaps that a central meets in practice:
+a cancelled connect is never forgotten, a reset keeps the links, and data are sent from whatever address the controller
+uses at the moment instead of the connection's own. The two subclasses here mend exactly these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bumble import hci, ll
+from bumble.controller import Connection, Controller
+from bumble.core import InvalidPacketError, PhysicalTransport
+from bumble.link import LocalLink
+from bumble.transport.common import PacketParser
+
+from armlet_runtime.errors import UsageError, WearableError
+
+# Units of HCI and LL fields (Core specification, Vol 4, Part E, 7.8.12).
+SUPERVISION_UNIT_S = 0.01
+INTERVAL_UNIT_S = 0.00125
+# A central gives up a new link that stays silent for six connection intervals (Vol 6, Part B, 4.5.2).
+ESTABLISH_INTERVALS = 6
+# Used if a link's own supervision timeout was not seen; it is also what bumble asks for.
+DEFAULT_SUPERVISION_S = 0.72
+
+_ATT_CID = 4
+_ATT_NOTIFICATION = 0x1B
+_L2CAP_HEAD = struct.Struct("<HH")
+_NOTIFICATION_HEAD = struct.Struct("<BH")
+
+
+class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without types
+    """The air between virtual controllers.
+
+    A radio link repeats what was not acknowledged, so nothing is lost on a short absence: it arrives late. When the
+    absence outlasts a link's supervision timeout, both ends report 0x08 and what was on its way is lost.
+
+    Attributes:
+        tamper: Called with the value of every ATT notification; returns the values that arrive in its place: none for a
+            loss, two for a duplicate, other bytes for corruption. ``None`` leaves all as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tamper: Callable[[bytes], Iterable[bytes]] | None = None
+        self._absent: dict[AirController, list[asyncio.TimerHandle]] = {}
+        self._held: list[tuple[AirController, AirController, Callable[[], None]]] = []
+        self._supervision_s: dict[tuple[str, str], float] = {}
+
+    # What LocalLink's callers use.
+
+    def send_advertising_pdu(self, sender_controller: AirController, packet: Any) -> None:
+        """Let every controller in range hear a packet of the advertising channels."""
+        if sender_controller in self._absent:
+            return
+        loop = asyncio.get_running_loop()
+        for controller in self.controllers - {sender_controller} - self._absent.keys():
+            loop.call_soon(controller.on_ll_advertising_pdu, packet)
+        if isinstance(packet, ll.ConnectInd):
+            ends = str(packet.initiator_address), str(packet.advertiser_address)
+            self._supervision_s[ends] = packet.timeout * SUPERVISION_UNIT_S
+            wait_s = ESTABLISH_INTERVALS * packet.interval * INTERVAL_UNIT_S
+            loop.call_later(
+                wait_s, self._check_established, sender_controller.le_connections[packet.advertiser_address]
+            )
+
+    def send_acl_data(
+        self, sender_controller: AirController, destination_address: hci.Address, transport: Any, data: bytes
+    ) -> None:
+        """Send one L2CAP frame over a link; the source is the link's own address."""
+        if transport != PhysicalTransport.LE:
+            super().send_acl_data(sender_controller, destination_address, transport, data)
+            return
+        connection = sender_controller.le_connections.get(destination_address)
+        peer = connection and self._peer(connection)
+        if not peer:
+            return
+        for frame in self._tampered(data):
+
+            def arrive(frame: bytes = frame) -> None:
+                peer.controller.on_link_acl_data(connection.self_address, transport, frame)
+
+            self._deliver(sender_controller, peer.controller, arrive)
+
+    def send_ll_control_pdu(self, sender_address: hci.Address, receiver_address: hci.Address, packet: Any) -> None:
+        """Send one packet of the link's control channel; to a peer that is gone it is lost."""
+        sender = self.find_le_controller(sender_address)
+        receiver = self.find_le_controller(receiver_address)
+        if sender and receiver:
+            self._deliver(sender, receiver, lambda: receiver.on_ll_control_pdu(sender_address, packet))
+
+    # Distance.
+
+    def leave(self, controller: AirController) -> None:
+        """Put a controller out of everyone's reach; its links time out unless it returns before."""
+        if controller in self._absent:
+            return
+        loop = asyncio.get_running_loop()
+        self._absent[controller] = [
+            loop.call_later(self._supervision(connection), self._time_out, connection)
+            for connection in controller.le_connections.values()
+        ]
+
+    def enter(self, controller: AirController) -> None:
+        """Put a controller back into reach; what was held for its living links arrives now."""
+        for timer in self._absent.pop(controller, []):
+            timer.cancel()
+        held, self._held = self._held, []
+        for sender, receiver, action in held:
+            self._deliver(sender, receiver, action)
+
+    def forget(self, controller: AirController) -> None:
+        """A controller fell silent without a word (reset, power cut): its peers' links end by supervision timeout."""
+        loop = asyncio.get_running_loop()
+        for connection in controller.le_connections.values():
+            if peer := self._peer(connection):
+                loop.call_later(self._supervision(connection), self._end, peer)
+
+    def _deliver(self, sender: AirController, receiver: AirController, action: Callable[[], None]) -> None:
+        if sender in self._absent or receiver in self._absent:
+            self._held.append((sender, receiver, action))
+        else:
+            asyncio.get_running_loop().call_soon(action)
+
+    def _tampered(self, frame: bytes) -> list[bytes]:
+        if self.tamper is None or len(frame) < 7:
+            return [frame]
+        _, channel = _L2CAP_HEAD.unpack_from(frame)
+        opcode, handle = _NOTIFICATION_HEAD.unpack_from(frame, 4)
+        if channel != _ATT_CID or opcode != _ATT_NOTIFICATION:
+            return [frame]
+        head = _NOTIFICATION_HEAD.pack(opcode, handle)
+        return [_L2CAP_HEAD.pack(3 + len(value), channel) + head + value for value in self.tamper(frame[7:])]
+
+    def _peer(self, connection: Connection) -> Connection | None:
+        """The other end's view of a link."""
+        for controller in self.controllers:
+            other = controller.le_connections.get(connection.self_address)
+            if other is not None and other.self_address == connection.peer_address:
+                return other
+        return None
+
+    def _supervision(self, connection: Connection) -> float:
+        ends = str(connection.self_address), str(connection.peer_address)
+        return self._supervision_s.get(ends) or self._supervision_s.get(ends[::-1]) or DEFAULT_SUPERVISION_S
+
+    def _check_established(self, connection: Connection) -> None:
+        if self._peer(connection) is None:
+            self._end(connection, hci.HCI_CONNECTION_FAILED_TO_BE_ESTABLISHED_ERROR)
+
+    def _time_out(self, connection: Connection) -> None:
+        peer = self._peer(connection)
+        ends = {connection.controller} | ({peer.controller} if peer else set())
+        self._held = [held for held in self._held if not ends >= {held[0], held[1]}]
+        for end in (connection, peer):
+            if end is not None:
+                self._end(end)
+
+    def _end(self, connection: Connection, reason: int = hci.HCI_CONNECTION_TIMEOUT_ERROR) -> None:
+        controller = connection.controller
+        if controller.le_connections.get(connection.peer_address) is connection:
+            controller.on_le_disconnected(connection, reason)
+
+
+class AirController(Controller):  # type: ignore[misc]  # bumble is followed without types
+    """A virtual Bluetooth controller that can be carried out of range."""
+
+    # With the data length extension, as every controller of Bluetooth 4.2 and later: one HCI packet a notification.
+    le_acl_data_packet_length: int = 251
+
+    def __init__(self, name: str, link: AirLink) -> None:
+        address = hci.Address(bytes(hci.Address.generate_static_address()), hci.Address.PUBLIC_DEVICE_ADDRESS)
+        super().__init__(name, link=link, public_address=address)
+        self.air = link
+
+    def out_of_range(self) -> None:
+        """Nothing is heard from here and nothing is heard here; links end with 0x08 after their supervision timeout."""
+        self.air.leave(self)
+
+    def in_range(self) -> None:
+        """Back within reach."""
+        self.air.enter(self)
+
+    def power_off(self) -> None:
+        """Leave the air for good, as when the host's process or the battery dies."""
+        self._silence()
+        self.air.enter(self)
+        self.air.remove_controller(self)
+
+    def _silence(self) -> None:
+        self.air.forget(self)
+        self.le_connections.clear()
+        self.pending_le_connection = None
+        self.le_scan_enable = False
+        self.le_legacy_advertiser.stop()
+        for advertising_set in self.advertising_sets.values():
+            advertising_set.stop()
+        self.advertising_sets.clear()
+
+    def on_hci_reset_command(self, _command: hci.HCI_Reset_Command) -> hci.HCI_StatusReturnParameters:
+        """Vol 4, Part E, 7.3.2: forget links, scanning and advertising (bumble keeps them)."""
+        self._silence()
+        return hci.HCI_StatusReturnParameters(hci.HCI_ErrorCode.SUCCESS)
+
+    def on_hci_le_create_connection_cancel_command(
+        self, _command: hci.HCI_LE_Create_Connection_Cancel_Command
+    ) -> hci.HCI_StatusReturnParameters:
+        """Vol 4, Part E, 7.8.13: the pending connect ends with 'unknown connection identifier' (bumble keeps it)."""
+        pending, self.pending_le_connection = self.pending_le_connection, None
+        if pending is None:
+            return hci.HCI_StatusReturnParameters(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
+        self.send_hci_packet(
+            hci.HCI_LE_Connection_Complete_Event(
+                status=hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR,
+                connection_handle=0,
+                role=hci.Role.CENTRAL,
+                peer_address_type=pending.peer_address.address_type,
+                peer_address=pending.peer_address,
+                connection_interval=0,
+                peripheral_latency=0,
+                supervision_timeout=0,
+                central_clock_accuracy=0,
+            )
+        )
+        return hci.HCI_StatusReturnParameters(hci.HCI_ErrorCode.SUCCESS)
+
+    def on_link_acl_data(self, sender_address: hci.Address, transport: Any, data: bytes) -> None:
+        """Take a frame of a living link; one that arrives after its link's end is lost, as on real air."""
+        if transport != PhysicalTransport.LE or sender_address in self.le_connections:
+            super().on_link_acl_data(sender_address, transport, data)
+
+    def on_ll_control_pdu(self, sender_address: hci.Address, packet: Any) -> None:
+        """Take a control packet of a living link; one that arrives after its link's end is lost."""
+        if sender_address in self.le_connections:
+            super().on_ll_control_pdu(sender_address, packet)
+
+
+class _HostPort(asyncio.Protocol):
+    """One host on a socket: gets a controller of its own, which leaves the air with it. H4 framing both ways."""
+
+    def __init__(self, air: AirLink, ports: set[_HostPort]) -> None:
+        self._air = air
+        self._ports = ports
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._ports.add(self)
+        self._transport = transport
+        self._controller = AirController("host", self._air)
+        self._controller.set_packet_sink(self)
+        self._parser = PacketParser(self._controller)
+
+    def on_packet(self, packet: bytes) -> None:
+        """From the controller to the host."""
+        self._transport.write(packet)  # type: ignore[attr-defined]  # sockets have it, BaseTransport does not say so
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except InvalidPacketError:  # the peer does not speak H4
+            self.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._ports.discard(self)
+        self._controller.set_packet_sink(None)
+        self._controller.power_off()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._transport.close()
+
+
+@asynccontextmanager
+async def serve(air: AirLink, spec: str) -> AsyncIterator[str]:
+    """Listen for Bluetooth hosts; each one that connects gets a virtual controller on the air (HCI, H4 framing).
+
+    Args:
+        air: The air that the controllers share.
+        spec: ``tcp-server:HOST:PORT`` (port 0 takes a free one) or ``unix-server:PATH``.
+
+    Yields:
+        The transport that a host opens: ``tcp-client:HOST:PORT`` or ``unix-client:PATH``.
+
+    Raises:
+        UsageError: The spec is not of these two forms.
+        WearableError: The address cannot be listened on.
+    """
+    kind, _, where = spec.partition(":")
+    host, _, port = where.rpartition(":")
+    loop = asyncio.get_running_loop()
+    ports: set[_HostPort] = set()
+    try:
+        if kind == "tcp-server" and host and port.isdecimal():
+            server = await loop.create_server(lambda: _HostPort(air, ports), host, int(port), family=socket.AF_INET)
+            client = f"tcp-client:{host}:{server.sockets[0].getsockname()[1]}"
+        elif kind == "unix-server" and where:
+            server = await loop.create_unix_server(lambda: _HostPort(air, ports), where)
+            client = f"unix-client:{where}"
+        else:
+            raise UsageError(f"cannot listen on '{spec}': give tcp-server:HOST:PORT or unix-server:PATH")
+    except OSError as error:
+        raise WearableError(f"cannot listen on '{spec}': {error.strerror or error}") from None
+    try:
+        yield client
+    finally:
+        server.close()
+        for host_port in tuple(ports):
+            host_port.close()
+        if kind == "unix-server":
+            Path(where).unlink(missing_ok=True)
