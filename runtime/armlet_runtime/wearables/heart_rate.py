@@ -1,0 +1,96 @@
+"""The Heart Rate service of the Bluetooth SIG: chest straps, and watches that broadcast their heart rate.
+
+Source: Heart Rate Service 1.0 and the GATT Specification Supplement, characteristic 0x2A37. All numbers are
+little-endian. ``measurement`` (notify), about once a second::
+
+    u8       flags   bit 0: the rate is a u16; bit 1: skin contact; bit 2: skin contact is measured at all;
+                     bit 3: energy follows; bit 4: RR intervals follow; bits 5 to 7 reserved
+    u8/u16   rate    beats a minute
+    u16      energy  kJ since the last reset, if bit 3
+    n x u16  RR      time between beats in 1/1024 s, oldest first, if bit 4
+
+The service has neither a clock nor a counter: a measurement's time is its arrival.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from ..errors import PacketError
+from ..modalities import Modality
+
+SERVICE_UUID = "0000180d-0000-1000-8000-00805f9b34fb"
+MEASUREMENT_UUID = "00002a37-0000-1000-8000-00805f9b34fb"
+LOCATION_UUID = "00002a38-0000-1000-8000-00805f9b34fb"
+
+MODALITY = Modality("hr", ("bpm",), "bpm", 1.0)
+RR_UNIT_S = 1 / 1024
+
+_WIDE, _CONTACT, _CONTACT_KNOWN, _ENERGY, _RR = 0x01, 0x02, 0x04, 0x08, 0x10
+
+
+@dataclass(frozen=True)
+class HeartRate:
+    """One measurement.
+
+    Attributes:
+        bpm: Beats a minute.
+        rr_s: Times between beats in seconds, oldest first; empty if the packet carried none.
+        contact: Whether the sensor touches skin; ``None`` if it cannot tell.
+        energy_kj: Energy spent since the last reset; ``None`` if not given.
+    """
+
+    bpm: int
+    rr_s: tuple[float, ...] = ()
+    contact: bool | None = None
+    energy_kj: int | None = None
+
+
+def encode(measurement: HeartRate) -> bytes:
+    """The bytes of one notification.
+
+    Raises:
+        PacketError: A value does not fit its field.
+    """
+    flags = 0 if measurement.bpm < 256 else _WIDE
+    if measurement.contact is not None:
+        flags |= _CONTACT_KNOWN | (_CONTACT if measurement.contact else 0)
+    body = b""
+    try:
+        body += struct.pack("<H" if flags & _WIDE else "<B", measurement.bpm)
+        if measurement.energy_kj is not None:
+            flags |= _ENERGY
+            body += struct.pack("<H", measurement.energy_kj)
+        if measurement.rr_s:
+            flags |= _RR
+            units = [round(interval / RR_UNIT_S) for interval in measurement.rr_s]
+            body += struct.pack(f"<{len(units)}H", *units)
+    except struct.error as error:
+        raise PacketError(f"the heart rate measurement {measurement} does not fit a packet: {error}") from error
+    return bytes([flags]) + body
+
+
+def decode(data: bytes) -> HeartRate:
+    """Read one notification. Reserved flags are ignored, as the service asks.
+
+    Raises:
+        PacketError: The bytes are shorter than their flags say, or longer.
+    """
+    if not data:
+        raise PacketError("heart rate packet is empty")
+    flags = data[0]
+    fixed = struct.Struct("<x" + ("H" if flags & _WIDE else "B") + ("H" if flags & _ENERGY else ""))
+    if len(data) < fixed.size:
+        raise PacketError(f"heart rate packet with flags 0x{flags:02x} is {len(data)} bytes long, needs {fixed.size}")
+    rest = data[fixed.size :]
+    if len(rest) % 2 or (rest and not flags & _RR):
+        raise PacketError(f"heart rate packet with flags 0x{flags:02x} has {len(rest)} bytes that they do not explain")
+    bpm, *energy = fixed.unpack_from(data)
+    units = struct.unpack(f"<{len(rest) // 2}H", rest)
+    return HeartRate(
+        bpm,
+        tuple(unit * RR_UNIT_S for unit in units),
+        bool(flags & _CONTACT) if flags & _CONTACT_KNOWN else None,
+        energy[0] if energy else None,
+    )
