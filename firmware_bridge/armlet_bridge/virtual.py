@@ -12,14 +12,14 @@ import hashlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from bumble import hci
-from bumble.core import UUID, AdvertisingData
+from bumble.core import UUID, AdvertisingData, BaseBumbleError
 from bumble.device import Device
 from bumble.gatt import Characteristic, Service
 from bumble.transport.common import AsyncPipeSink
@@ -177,6 +177,8 @@ class VirtualWearable:
         self.subscribed = asyncio.Event()
         self.sent = 0
         self.dropped = 0
+        self._on = False
+        self._advertiser: asyncio.Future[None] | None = None
         self._profile = make_profile(streams, samples_per_packet)
         # Address, clock and counter start anywhere, but at the same place in every run.
         seed = hashlib.sha256(name.encode()).digest()
@@ -189,9 +191,13 @@ class VirtualWearable:
         self._device.on(Device.EVENT_CONNECTION, self._on_connection)
 
     def _on_connection(self, connection: Any) -> None:
-        # bumble forgets the subscriptions right after the event.
-        loop = asyncio.get_running_loop()
-        connection.on(connection.EVENT_DISCONNECTION, lambda _: loop.call_soon(self._update_subscribed))
+        connection.on(connection.EVENT_DISCONNECTION, self._on_disconnection)
+
+    def _on_disconnection(self, _reason: int) -> None:
+        # bumble forgets the link's subscriptions right after this event.
+        asyncio.get_running_loop().call_soon(self._update_subscribed)
+        if self._on:
+            self._advertiser = asyncio.ensure_future(self._advertise())
 
     def _update_subscribed(self) -> None:
         handle = self._profile.data.handle
@@ -203,6 +209,11 @@ class VirtualWearable:
 
     async def power_on(self) -> None:
         """Come up and advertise, also again after each lost link."""
+        await self._device.power_on()
+        self._on = True
+        await self._advertise()
+
+    async def _advertise(self) -> None:
         uuid = bytes(_uuid(self._profile.service_uuid))
         kind = (
             AdvertisingData.Type.COMPLETE_LIST_OF_16_BIT_SERVICE_CLASS_UUIDS
@@ -215,16 +226,22 @@ class VirtualWearable:
             # bumble's virtual controller has no scan response of its own, so the name stands here.
             (AdvertisingData.Type.COMPLETE_LOCAL_NAME, self.name.encode()),
         ]
-        await self._device.power_on()
         await self._device.start_advertising(
-            auto_restart=True,
             advertising_data=bytes(AdvertisingData(parts)),
             advertising_interval_min=ADVERTISING_INTERVAL_MS,
             advertising_interval_max=ADVERTISING_INTERVAL_MS,
         )
 
     async def power_off(self) -> None:
-        """Leave the air."""
+        """Say goodbye and leave the air."""
+        self._on = False
+        if self._advertiser is not None:
+            await self._advertiser
+        for connection in tuple(self._device.connections.values()):
+            with suppress(BaseBumbleError):  # the other end hung up first
+                await self._device.disconnect(
+                    connection, hci.HCI_REMOTE_DEVICE_TERMINATED_CONNECTION_DUE_TO_POWER_OFF_ERROR
+                )
         await self._device.power_off()
         self.controller.power_off()
 
