@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from ..errors import PacketError
 from ..modalities import Modality
+from .profile import Batch, Counters
 
 SERVICE_UUID = "a7c10000-5f3b-4e0e-9d57-61726d6c6574"  # the last six bytes spell "armlet"
 INFO_UUID = "a7c10001-5f3b-4e0e-9d57-61726d6c6574"
@@ -150,3 +151,32 @@ def decode_data(info: ImuInfo, data: bytes) -> ImuPacket:
         name: raw[:, i].astype(np.float32) * np.float32(scale) for i, (name, scale) in enumerate(info.scales.items())
     }
     return ImuPacket(sequence, clock_us, samples)
+
+
+class ImuDecoder:
+    """Decodes the notifications of one connection to the IMU service."""
+
+    counters: Counters | None = Counters(SEQUENCE_WRAP, CLOCK_WRAP_US)
+
+    def __init__(self, info: ImuInfo) -> None:
+        """``info``: what the wearable's ``info`` characteristic said."""
+        self._info = info
+        self.modalities: tuple[Modality, ...] = tuple(info.modalities())
+
+    def decode(self, data: bytes) -> Batch:
+        """See :class:`armlet_runtime.wearables.profile.Decoder`."""
+        packet = decode_data(self._info, data)
+        return Batch(packet.samples, packet.sequence, packet.clock_us)
+
+
+class ImuProfile:
+    """The IMU service as a profile."""
+
+    name: str = "imu"
+    service_uuid: str = SERVICE_UUID
+    info_uuid: str | None = INFO_UUID
+    data_uuid: str = DATA_UUID
+
+    def decoder(self, info: bytes) -> ImuDecoder:
+        """See :class:`armlet_runtime.wearables.profile.Profile`."""
+        return ImuDecoder(decode_info(info))

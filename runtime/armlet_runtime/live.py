@@ -1,0 +1,249 @@
+"""The live loop without input and output: packets with their arrivals go in, decisions come out.
+
+**The grid.** The first sample of one of the model's modalities starts it: window 0 ends one window length after that
+sample's host time, and window k ends k hops later. From then on every window has its decision, also when every sensor
+is gone.
+
+**When a window is decided.** At its end, or when the last stream that is waited for covers its end, whichever is
+later. Waited for is a stream that was present in the decision before, whose link is up, and whose newest sample is not
+stale; no longer than ``max_wait_s`` after the window's end. A stream covers a window's end when it has a sample at or
+after the window's last grid time.
+
+**Presence.** A modality is present when its newest sample at the window's end is not older than ``stale_after_s`` (or
+two of its periods, for slow ones) and its coverage is at least ``min_coverage``; one that was absent needs
+``return_coverage``. At the start all are absent.
+
+**Determinism.** Decisions are a pure function of the packets with their arrivals: before a packet that arrived at *a*
+is taken in, everything that fell due before *a* is decided; after it, everything due at *a* or earlier. Whoever feeds
+packets from a live link passes :meth:`LiveCore.advance` only times up to which it has passed on all packets. So a live
+run and its replay give the same decisions, but for ``latency_s`` and ``compute_s``, which only a live run has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .decisions import Decision
+from .engines.base import Float32
+from .errors import DataError
+from .manifest import Presence
+from .modalities import Modality
+from .model import BundleModel
+from .recording import Packet
+from .streams import Cut, SampleRing, Wearable
+
+# Beyond the window and the wait, samples are kept for so long, for windows that a busy host decides late.
+KEEP_MARGIN_NS = 1_000_000_000
+
+# A wearable's own rate may be off the model's by this share, and is then interpolated. Further off, interpolation would
+# alias the signal or invent some, and the stream is not used.
+RATE_TOLERANCE = 0.1
+
+# Packets further apart are not of one run: the clock they are stamped with was another one.
+LONGEST_SILENCE_NS = 24 * 3600 * 1_000_000_000
+
+
+@dataclass
+class _Slot:
+    """What the loop knows of one of the model's modalities."""
+
+    modality: Modality
+    samples: int
+    stale_ns: int
+    wearable: Wearable | None = None
+    ring: SampleRing | None = None
+    present: bool = False
+    token: Float32 | None = None
+    token_total: int = -1
+
+
+class LiveCore:
+    """The live loop for one model; see the module's text for its rules.
+
+    Attributes:
+        wearables: By name, in order of appearance: their links and counts.
+        problems: Why a wearable's modality is not used, by ``wearable/modality``.
+    """
+
+    def __init__(self, model: BundleModel, clock_ns: Callable[[], int] | None = None) -> None:
+        """Begin without any packet.
+
+        Args:
+            model: The model to run.
+            clock_ns: The clock that arrivals are stamped with, for ``latency_s``; None for a replay.
+        """
+        manifest = model.manifest
+        self.wearables: dict[str, Wearable] = {}
+        self.problems: dict[str, str] = {}
+        self._model = model
+        self._clock_ns = clock_ns
+        self._presence = manifest.presence
+        self._hop_ns = round(manifest.window.hop_s * 1e9)
+        self._length_ns = round(manifest.window.length_s * 1e9)
+        self._max_wait_ns = round(self._presence.max_wait_s * 1e9)
+        self._slots = {
+            modality.name: _Slot(modality, manifest.window.samples(modality), stale_ns(self._presence, modality))
+            for modality in manifest.modalities
+        }
+        self._keep_ns = self._length_ns + self._max_wait_ns + KEEP_MARGIN_NS
+        self._start_ns: int | None = None
+        self._index = 0
+        self._newest_arrival_ns: int | None = None
+
+    def packet(self, packet: Packet) -> list[Decision]:
+        """Take in a packet, and give what fell due before it and because of it.
+
+        Raises:
+            DataError: It arrived before the one before it, or a day after it.
+            EngineError: The engine failed.
+        """
+        at = packet.arrival_ns
+        if self._newest_arrival_ns is not None and not 0 <= at - self._newest_arrival_ns < LONGEST_SILENCE_NS:
+            raise DataError(
+                f"a packet of '{packet.wearable}' arrived at {at} ns, and the one before it at "
+                f"{self._newest_arrival_ns} ns: packets must come in order of arrival, within a day"
+            )
+        decisions = self._decide_until(at - 1)
+        self._newest_arrival_ns = at
+        self._take_in(packet)
+        return decisions + self._decide_until(at)
+
+    def advance(self, now_ns: int) -> list[Decision]:
+        """Give what fell due before ``now_ns``; every packet that arrived before must have been passed on.
+
+        Raises:
+            EngineError: The engine failed.
+        """
+        return self._decide_until(now_ns - 1)
+
+    def due_ns(self) -> int | None:
+        """When the next decision falls due if no packet arrives; None before the first sample."""
+        if self._start_ns is None:
+            return None
+        end_ns = self._end_ns()
+        waits = [end_ns]
+        for slot in self._slots.values():
+            ring = slot.ring
+            if not slot.present or ring is None or slot.wearable is None or not slot.wearable.linked:
+                continue
+            newest_ns = ring.newest_ns()
+            if newest_ns < end_ns - round(1e9 / slot.modality.rate_hz):
+                waits.append(min(newest_ns + slot.stale_ns, end_ns + self._max_wait_ns))
+        return max(waits)
+
+    @property
+    def complete(self) -> bool:
+        """Whether each of the model's modalities has a wearable whose link is up."""
+        return all(slot.wearable is not None and slot.wearable.linked for slot in self._slots.values())
+
+    @property
+    def start_ns(self) -> int | None:
+        """End of window 0; None before the first sample."""
+        return self._start_ns
+
+    def _end_ns(self) -> int:
+        assert self._start_ns is not None
+        return self._start_ns + self._index * self._hop_ns
+
+    def _take_in(self, packet: Packet) -> None:
+        wearable = self.wearables.get(packet.wearable)
+        if wearable is None:
+            wearable = self.wearables[packet.wearable] = Wearable(packet.wearable, self._keep_ns)
+        if packet.kind == "connected":
+            wearable.connected()
+        elif packet.kind == "disconnected":
+            wearable.disconnected()
+        elif packet.kind == "info":
+            wearable.info(packet.source, packet.data)
+        elif packet.kind == "data":
+            for name in wearable.data(packet.source, packet.data, packet.arrival_ns):
+                self._claim(name, wearable)
+
+    def _claim(self, name: str, wearable: Wearable) -> None:
+        """The first wearable that brings a modality as the model wants it is its source, for good."""
+        slot, ring = self._slots.get(name), wearable.rings[name]
+        if slot is None or slot.ring is ring:
+            return
+        problem = self._mismatch(slot, wearable)
+        if problem:
+            self.problems[f"{wearable.name}/{name}"] = problem
+            if slot.wearable is wearable:  # it came back as something else
+                slot.wearable, slot.ring, slot.present = None, None, False
+            return
+        slot.wearable, slot.ring, slot.token = wearable, ring, None
+        if self._start_ns is None:
+            self._start_ns = ring.newest_ns() + self._length_ns
+
+    @staticmethod
+    def _mismatch(slot: _Slot, wearable: Wearable) -> str:
+        """Why a wearable cannot be the source of a modality; empty if it can."""
+        want = slot.modality
+        got = wearable.rings[want.name].modality
+        if slot.wearable is not None and slot.wearable is not wearable:
+            return f"comes from '{slot.wearable.name}' already"
+        if (got.channels, got.unit) != (want.channels, want.unit):
+            return f"is {got.channels} in {got.unit}; the model wants {want.channels} in {want.unit}"
+        if abs(got.rate_hz / want.rate_hz - 1) > RATE_TOLERANCE:
+            return f"comes at {got.rate_hz:g} Hz; the model wants {want.rate_hz:g} Hz"
+        return ""
+
+    def _decide_until(self, limit_ns: int) -> list[Decision]:
+        decisions = []
+        while (due := self.due_ns()) is not None and due <= limit_ns:
+            assert self._newest_arrival_ns is not None
+            decisions.append(self._decide(max(due, self._newest_arrival_ns)))
+            self._index += 1
+        return decisions
+
+    def _decide(self, decided_ns: int) -> Decision:
+        began_ns = time.perf_counter_ns()
+        end_ns = self._end_ns()
+        tokens: dict[str, Float32] = {}
+        age_s: dict[str, float | None] = {}
+        coverage: dict[str, float] = {}
+        for name, slot in self._slots.items():
+            ring = slot.ring
+            cut = ring.cut(slot.modality, slot.samples, end_ns) if ring is not None else None
+            age_s[name] = None if cut is None or cut.age_ns is None else cut.age_ns / 1e9
+            coverage[name] = 0.0 if cut is None else cut.coverage
+            slot.present = cut is not None and self._is_present(slot, cut)
+            if cut is not None and slot.present:
+                if slot.token is None or slot.token_total != cut.total:
+                    slot.token = self._model.encode(name, cut.window)
+                    slot.token_total = cut.total
+                tokens[name] = slot.token
+        label, scores, embedding = None, (), ()
+        if tokens:
+            logits, vector = self._model.aggregate(tokens)
+            probabilities = np.exp(logits.astype(np.float64) - logits.max())
+            scores = tuple((probabilities / probabilities.sum()).tolist())
+            embedding = tuple(vector.tolist())
+            label = self._model.manifest.labels[int(logits.argmax())]
+        live = self._clock_ns is not None
+        return Decision(
+            index=self._index,
+            window_end_ns=end_ns,
+            decided_ns=decided_ns,
+            subset=tuple(tokens),
+            label=label,
+            scores=scores,
+            embedding=embedding,
+            age_s=age_s,
+            coverage=coverage,
+            engine=self._model.engine.name,
+            latency_s=(self._clock_ns() - end_ns) / 1e9 if self._clock_ns is not None else None,
+            compute_s=(time.perf_counter_ns() - began_ns) / 1e9 if live else None,
+        )
+
+    def _is_present(self, slot: _Slot, cut: Cut) -> bool:
+        needed = self._presence.min_coverage if slot.present else self._presence.return_coverage
+        return cut.age_ns is not None and cut.age_ns <= slot.stale_ns and cut.coverage >= needed
+
+
+def stale_ns(presence: Presence, modality: Modality) -> int:
+    """From which age on a modality's newest sample is stale: ``stale_after_s``, or two periods of a slow modality."""
+    return round(max(presence.stale_after_s, 2 / modality.rate_hz) * 1e9)

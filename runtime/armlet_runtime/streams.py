@@ -1,0 +1,229 @@
+"""Streams: the newest samples of each modality in device time, and the windows that are cut from them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .clock import ClockFit, Counts, PacketClock
+from .errors import PacketError
+from .modalities import Modality
+from .wearables import Decoder, Profile, profile_of_characteristic
+from .windows import Float32, fill_gaps, resample, sample_times
+
+
+@dataclass
+class _Run:
+    """Samples of one run of a device clock: chunks of (device times (n,) int64 ns, values (n, channels)) in order."""
+
+    clock: ClockFit
+    starts: deque[int] = field(default_factory=deque)
+    chunks: deque[tuple[NDArray[np.int64], Float32]] = field(default_factory=deque)
+
+    @property
+    def newest_ns(self) -> int:
+        """Host time of the newest sample."""
+        return int(self.chunks[-1][0][-1]) + self.clock.offset_ns
+
+    def add(self, times_ns: NDArray[np.int64], values: Float32) -> bool:
+        """Put a chunk in its place; False if it would overlap another."""
+        first, last = int(times_ns[0]), int(times_ns[-1])
+        at = bisect_left(self.starts, first)
+        if at > 0 and int(self.chunks[at - 1][0][-1]) >= first:
+            return False
+        if at < len(self.starts) and self.starts[at] <= last:
+            return False
+        self.starts.insert(at, first)
+        self.chunks.insert(at, (times_ns, values))
+        return True
+
+    def forget_before(self, device_ns: int) -> None:
+        """Drop the chunks that end before a device time; the newest chunk stays."""
+        while len(self.chunks) > 1 and int(self.chunks[0][0][-1]) < device_ns:
+            self.starts.popleft()
+            self.chunks.popleft()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One window of one modality.
+
+    Attributes:
+        window: (channels, samples) float32 at the model's rate, gaps filled by holding.
+        coverage: Share of the samples that were received.
+        age_ns: Age of the newest sample at the window's end; None if there is none.
+        total: Samples up to the window's end that were ever received; unchanged means that there is nothing new.
+    """
+
+    window: Float32
+    coverage: float
+    age_ns: int | None
+    total: int
+
+
+class SampleRing:
+    """The newest samples of one modality.
+
+    Samples are kept in device time, with the run of the clock that they belong to. They get their host times only when
+    a window is cut, all samples of a run by the one offset that is known then.
+    """
+
+    def __init__(self, modality: Modality, keep_ns: int) -> None:
+        """``modality``: as the wearable sends it; ``keep_ns``: how much time before the newest sample to keep."""
+        self.modality = modality
+        self.total = 0
+        self._keep_ns = keep_ns
+        self._period_ns = 1e9 / modality.rate_hz
+        self._runs: list[_Run] = []
+
+    def add(self, clock: ClockFit, device_ns: int, values: Float32) -> bool:
+        """Add samples, the first at ``device_ns`` in the run of ``clock``; False if they overlap others of that run."""
+        run = next((run for run in reversed(self._runs) if run.clock is clock), None)
+        if run is None:
+            run = _Run(clock)
+            self._runs.append(run)
+        times = device_ns + np.rint(np.arange(len(values)) * self._period_ns).astype(np.int64)
+        if not run.add(times, values):
+            return False
+        self.total += len(values)
+        limit_ns = self.newest_ns() - self._keep_ns
+        self._runs = [run for run in self._runs if run.newest_ns >= limit_ns]
+        for run in self._runs:
+            run.forget_before(limit_ns - run.clock.offset_ns)
+        return True
+
+    def newest_ns(self) -> int:
+        """Host time of the newest sample. There must have been one."""
+        return max(run.newest_ns for run in self._runs)
+
+    def cut(self, modality: Modality, samples: int, end_ns: int) -> Cut:
+        """The window of ``samples`` samples of ``modality`` (the model's rate) that ends at ``end_ns`` (host)."""
+        # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
+        times, values = self._joined(end_ns)
+        grid = sample_times(0.0, modality.rate_hz, samples)
+        filled, covered = resample(times / 1e9, values, grid, self._period_ns / 1e9)
+        up_to_end = int(np.searchsorted(times, 0, side="right"))
+        return Cut(
+            window=np.ascontiguousarray(fill_gaps(filled, covered).T),
+            coverage=float(np.mean(covered)),
+            age_ns=-int(times[up_to_end - 1]) if up_to_end else None,
+            total=self.total - (len(times) - up_to_end),
+        )
+
+    def _joined(self, end_ns: int) -> tuple[NDArray[np.int64], Float32]:
+        """Times relative to ``end_ns`` (n,), strictly rising, and values (n, channels) of all runs."""
+        parts: list[tuple[NDArray[np.int64], Float32]] = []
+        before: int | None = None
+        for run in reversed(self._runs):
+            times = np.concatenate([chunk[0] for chunk in run.chunks]) + (run.clock.offset_ns - end_ns)
+            values = np.concatenate([chunk[1] for chunk in run.chunks])
+            # Runs follow each other; where the estimates of their clocks make them overlap, the newer run holds.
+            stop = len(times) if before is None else int(np.searchsorted(times, before, side="left"))
+            if stop:
+                parts.append((times[:stop], values[:stop]))
+                before = int(times[0])
+        parts.reverse()
+        return np.concatenate([times for times, _ in parts]), np.concatenate([values for _, values in parts])
+
+
+class Wearable:
+    """One wearable: its link, its decoders, and the samples of its modalities.
+
+    Attributes:
+        name: Name in the session.
+        linked: Whether the link is up.
+        counts: Profile name to what became of its packets.
+        rings: Modality name to its samples.
+        problem: Why the newest packet that could not be used was not; empty if there was none.
+    """
+
+    def __init__(self, name: str, keep_ns: int) -> None:
+        """``keep_ns``: how much time before a modality's newest sample to keep."""
+        self.name = name
+        self.linked = False
+        self.counts: dict[str, Counts] = {}
+        self.rings: dict[str, SampleRing] = {}
+        self.problem = ""
+        self._keep_ns = keep_ns
+        self._decoders: dict[str, Decoder] = {}
+        self._clocks: dict[str, PacketClock] = {}
+        self._announced = False
+
+    def connected(self) -> None:
+        """The link was made: decoders are made anew from what the wearable says next."""
+        self.linked = True
+        self._announced = True
+        self._decoders.clear()
+        for clock in self._clocks.values():
+            clock.connected()
+        for counts in self.counts.values():
+            counts.connections += 1
+
+    def disconnected(self) -> None:
+        """The link was lost or closed."""
+        self.linked = False
+
+    def info(self, source: str, data: bytes) -> None:
+        """What an info characteristic said at connection."""
+        profile = profile_of_characteristic(source)
+        if profile is not None:
+            self._open(profile, data)
+
+    def data(self, source: str, data: bytes, arrival_ns: int) -> list[str]:
+        """Take in a notification; the names of the modalities that got samples."""
+        profile = profile_of_characteristic(source)
+        if profile is None:
+            return []
+        self.linked = True
+        counts = self._counts(profile)
+        counts.packets += 1
+        decoder = self._decoders.get(profile.name)
+        if decoder is None and profile.info_uuid is None:
+            decoder = self._open(profile, b"")
+        if decoder is None:
+            counts.malformed += 1  # nothing says yet what its bytes mean
+            return []
+        try:
+            batch = decoder.decode(data)
+        except PacketError as error:
+            counts.malformed += 1
+            self.problem = str(error)
+            return []
+        if batch.count == 0:
+            return []
+        fed: list[str] = []
+        for placed in self._clocks[profile.name].take(batch, arrival_ns):
+            for name, values in placed.batch.values.items():
+                if self.rings[name].add(placed.clock, placed.device_ns, values):
+                    counts.samples += len(values)
+                    fed.append(name)
+                else:
+                    counts.implausible += 1
+        return fed
+
+    def _counts(self, profile: Profile) -> Counts:
+        if profile.name not in self.counts:
+            self.counts[profile.name] = Counts(connections=int(self._announced))
+        return self.counts[profile.name]
+
+    def _open(self, profile: Profile, info: bytes) -> Decoder | None:
+        counts = self._counts(profile)
+        try:
+            decoder = profile.decoder(info)
+        except PacketError as error:
+            counts.malformed += 1
+            self.problem = str(error)
+            return None
+        period_ns = round(1e9 / decoder.modalities[0].rate_hz)
+        known = self._clocks.get(profile.name)
+        if known is None or known.period_ns != period_ns:
+            self._clocks[profile.name] = PacketClock(decoder.counters, period_ns, counts)
+        for modality in decoder.modalities:
+            if modality.name not in self.rings or self.rings[modality.name].modality != modality:
+                self.rings[modality.name] = SampleRing(modality, self._keep_ns)
+        self._decoders[profile.name] = decoder
+        return decoder
