@@ -34,7 +34,11 @@ class BundleError(ArmletError):
 
 
 class TruncatedBundleError(BundleError):
-    """A bundle ends early, or has bytes after its end."""
+    """A bundle ends early."""
+
+
+class TrailingBytesError(BundleError):
+    """A bundle has bytes after its end."""
 
 
 class CorruptBundleError(BundleError):
@@ -42,11 +46,27 @@ class CorruptBundleError(BundleError):
 
 
 class SchemaError(BundleError):
-    """A bundle's header or manifest is of a newer schema, or does not follow its own."""
+    """A bundle's header or manifest does not follow its schema."""
+
+
+class NewerSchemaError(SchemaError):
+    """A bundle's header or manifest is of a newer schema than this armlet knows."""
+
+
+class MissingMemberError(SchemaError):
+    """A bundle's manifest names a member that the bundle does not hold."""
 
 
 class SignatureError(BundleError):
-    """A bundle is signed by a key that is not trusted, or not validly signed."""
+    """A bundle's signature is not valid."""
+
+
+class UntrustedKeyError(SignatureError):
+    """A bundle is signed by a key that is not trusted here."""
+
+
+class KeyFileError(ArmletError):
+    """A key file cannot be read, or must not be overwritten."""
 
 
 class EngineError(ArmletError):

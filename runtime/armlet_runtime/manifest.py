@@ -7,8 +7,12 @@ half-understand carries a higher ``schema``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import msgspec
 
+from .errors import NewerSchemaError, SchemaError
 from .modalities import Modality
 from .windows import Normalisation, WindowSpec
 
@@ -117,3 +121,92 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     people: tuple[str, ...]
     windows: int
     rows: tuple[CertificateRow, ...]
+
+
+class _AnyManifest(msgspec.Struct):
+    schema: int
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON for people and machines; the same manifest always gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read a manifest and check that it does not contradict itself.
+
+    Raises:
+        NewerSchemaError: It is of a newer schema than this armlet knows.
+        SchemaError: It is not JSON, does not follow its schema, or contradicts itself.
+    """
+    try:
+        schema = msgspec.json.decode(data, type=_AnyManifest).schema
+        if schema > SCHEMA:
+            raise NewerSchemaError(
+                f"the manifest is of schema {schema}, and this armlet knows schema {SCHEMA}: update armlet"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SchemaError(f"the manifest does not follow schema {SCHEMA}: {error}") from error
+    for problem in _contradictions(manifest):
+        raise SchemaError(f"the manifest contradicts itself: {problem}")
+    return manifest
+
+
+def named_members(manifest: Manifest) -> list[str]:
+    """Every member of the bundle that the manifest names."""
+    named = [manifest.mask_tokens, manifest.certificate, manifest.sbom]
+    named += [manifest.prototypes] if manifest.prototypes is not None else []
+    named += [*manifest.golden.windows.values(), *manifest.golden.logits.values()]
+    for programs in manifest.engines.values():
+        named += [ref.member for ref in (*programs.encoders.values(), programs.aggregator)]
+    return sorted(set(named))
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    names = [modality.name for modality in manifest.modalities]
+    if manifest.schema != SCHEMA:
+        yield f"schema {manifest.schema} does not exist"
+    if not names or len(set(names)) != len(names):
+        yield "it needs at least one modality, and none twice"
+    if len(manifest.labels) < 1 or len(set(manifest.labels)) != len(manifest.labels):
+        yield "it needs at least one label, and none twice"
+    if manifest.token_dim < 1 or manifest.embedding_dim < 1:
+        yield "token_dim and embedding_dim must be positive"
+    if not (0 < manifest.window.length_s < math.inf and 0 < manifest.window.hop_s < math.inf):
+        yield "the window's length and hop must be positive"
+    for modality in manifest.modalities:
+        if not modality.channels or not 0 < modality.rate_hz < math.inf or manifest.window.samples(modality) < 1:
+            yield f"the modality '{modality.name}' needs channels, a rate, and at least one sample in a window"
+        normalisation = manifest.normalisation.get(modality.name)
+        if normalisation is None:
+            yield f"the modality '{modality.name}' has no normalisation"
+        elif not (
+            len(normalisation.mean) == len(normalisation.std) == len(modality.channels)
+            and all(map(math.isfinite, normalisation.mean))
+            and all(0 < std < math.inf for std in normalisation.std)
+        ):
+            yield f"the normalisation of '{modality.name}' needs a mean and a positive deviation for each channel"
+    if set(manifest.golden.windows) != set(names):
+        yield "the golden windows are not of its modalities"
+    if not manifest.engines:
+        yield "it has programs for no engine"
+    token = (1, manifest.token_dim)
+    for engine, programs in manifest.engines.items():
+        if set(programs.encoders) != set(names):
+            yield f"the encoders for {engine} are not of its modalities"
+            return
+        for modality in manifest.modalities:
+            ref = programs.encoders[modality.name]
+            window = (1, len(modality.channels), manifest.window.samples(modality))
+            if ref.inputs != {"window": window} or ref.outputs != {"token": token}:
+                yield f"the encoder of '{modality.name}' for {engine} must take window {window} and give token {token}"
+        outputs = {"logits": (1, len(manifest.labels)), "embedding": (1, manifest.embedding_dim)}
+        tokens = (1, len(names) * manifest.token_dim)
+        if programs.aggregator.inputs != {"tokens": tokens} or programs.aggregator.outputs != outputs:
+            yield f"the aggregator for {engine} must take tokens {tokens} and give {outputs}"
+        for ref in (*programs.encoders.values(), programs.aggregator):
+            if ref.precision not in ("int8", "fp32"):
+                yield f"the program {ref.member} has the precision '{ref.precision}', not int8 or fp32"
+        if engine not in manifest.golden.logits:
+            yield f"there are no golden logits for {engine}"

@@ -1,5 +1,36 @@
 """Engines: what runs a program on the board, behind one small Protocol."""
 
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from ..errors import EngineError
 from .base import Engine, Program
 
-__all__ = ["Engine", "Program"]
+__all__ = ["NAMES", "Engine", "Program", "available", "get_engine"]
+
+NAMES = ("litert", "executorch", "onnx", "tflite")
+"""Each is a module here with ``why_not() -> str | None`` (cheap: loads nothing) and ``open_engine() -> Engine``."""
+
+
+def available() -> dict[str, str | None]:
+    """Engine name to None if it can be used on this machine, else why not and what to install."""
+    return {name: import_module(f"{__name__}.{name}").why_not() for name in NAMES}
+
+
+@cache
+def get_engine(name: str) -> Engine:
+    """The engine of that name, opened once a process.
+
+    Raises:
+        EngineError: There is no such engine, or it cannot be used here; the message says what to install.
+    """
+    if name not in NAMES:
+        raise EngineError(f"there is no engine '{name}'; there are {', '.join(NAMES)}")
+    module = import_module(f"{__name__}.{name}")
+    reason = module.why_not()
+    if reason is not None:
+        raise EngineError(f"the engine '{name}' cannot be used here: {reason}")
+    engine: Engine = module.open_engine()
+    return engine

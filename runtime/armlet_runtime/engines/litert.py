@@ -1,0 +1,111 @@
+"""LiteRT (``ai-edge-litert``): the default engine of a board. ``.tflite`` programs through XNNPACK."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError
+from .base import Float32, Program, Shapes, match_tensors, ordered_inputs
+
+_PACKAGE = "ai-edge-litert"
+
+
+def why_not() -> str | None:
+    """Why this engine cannot be used here, or None."""
+    try:
+        version(_PACKAGE)
+    except PackageNotFoundError:
+        return f"install {_PACKAGE}: pip install armlet"
+    return None
+
+
+class LiteRTEngine:
+    """See :class:`~armlet_runtime.engines.base.Engine`."""
+
+    name = "litert"
+    detail = "XNNPACK, 1 thread"
+
+    def __init__(self) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.version = version(_PACKAGE)
+        self._interpreter = Interpreter
+
+    def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
+        """See :meth:`armlet_runtime.engines.base.Engine.load`."""
+        return TfliteProgram(self._interpreter, program, inputs, outputs)
+
+
+def open_engine() -> LiteRTEngine:
+    """Open the engine; :func:`why_not` must have said that it can be."""
+    return LiteRTEngine()
+
+
+class TfliteProgram:
+    """A ``.tflite`` program in an interpreter of LiteRT or of the TFLite runtime (the same Python interface).
+
+    Outputs are copied with ``get_tensor``: the arrays behind ``tensor()`` are the interpreter's own memory, which it
+    reuses between tensors and calls.
+    """
+
+    def __init__(self, interpreter: Any, program: bytes, inputs: Shapes, outputs: Shapes) -> None:
+        self.inputs, self.outputs = dict(inputs), dict(outputs)
+        try:
+            self._interpreter = interpreter(model_content=program, num_threads=1)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"the .tflite program does not load: {_one_line(error)}") from error
+        # Without a delegate the interpreter is several times slower, and has been seen to overwrite buffers in use.
+        # The delegate is left out in silence on a machine whose processor it cannot identify.
+        if not any(op["op_name"] == "DELEGATE" for op in self._interpreter._get_ops_details()):
+            raise EngineError("XNNPACK took no part of the .tflite program; without it results cannot be relied on")
+        self._input_indices = self._match("input", inputs, self._interpreter.get_input_details())
+        self._output_indices = self._match("output", outputs, self._interpreter.get_output_details())
+
+    def _match(self, kind: str, promised: Shapes, details: list[dict[str, Any]]) -> list[int]:
+        # litert-torch names tensors after its graph and numbers the names of its signature (args_0, output_0) in the
+        # order of the function; a signature with the promised names decides, else the order of the tensors.
+        signatures = self._interpreter.get_signature_list()
+        names: dict[int, str] = {}
+        if len(signatures) == 1:
+            runner = self._interpreter.get_signature_runner(next(iter(signatures)))
+            bound = runner.get_input_details() if kind == "input" else runner.get_output_details()
+            names = {detail["index"]: name for name, detail in bound.items()}
+        actual = [
+            (
+                names.get(detail["index"], detail["name"]),
+                tuple(int(size) for size in detail["shape"]),
+                np.dtype(detail["dtype"]).name,
+            )
+            for detail in details
+        ]
+        return [int(details[position]["index"]) for position in match_tensors(kind, promised, actual)]
+
+    def __call__(self, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
+        """See :meth:`armlet_runtime.engines.base.Program.__call__`."""
+        interpreter = self._interpreter
+        if interpreter is None:
+            raise EngineError("the program was closed")
+        arrays = ordered_inputs(self.inputs, inputs)
+        try:
+            for index, array in zip(self._input_indices, arrays, strict=True):
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return {
+                name: interpreter.get_tensor(index)
+                for name, index in zip(self.outputs, self._output_indices, strict=True)
+            }
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"the .tflite program failed: {_one_line(error)}") from error
+
+    def close(self) -> None:
+        """See :meth:`armlet_runtime.engines.base.Program.close`."""
+        self._interpreter = None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,130 @@
+"""Ed25519 keys: who may sign a bundle, and whose bundles a board takes.
+
+Keys are PEM files (PKCS#8 private, SubjectPublicKeyInfo public), as ``openssl genpkey -algorithm ed25519`` makes them.
+What belongs to this person or board lies in the *home*: ``$ARMLET_HOME``, else ``~/.config/armlet``::
+
+    signing.key       default signing key, private, mode 0600
+    signing.key.pub   its public half
+    trusted/*.pub     public keys whose bundles are taken
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from .errors import KeyFileError
+from .files import write_atomic
+
+
+def home() -> Path:
+    """The folder of keys and settings: ``$ARMLET_HOME``, else ``~/.config/armlet``."""
+    set_to = os.environ.get("ARMLET_HOME")
+    return Path(set_to) if set_to else Path.home() / ".config" / "armlet"
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """Short name of a key: the first 16 hex digits of the SHA-256 of its 32 raw bytes."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def _public_pem(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def generate(path: Path) -> Ed25519PrivateKey:
+    """Make a new key: the private half at ``path`` (mode 0600), the public half at ``path`` + ``.pub``.
+
+    Raises:
+        KeyFileError: One of the two files exists; a key is never overwritten.
+    """
+    public_path = path.with_name(path.name + ".pub")
+    for existing in (path, public_path):
+        if existing.exists():
+            raise KeyFileError(f"{existing} exists already, and a key is never overwritten; move it away first")
+    key = Ed25519PrivateKey.generate()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_atomic(path, private_pem, mode=0o600)
+    write_atomic(public_path, _public_pem(key.public_key()))
+    return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(f"cannot read the key {path}: {error.strerror}") from error
+
+
+def load_private(path: Path) -> Ed25519PrivateKey:
+    """Read a private key.
+
+    Raises:
+        KeyFileError: The file cannot be read or holds no unencrypted Ed25519 private key.
+    """
+    try:
+        key = serialization.load_pem_private_key(_read(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise KeyFileError(f"{path} holds no Ed25519 private key in unencrypted PEM") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path} holds a private key of another kind; armlet signs with Ed25519")
+    return key
+
+
+def load_public(path: Path) -> Ed25519PublicKey:
+    """Read a public key.
+
+    Raises:
+        KeyFileError: The file cannot be read or holds no Ed25519 public key.
+    """
+    try:
+        key = serialization.load_pem_public_key(_read(path))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise KeyFileError(f"{path} holds no Ed25519 public key in PEM") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise KeyFileError(f"{path} holds a public key of another kind; armlet signs with Ed25519")
+    return key
+
+
+def trust(key: Ed25519PublicKey) -> Path:
+    """Add a key to the trusted ones of this home; returns its file, ``trusted/<key id>.pub``."""
+    folder = home() / "trusted"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key_id(key)}.pub"
+    write_atomic(path, _public_pem(key))
+    return path
+
+
+def trusted_keys(files: Sequence[Path] = ()) -> list[Ed25519PublicKey]:
+    """The public keys in ``files``; without any, those in ``trusted/*.pub`` of the home (none is not an error here).
+
+    Raises:
+        KeyFileError: One of the files is no Ed25519 public key.
+    """
+    return [load_public(path) for path in files or sorted((home() / "trusted").glob("*.pub"))]
+
+
+def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
+    """The signing key of this home; made, and its public half trusted, on first use.
+
+    Returns:
+        The key, and its file if it was made just now (tell the user), else None.
+
+    Raises:
+        KeyFileError: The file is there but holds no such key.
+    """
+    path = home() / "signing.key"
+    if path.exists():
+        return load_private(path), None
+    key = generate(path)
+    trust(key.public_key())
+    return key, path

@@ -1,0 +1,185 @@
+"""A bundle's model on this machine: encoders, mask tokens and aggregator of one engine."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from . import engines
+from .bundle import Bundle
+from .engines import Engine, Program
+from .engines.base import Float32
+from .errors import BundleError, DataError, EngineError
+from .manifest import EnginePrograms, Manifest, ProgramRef
+
+# The TFLite runtime runs the programs that were made for LiteRT.
+_PROGRAMS_OF = {"tflite": "litert"}
+
+
+def programs_of(manifest: Manifest, engine: str) -> tuple[str, EnginePrograms]:
+    """The programs that an engine runs, and the engine under whose name the manifest lists them.
+
+    Raises:
+        EngineError: The bundle has no programs for that engine.
+    """
+    for name in (engine, _PROGRAMS_OF.get(engine, engine)):
+        if name in manifest.engines:
+            return name, manifest.engines[name]
+    raise EngineError(f"the bundle has no programs for the engine '{engine}'; it has {', '.join(manifest.engines)}")
+
+
+def choose_engine(manifest: Manifest) -> str:
+    """The first of the manifest's engines that can be used on this machine.
+
+    Raises:
+        EngineError: None can; the message says why for each.
+    """
+    reasons = engines.available()
+    for name in manifest.engines:
+        if reasons.get(name, "unknown to this armlet") is None:
+            return name
+    told = "; ".join(f"{name}: {reasons.get(name, 'unknown to this armlet')}" for name in manifest.engines)
+    raise EngineError(f"none of the bundle's engines can be used on this machine ({told})")
+
+
+def load_array(data: bytes, member: str, shape: tuple[int | None, ...]) -> Float32:
+    """Read an ``.npy`` member of float32.
+
+    Args:
+        data: The member's bytes.
+        member: Its name, for messages.
+        shape: Promised shape; None for a length that is not fixed.
+
+    Raises:
+        BundleError: It is no such array.
+    """
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BundleError(f"the member '{member}' is not an .npy array: {error}") from error
+    fits = isinstance(array, np.ndarray) and array.ndim == len(shape) and array.dtype == np.float32
+    if not fits or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise BundleError(f"the member '{member}' must be float32 {shape}, and is {got}")
+    return np.ascontiguousarray(array)
+
+
+class BundleModel:
+    """Encoders, mask tokens and aggregator of a bundle, loaded into one engine. Not safe for several threads at once.
+
+    Attributes:
+        manifest: The bundle's manifest.
+        engine: The engine that was chosen; its ``name``, ``version`` and ``detail`` say how decisions came about.
+        mask_tokens: Modality name to the token (D,) that stands for its absence.
+    """
+
+    def __init__(self, manifest: Manifest, read: Callable[[str], bytes], engine: str | None = None) -> None:
+        """Load all programs of one engine.
+
+        Args:
+            manifest: Manifest of a bundle or draft.
+            read: Gives a member's bytes.
+            engine: Engine to run on; None for the manifest's first that is usable here, see ``self.engine``.
+
+        Raises:
+            EngineError: The engine cannot be used here, is not in the bundle, or a program does not load.
+            BundleError: A member cannot be read or is not what the manifest promises.
+        """
+        self.manifest = manifest
+        self.engine: Engine = engines.get_engine(engine if engine is not None else choose_engine(manifest))
+        _, programs = programs_of(manifest, self.engine.name)
+        self._modalities = {modality.name: modality for modality in manifest.modalities}
+        names = tuple(self._modalities)
+        masks = load_array(read(manifest.mask_tokens), manifest.mask_tokens, (len(names), manifest.token_dim))
+        self.mask_tokens: dict[str, Float32] = dict(zip(names, masks, strict=True))
+        self._prototypes: Float32 | None = None
+        if manifest.prototypes is not None:
+            shape = (len(manifest.labels), manifest.embedding_dim)
+            self._prototypes = load_array(read(manifest.prototypes), manifest.prototypes, shape)
+        self._encoders = {name: self._load(programs.encoders[name], read) for name in names}
+        self._aggregator = self._load(programs.aggregator, read)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, engine: str | None = None) -> BundleModel:
+        """The model of a verified bundle; arguments and errors as for the constructor."""
+        return cls(bundle.manifest, bundle.read, engine)
+
+    def _load(self, ref: ProgramRef, read: Callable[[str], bytes]) -> Program:
+        try:
+            return self.engine.load(read(ref.member), ref.inputs, ref.outputs)
+        except EngineError as error:
+            raise EngineError(f"'{ref.member}' on {self.engine.name}: {error}") from error
+
+    def encode(self, modality: str, window: Float32) -> Float32:
+        """The token (D,) of one window (channels, samples) in physical units; it is normalised here.
+
+        Raises:
+            DataError: The model has no such modality, or the window is of another shape.
+            EngineError: The engine failed.
+        """
+        self._check(modality, window)
+        return self.encode_normalised(modality, self.manifest.normalisation[modality].apply(window))
+
+    def encode_normalised(self, modality: str, window: Float32) -> Float32:
+        """The token (D,) of one window (channels, samples) that is normalised already.
+
+        Raises:
+            DataError: The model has no such modality, or the window is of another shape.
+            EngineError: The engine failed.
+        """
+        self._check(modality, window)
+        token: Float32 = self._encoders[modality]({"window": np.asarray(window, np.float32)[None]})["token"][0]
+        return token
+
+    def _check(self, modality: str, window: Float32) -> None:
+        known = self._modalities.get(modality)
+        if known is None:
+            raise DataError(f"the model has no modality '{modality}'; it has {', '.join(self._modalities)}")
+        shape = (len(known.channels), self.manifest.window.samples(known))
+        if window.shape != shape:
+            raise DataError(f"a window of '{modality}' must have the shape {shape}, not {window.shape}")
+
+    def aggregate(self, tokens: Mapping[str, Float32]) -> tuple[Float32, Float32]:
+        """Logits (labels,) and embedding (embedding_dim,) of the tokens that there are.
+
+        A modality without a token is given its mask token. With prototypes, a logit is the negative squared Euclidean
+        distance of the embedding from the label's prototype (Snell et al. 2017, arXiv 1703.05175).
+
+        Args:
+            tokens: Modality name to token (D,); at least one.
+
+        Raises:
+            DataError: There are no tokens, or one is of an unknown modality or of another shape.
+            EngineError: The engine failed.
+        """
+        unknown = [name for name in tokens if name not in self.mask_tokens]
+        if unknown or not tokens:
+            raise DataError(f"a decision needs tokens of some of {', '.join(self.mask_tokens)}, not of {list(tokens)}")
+        for name, token in tokens.items():
+            if token.shape != (self.manifest.token_dim,):
+                raise DataError(f"a token must have the shape ({self.manifest.token_dim},), not {token.shape} ({name})")
+        row = np.concatenate([tokens.get(name, mask) for name, mask in self.mask_tokens.items()], dtype=np.float32)
+        result = self._aggregator({"tokens": row[None]})
+        embedding: Float32 = result["embedding"][0]
+        if self._prototypes is None:
+            return result["logits"][0], embedding
+        return -np.sum((self._prototypes - embedding) ** 2, axis=1), embedding
+
+    def predict(self, windows: Mapping[str, Float32]) -> tuple[Float32, Float32]:
+        """Logits (labels,) and embedding (embedding_dim,) of windows (channels, samples) in physical units.
+
+        Args:
+            windows: Modality name to window, for the modalities that there are; at least one.
+
+        Raises:
+            DataError: There are no windows, or one is unknown or of another shape.
+            EngineError: The engine failed.
+        """
+        return self.aggregate({name: self.encode(name, window) for name, window in windows.items()})
+
+    def close(self) -> None:
+        """Free the engine's memory; the model cannot be used afterwards."""
+        for program in (*self._encoders.values(), self._aggregator):
+            program.close()
