@@ -1,28 +1,131 @@
-"""Recordings that the bridge's tests play."""
+"""Recordings that the bridge's tests play, and small real bundles that they deploy."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from armlet_runtime import keys
+from armlet_runtime.bundle import write_bundle
+from armlet_runtime.golden import run_subsets
+from armlet_runtime.manifest import EnginePrograms, GoldenRef, Manifest, ProgramRef
 from armlet_runtime.modalities import Modality
+from armlet_runtime.model import BundleModel
 from armlet_runtime.recording import Recording, Stream
+from armlet_runtime.windows import Normalisation, WindowSpec
 
-
-def make_recording(seconds: float, names: tuple[str, ...] = ("acc", "gyro"), rate_hz: float = 50.0) -> Recording:
-    """A recording whose channel x counts the samples (in 1/1000 of the unit), so that a lost one shows."""
-    count = round(seconds * rate_hz)
-    times_ns = (np.arange(count) * 1e9 / rate_hz).astype(np.int64)
-    units = {"acc": "g", "gyro": "rad/s", "mag": "uT"}
-    streams = {}
-    for name in names:
-        values = np.zeros((count, 3), np.float32)
-        values[:, 0] = np.arange(count) % 1000 / 1000
-        streams[name] = Stream(Modality(name, ("x", "y", "z"), units[name], rate_hz), times_ns, values)
-    return Recording("counting", "nobody", streams=streams)
+UNITS = {"acc": "g", "gyro": "rad/s", "mag": "uT"}
 
 
 @pytest.fixture
-def recording() -> Recording:
-    """Two seconds of acc and gyro."""
-    return make_recording(2.0)
+def make_recording() -> Callable[..., Recording]:
+    """A recording whose channel x counts the samples (in 1/1000 of the unit), so that a lost one shows."""
+
+    def make(seconds: float, names: tuple[str, ...] = ("acc", "gyro"), rate_hz: float = 50.0) -> Recording:
+        count = round(seconds * rate_hz)
+        times_ns = (np.arange(count) * 1e9 / rate_hz).astype(np.int64)
+        streams = {}
+        for name in names:
+            values = np.zeros((count, 3), np.float32)
+            values[:, 0] = np.arange(count) % 1000 / 1000
+            streams[name] = Stream(Modality(name, ("x", "y", "z"), UNITS[name], rate_hz), times_ns, values)
+        return Recording("counting", "nobody", streams=streams)
+
+    return make
+
+
+@pytest.fixture
+def signing_key(tmp_path: Path) -> Path:
+    """A new key; its public half lies beside it with ``.pub`` added."""
+    path = tmp_path / "signing.key"
+    keys.generate(path)
+    return path
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
+    """A small real bundle: two encoders and an aggregator as ONNX programs with random weights by ``seed``."""
+
+    def make(seed: int = 0, golden_error: float = 0.0, key: Path = signing_key) -> Path:
+        rng = np.random.default_rng(seed)
+        channels, samples, tokens, labels = 3, 8, 4, 3
+        modalities = tuple(Modality(name, ("x", "y", "z"), UNITS[name], 8.0) for name in ("acc", "gyro"))
+        members: dict[str, bytes] = {}
+        encoders = {}
+        for modality in modalities:
+            member = f"onnx/{modality.name}.onnx"
+            weight = rng.normal(size=(channels * samples, tokens)).astype(np.float32)
+            members[member] = _linear("window", (1, channels, samples), {"token": weight})
+            encoders[modality.name] = ProgramRef(
+                member, {"window": (1, channels, samples)}, {"token": (1, tokens)}, "fp32"
+            )
+        weights = {
+            "logits": rng.normal(size=(2 * tokens, labels)).astype(np.float32),
+            "embedding": rng.normal(size=(2 * tokens, tokens)).astype(np.float32),
+        }
+        members["onnx/aggregator.onnx"] = _linear("tokens", (1, 2 * tokens), weights)
+        aggregator = ProgramRef(
+            "onnx/aggregator.onnx",
+            {"tokens": (1, 2 * tokens)},
+            {"logits": (1, labels), "embedding": (1, tokens)},
+            "fp32",
+        )
+        members["mask_tokens.npy"] = _npy(rng.normal(size=(2, tokens)))
+        members["certificate.json"] = members["sbom.json"] = b"{}"
+        windows = {m.name: rng.normal(size=(5, channels, samples)).astype(np.float32) for m in modalities}
+        for name, array in windows.items():
+            members[f"golden/{name}.npy"] = _npy(array)
+        manifest = Manifest(
+            schema=1,
+            name="toy",
+            version=f"0.{seed}",
+            created="2026-01-01T00:00:00+00:00",
+            made_with={"armlet": "0.1.0"},
+            modalities=modalities,
+            window=WindowSpec(1.0, 0.5),
+            normalisation={m.name: Normalisation((0.0,) * 3, (1.0,) * 3) for m in modalities},
+            labels=("sit", "stand", "walk"),
+            token_dim=tokens,
+            embedding_dim=tokens,
+            engines={"onnx": EnginePrograms(encoders, aggregator)},
+            mask_tokens="mask_tokens.npy",
+            golden=GoldenRef({name: f"golden/{name}.npy" for name in windows}, {"onnx": "golden/onnx.npy"}),
+            certificate="certificate.json",
+            sbom="sbom.json",
+        )
+        logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
+        members["golden/onnx.npy"] = _npy(logits + golden_error)
+        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}.armlet"
+        write_bundle(path, manifest, members, keys.load_private(key))
+        return path
+
+    return make
+
+
+def _npy(array: NDArray[np.floating]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array.astype(np.float32))
+    return buffer.getvalue()
+
+
+def _linear(name: str, shape: tuple[int, ...], weights: dict[str, NDArray[np.float32]]) -> bytes:
+    """An ONNX program: the input flattened, times a matrix for each output."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [helper.make_node("Flatten", [name], ["flat"])]
+    nodes += [helper.make_node("MatMul", ["flat", f"{output}.weight"], [output]) for output in weights]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, (1, w.shape[1])) for out, w in weights.items()],
+        [numpy_helper.from_array(weight, f"{output}.weight") for output, weight in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    data: bytes = model.SerializeToString()
+    return data

@@ -1,0 +1,210 @@
+"""Deploy a bundle into a slot of this machine (:mod:`armlet_runtime.slots`) so that a crash at any moment does no harm.
+
+The order is the whole point: verify the source, write beside, flush to the disk, verify what was written, make the
+golden run on it in a process of its own, and only then switch. Until the switch the slot is as it was; the switch is
+one rename; after it nothing is left to do. A bundle that fails was never in use, which is the safest way back to the
+old one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from armlet_runtime.bundle import Bundle, open_bundle
+from armlet_runtime.errors import DeployError, UsageError
+from armlet_runtime.files import write_atomic
+from armlet_runtime.golden import GoldenResult
+from armlet_runtime.keys import trusted_keys
+from armlet_runtime.slots import (
+    BUNDLE,
+    CURRENT,
+    LOCK,
+    PLACES,
+    SCHEME,
+    STATE,
+    PlaceState,
+    SlotState,
+    current_place,
+    read_state,
+)
+
+# Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
+RESERVE_BYTES = 1 << 20
+# A golden run takes a second or two; a board that is this slow cannot decide in time either.
+HEALTH_TIMEOUT_S = 120.0
+
+_AS_IT_WAS = "the slot keeps what it had"
+
+
+class HealthError(DeployError):
+    """The bundle was refused by its golden run; the slot keeps what it had."""
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """What a deploy did.
+
+    Attributes:
+        slot: The slot's folder.
+        place: The place that is in use now.
+        digest: Digest of the bundle in it.
+        previous: Digest of the bundle that was in use before, as far as known.
+        name: Name in its manifest.
+        version: Version in its manifest.
+        health: Its golden run in the slot.
+    """
+
+    slot: str
+    place: str
+    digest: str
+    previous: str | None
+    name: str
+    version: str
+    health: GoldenResult
+
+
+def parse_target(target: str) -> Path:
+    """The folder of ``file:FOLDER``.
+
+    Raises:
+        UsageError: The target is of another kind.
+    """
+    folder = target.removeprefix(SCHEME)
+    if not target.startswith(SCHEME) or not folder:
+        raise UsageError(f"cannot deploy to '{target}': give {SCHEME}FOLDER, a slot on this machine")
+    return Path(folder)
+
+
+def deploy(source: Path, folder: Path, keys: Sequence[Path] = ()) -> Deployment:
+    """Put a bundle into a slot; the slot is made if it is not there.
+
+    Args:
+        source: The bundle.
+        folder: The slot.
+        keys: Files of trusted public keys; those of the home without any.
+
+    Raises:
+        BundleError: The bundle is not whole, not signed by a trusted key, or of a newer schema. Nothing was touched.
+        DeployError: No room, no permission, or another deploy is under way. The slot is as it was.
+        HealthError: The golden run failed. The slot is as it was.
+    """
+    bundle = open_bundle(source, trusted_keys(keys))
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            _flush(folder.parent)
+        with _locked(folder):
+            return _deploy(source, bundle, folder, keys)
+    except OSError as error:
+        raise DeployError(f"cannot deploy into {folder}: {error.strerror or error}; {_AS_IT_WAS}") from error
+
+
+def _deploy(source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path]) -> Deployment:
+    old = current_place(folder)
+    new = PLACES[1] if old == PLACES[0] else PLACES[0]
+    _sweep(folder, new)
+    data = source.read_bytes()
+    free = shutil.disk_usage(folder).free
+    if free < len(data) + RESERVE_BYTES:
+        raise DeployError(
+            f"no room in {folder}: the bundle needs {len(data) + RESERVE_BYTES} bytes and {free} are free; {_AS_IT_WAS}"
+        )
+    state = read_state(folder)
+    kept = {place: entry for place, entry in state.places.items() if place == old}
+    _write_state(folder, SlotState(kept))
+    place = folder / new
+    if not place.is_dir():
+        place.mkdir()
+        _flush(folder)
+    path = place / BUNDLE
+    write_atomic(path, data)
+    try:
+        if open_bundle(path, trusted_keys(keys)).digest != bundle.digest:
+            raise DeployError(f"{source} was changed while it was deployed; {_AS_IT_WAS}")
+        health = _check_health(path, keys)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    manifest = bundle.manifest
+    entry = PlaceState(
+        digest=bundle.digest,
+        name=manifest.name,
+        version=manifest.version,
+        key_id=bundle.key_id,
+        size=len(data),
+        deployed=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        engine=f"{health.engine} {health.version}",
+    )
+    _write_state(folder, SlotState({**kept, new: entry}))
+    _switch(folder, new)
+    previous = kept[old].digest if old in kept else None
+    return Deployment(str(folder), new, bundle.digest, previous, manifest.name, manifest.version, health)
+
+
+def _write_state(folder: Path, state: SlotState) -> None:
+    write_atomic(folder / STATE, msgspec.json.format(msgspec.json.encode(state)))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep every other deploy out of a slot; the lock ends with the process, however it ends."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeployError(f"another deploy into {folder} is under way; wait for it and try again") from None
+        yield
+
+
+def _sweep(folder: Path, place: str) -> None:
+    """Remove what a killed deploy left beside the things in use."""
+    for left in (*folder.glob(f".{CURRENT}.*"), *folder.glob(f".{STATE}.*"), *(folder / place).glob(f".{BUNDLE}.*")):
+        left.unlink(missing_ok=True)
+
+
+def _check_health(path: Path, keys: Sequence[Path]) -> GoldenResult:
+    """The golden run of a bundle in a process of its own, as the board's runtime would load it."""
+    command = [sys.executable, "-m", "armlet_runtime.slots", str(path)]
+    for key in keys:
+        command += ["--key", str(key)]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise HealthError(f"the golden run took more than {HEALTH_TIMEOUT_S:.0f} s; {_AS_IT_WAS}") from None
+    if ran.returncode not in (0, 1):
+        said = ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"]
+        raise HealthError(f"the golden run could not be made: {said[-1]}; {_AS_IT_WAS}")
+    result = msgspec.json.decode(ran.stdout, type=GoldenResult)
+    if not result.passed:
+        raise HealthError(
+            f"the golden run on {result.engine} differs by {result.max_difference:g} from what was measured at export "
+            f"({result.tolerance:g} is allowed), so these programs do not work on this machine; {_AS_IT_WAS}"
+        )
+    return result
+
+
+def _switch(folder: Path, place: str) -> None:
+    """Point ``current`` to a place: the old link or the new one is there at every moment."""
+    link = folder / f".{CURRENT}.new"
+    with suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(place, target_is_directory=True)
+    link.replace(folder / CURRENT)
+    _flush(folder)
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

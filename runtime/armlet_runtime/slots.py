@@ -1,0 +1,147 @@
+"""Slots: a folder on a board that holds one bundle in use, and room for the next.
+
+::
+
+    SLOT/
+      current -> a       the place in use: a symbolic link, switched by one rename
+      a/model.armlet     two places; a deploy writes the one that is not in use
+      b/model.armlet
+      state.json         what was put into each place, and when (:class:`SlotState`)
+      .lock              held by a deploy (flock)
+
+This is the reading side; ``armlet deploy`` writes. A bundle passes its golden run in its place before ``current``
+points to it, so whatever the link points to is whole and proved, also after a power cut in the middle of a deploy.
+
+``python -m armlet_runtime.slots BUNDLE`` is the health check: verification and golden run in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from .errors import ArmletError, BundleError
+
+PLACES = ("a", "b")
+CURRENT = "current"
+BUNDLE = "model.armlet"
+STATE = "state.json"
+LOCK = ".lock"
+
+SCHEME = "file:"
+"""How a slot is written where a bundle is asked for: ``file:FOLDER``."""
+
+
+class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was put into a place.
+
+    Attributes:
+        digest: The bundle's digest.
+        name: Name in its manifest.
+        version: Version in its manifest.
+        key_id: Key that signed it.
+        size: Bytes of the file.
+        deployed: UTC, ISO 8601.
+        engine: Engine that its golden run passed on here.
+    """
+
+    digest: str
+    name: str
+    version: str
+    key_id: str
+    size: int
+    deployed: str
+    engine: str
+
+
+class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``state.json``: by place. Which place is in use says only the link."""
+
+    places: dict[str, PlaceState]
+
+
+def current_place(folder: Path) -> str | None:
+    """The place in use; None for a slot that has never had a bundle.
+
+    Raises:
+        BundleError: ``current`` is not a link to one of the places.
+    """
+    link = folder / CURRENT
+    if link.is_symlink():
+        place = str(link.readlink())
+        if place in PLACES:
+            return place
+    elif not link.exists():
+        return None
+    raise BundleError(f"{link} is not a link to one of {', '.join(PLACES)}; remove it and deploy again")
+
+
+def current_bundle(folder: Path) -> Path:
+    """The file of a slot's bundle; it stays the same while the slot is switched to another.
+
+    Raises:
+        BundleError: There is no such slot, or it holds no bundle.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"there is no slot {folder}: make it with 'armlet deploy BUNDLE {SCHEME}{folder}'")
+    place = current_place(folder)
+    if place is None:
+        raise BundleError(f"the slot {folder} holds no bundle yet: 'armlet deploy BUNDLE {SCHEME}{folder}'")
+    path = folder / place / BUNDLE
+    if not path.is_file():
+        raise BundleError(f"the slot {folder} has lost its bundle {path}: deploy it again")
+    return path
+
+
+def bundle_path(text: str) -> Path:
+    """The bundle's file for what a person gives as BUNDLE: a file, or ``file:FOLDER`` for a slot's current bundle.
+
+    Raises:
+        BundleError: The slot holds no bundle.
+    """
+    return current_bundle(Path(text.removeprefix(SCHEME))) if text.startswith(SCHEME) else Path(text)
+
+
+def read_state(folder: Path) -> SlotState:
+    """What ``state.json`` says; empty without one.
+
+    Raises:
+        BundleError: The file does not follow its schema.
+    """
+    try:
+        return msgspec.json.decode((folder / STATE).read_bytes(), type=SlotState)
+    except FileNotFoundError:
+        return SlotState({})
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {folder / STATE}: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The health check: prints the golden result as JSON; 0 passed, 1 failed, 2 with one sentence for an error."""
+    from .bundle import open_bundle
+    from .golden import golden_run
+    from .keys import trusted_keys
+    from .model import BundleModel
+
+    parser = argparse.ArgumentParser(
+        prog="python -m armlet_runtime.slots", description="Verify a bundle and make its golden run on this machine."
+    )
+    parser.add_argument("bundle", help="bundle, or file:SLOT")
+    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
+    args = parser.parse_args(argv)
+    try:
+        bundle = open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
+        result = golden_run(BundleModel.from_bundle(bundle), bundle.read)
+    except ArmletError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(msgspec.json.encode(result).decode())
+    return 0 if result.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Deploying into a slot: what is refused, what happens at each kill, and that the old bundle always stays in reach."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from armlet_bridge.deploy import HealthError, deploy
+from armlet_runtime import keys
+from armlet_runtime.bundle import open_bundle
+from armlet_runtime.errors import (
+    BundleError,
+    CorruptBundleError,
+    DeployError,
+    NewerSchemaError,
+    TruncatedBundleError,
+    UntrustedKeyError,
+    UsageError,
+)
+from armlet_runtime.slots import bundle_path, current_bundle, current_place, read_state
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> Path:
+    return tmp_path / "slot"
+
+
+@pytest.fixture
+def public(signing_key: Path) -> list[Path]:
+    return [signing_key.with_name(signing_key.name + ".pub")]
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """Everything in a slot: files with their bytes, links with their targets."""
+    return {
+        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def digest(path: Path, public: list[Path]) -> str:
+    return open_bundle(path, keys.trusted_keys(public)).digest
+
+
+def test_first_deploy_makes_the_slot_and_second_takes_the_other_place(
+    make_bundle: MakeBundle, slot: Path, public: list[Path]
+) -> None:
+    with pytest.raises(BundleError, match="no slot"):
+        current_bundle(slot)
+    first = deploy(make_bundle(1), slot, public)
+    assert (first.place, first.previous, first.version) == ("a", None, "0.1")
+    assert first.health.passed
+    assert first.health.engine == "onnx"
+    held = bundle_path(f"file:{slot}")
+    second = deploy(make_bundle(2), slot, public)
+    assert (second.place, second.previous) == ("b", first.digest)
+    assert digest(current_bundle(slot), public) == second.digest
+    assert digest(held, public) == first.digest, "a reader's file was changed under it"
+    assert {p: e.digest for p, e in read_state(slot).places.items()} == {"a": first.digest, "b": second.digest}
+    assert deploy(make_bundle(3), slot, public).place == "a"
+    assert set(contents(slot)) == {".lock", "a/model.armlet", "b/model.armlet", "current", "state.json"}
+
+
+def spoilt(kind: str, good: Path) -> Path:
+    data = bytearray(good.read_bytes())
+    if kind == "corrupt":
+        data[-2000] ^= 1
+    elif kind == "truncated":
+        del data[-1:]
+    elif kind == "newer":
+        data[7] = 2  # container version
+    path = good.with_name(f"{kind}.armlet")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("corrupt", CorruptBundleError), ("truncated", TruncatedBundleError), ("newer", NewerSchemaError)],
+)
+def test_bad_bundle_leaves_the_slot_untouched(
+    kind: str, error: type[BundleError], make_bundle: MakeBundle, slot: Path, public: list[Path]
+) -> None:
+    bad = spoilt(kind, make_bundle(2))
+    with pytest.raises(error):
+        deploy(bad, slot, public)
+    assert not slot.exists()
+    deploy(make_bundle(1), slot, public)
+    before = contents(slot)
+    with pytest.raises(error):
+        deploy(bad, slot, public)
+    assert contents(slot) == before
+
+
+def test_untrusted_signer_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path], tmp_path: Path) -> None:
+    deploy(make_bundle(1), slot, public)
+    before = contents(slot)
+    stranger = tmp_path / "stranger.key"
+    keys.generate(stranger)
+    with pytest.raises(UntrustedKeyError):
+        deploy(make_bundle(2, key=stranger), slot, public)
+    assert contents(slot) == before
+
+
+def test_failed_golden_run_keeps_the_old_bundle(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
+    old = deploy(make_bundle(1), slot, public)
+    with pytest.raises(HealthError, match=r"golden run on onnx differs by 0\.5"):
+        deploy(make_bundle(2, golden_error=0.5), slot, public)
+    assert digest(current_bundle(slot), public) == old.digest
+    assert set(read_state(slot).places) == {"a"}
+    assert not (slot / "b" / "model.armlet").exists()
+    assert deploy(make_bundle(3), slot, public).place == "b"
+
+
+def test_concurrent_deploy_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
+    deploy(make_bundle(1), slot, public)
+    before = contents(slot)
+    with (slot / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DeployError, match="another deploy"):
+            deploy(make_bundle(2), slot, public)
+    assert contents(slot) == before
+
+
+def test_no_room_keeps_the_old_bundle(make_bundle: MakeBundle, public: list[Path], tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(full)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    try:
+        with pytest.raises(DeployError, match="no room"):
+            deploy(make_bundle(1), full / "slot", public)
+        assert current_place(full / "slot") is None
+    finally:
+        subprocess.run(["umount", str(full)], check=True)
+
+
+def test_other_targets_are_a_usage_error() -> None:
+    from armlet_bridge.deploy import parse_target
+
+    assert parse_target("file:/var/slot") == Path("/var/slot")
+    for target in ("/var/slot", "ssh://board", "file:"):
+        with pytest.raises(UsageError, match="file:FOLDER"):
+            parse_target(target)
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "c", "../b"])
+def test_strange_link_is_refused(target: str, slot: Path) -> None:
+    slot.mkdir()
+    (slot / "current").symlink_to(target)
+    with pytest.raises(BundleError, match="not a link to one of a, b"):
+        current_bundle(slot)
+
+
+# Kills its own process at the n-th thing of these that it asks of the system, counted from the lock on.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from armlet_bridge.deploy import deploy
+
+counted = {"fcntl.flock", "open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.chmod", "subprocess.Popen"}
+seen = 0
+armed = False
+
+def watch(event, arguments):
+    global seen, armed
+    armed = armed or event == "fcntl.flock"
+    if armed and event in counted:
+        seen += 1
+        if seen == int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+deploy(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])
+"""
+
+
+def test_killed_at_every_step_the_slot_opens_a_whole_bundle(
+    make_bundle: MakeBundle, slot: Path, public: list[Path]
+) -> None:
+    old, new = make_bundle(1), make_bundle(2)
+    known = {digest(old, public), digest(new, public)}
+    deploy(old, slot, public)
+    outcomes: list[bool] = []
+    for step in range(1, 200):
+        before = digest(current_bundle(slot), public)
+        source = new if before == digest(old, public) else old
+        ran = subprocess.run([sys.executable, "-c", KILLED, source, slot, public[0], str(step)], check=False)
+        after = digest(current_bundle(slot), public)
+        assert after in known
+        if ran.returncode == 0:
+            assert after != before
+            break
+        assert ran.returncode == -signal.SIGKILL
+        outcomes.append(after != before)
+        # What was left behind does not hinder the next deploy, nor does it pile up.
+        assert len(list(slot.rglob("*"))) < 12
+    else:
+        pytest.fail("the deploy never ended")
+    assert len(outcomes) >= 10, "too few steps seen: the audit events have changed"
+    assert outcomes == sorted(outcomes), "there is one moment of the switch"
+    assert deploy(old, slot, public).health.passed
+    assert set(contents(slot)) == {".lock", "a/model.armlet", "b/model.armlet", "current", "state.json"}
+
+
+def test_killed_from_outside_at_any_time(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
+    bundles = [make_bundle(1), make_bundle(2)]
+    known = {digest(path, public) for path in bundles}
+    deploy(bundles[0], slot, public)
+    command = "import sys; from pathlib import Path; from armlet_bridge.deploy import deploy; print(1, flush=True); "
+    command += "deploy(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])"
+    for i in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, bundles[(i + 1) % 2], slot, public[0]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            process.wait(timeout=0.15 * i)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert digest(current_bundle(slot), public) in known
+
+
+def test_command_line(make_bundle: MakeBundle, slot: Path, public: list[Path], tmp_path: Path) -> None:
+    def armlet(bundle: Path) -> subprocess.CompletedProcess[str]:
+        said = ["--key", str(public[0]), "--json", str(tmp_path / "done.json")]
+        return subprocess.run(
+            [sys.executable, "-m", "armlet_runtime", "deploy", str(bundle), f"file:{slot}", *said],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = armlet(make_bundle(1))
+    assert done.returncode == 0, done.stderr
+    assert "is in use" in done.stdout
+    assert json.loads((tmp_path / "done.json").read_text())["health"]["passed"] is True
+    failed = armlet(make_bundle(2, golden_error=0.5))
+    assert failed.returncode == 1
+    assert "the slot keeps what it had" in failed.stderr
+    refused = armlet(spoilt("corrupt", make_bundle(3)))
+    assert refused.returncode == 2
+    assert "corrupt" in refused.stderr
+    assert "Traceback" not in refused.stderr + failed.stderr
