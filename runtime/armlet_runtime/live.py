@@ -21,11 +21,10 @@ run and its replay give the same decisions, but for ``latency_s`` and ``compute_
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from .decisions import Decision
 from .engines.base import Float32
@@ -145,6 +144,12 @@ class LiveCore:
         """End of window 0; None before the first sample."""
         return self._start_ns
 
+    def due_count(self, until_ns: int) -> int:
+        """How many windows must have been decided by ``until_ns``: those whose end and longest wait lie before it."""
+        if self._start_ns is None:
+            return 0
+        return max(0, (until_ns - 1 - self._max_wait_ns - self._start_ns) // self._hop_ns + 1)
+
     def _end_ns(self) -> int:
         assert self._start_ns is not None
         return self._start_ns + self._index * self._hop_ns
@@ -216,11 +221,12 @@ class LiveCore:
                     slot.token = self._model.encode(name, cut.window)
                     slot.token_total = cut.total
                 tokens[name] = slot.token
-        label, scores, embedding = None, (), ()
+        label: str | None = None
+        scores: tuple[float, ...] = ()
+        embedding: tuple[float, ...] = ()
         if tokens:
             logits, vector = self._model.aggregate(tokens)
-            probabilities = np.exp(logits.astype(np.float64) - logits.max())
-            scores = tuple((probabilities / probabilities.sum()).tolist())
+            scores = _softmax(logits.tolist())
             embedding = tuple(vector.tolist())
             label = self._model.manifest.labels[int(logits.argmax())]
         live = self._clock_ns is not None
@@ -242,6 +248,14 @@ class LiveCore:
     def _is_present(self, slot: _Slot, cut: Cut) -> bool:
         needed = self._presence.min_coverage if slot.present else self._presence.return_coverage
         return cut.age_ns is not None and cut.age_ns <= slot.stale_ns and cut.coverage >= needed
+
+
+def _softmax(logits: list[float]) -> tuple[float, ...]:
+    # The C library's exp: NumPy's differs between its releases in the last bit, and so would replays.
+    highest = max(logits)
+    powers = [math.exp(logit - highest) for logit in logits]
+    total = math.fsum(powers)
+    return tuple(power / total for power in powers)
 
 
 def stale_ns(presence: Presence, modality: Modality) -> int:

@@ -1,0 +1,66 @@
+"""``armlet record``: what wearables send, as it arrives, for replays and training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
+
+NAME = "record"
+HELP = "Record what Bluetooth wearables send, packet by packet; a killed recording is readable up to its last second."
+EXAMPLE = """armlet record walk.mcap --duration 600
+  armlet record walk.mcap --wearables Armlet-Acc,Armlet-Gyro --person p01"""
+EXTRA = ""
+
+# Without --wearables, further ones are looked for at the beginning only: scanning costs the radio's time.
+LOOK_S = 15.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("out", type=Path, metavar="OUT.mcap", help="new recording; an existing file is not touched")
+    add_bluetooth_arguments(parser)
+    parser.add_argument("--person", default="", metavar="ID", help="who wears them, for splits by person")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write packets by wearable")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record until the duration is over or Ctrl-C."""
+    import asyncio
+
+    return asyncio.run(_record(args))
+
+
+async def _record(args: argparse.Namespace) -> int:
+    import time
+    from collections import Counter
+
+    from ..ble import Session, open_bluetooth
+    from ..driver import drive
+    from ..outputs import write_json
+    from ..recording import ENDED_NS, Packet, RecordingWriter
+    from ..view import LineView
+
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    view = LineView()
+    async with open_bluetooth(args.bluetooth) as bluetooth:
+        session = Session(
+            bluetooth, wearable_names(args), lambda: bool(session.links) and time.monotonic() - began > LOOK_S
+        )
+        with RecordingWriter.create(args.out, args.out.stem, args.person) as writer:
+
+            def turn(packets: list[Packet], now_ns: int) -> None:
+                for packet in packets:
+                    writer.packet(packet)
+                    counts[packet.wearable] += packet.kind == "data"
+                view.links(session.links)
+
+            ended_ns = await drive(session, turn, args.duration)
+            writer.add_meta({ENDED_NS: str(ended_ns)})
+    result = {"packets": dict(counts), "dropped_packets": session.dropped}
+    print(f"{args.out}: {', '.join(f'{name} {n} packets' for name, n in counts.items()) or 'nothing came'}")
+    if args.json:
+        write_json(args.json, result)
+    return 0

@@ -1,0 +1,70 @@
+"""``armlet replay``: the live loop on a recording."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .model_arguments import add_model_arguments, load_model
+
+NAME = "replay"
+HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
+EXAMPLE = """armlet replay walk.mcap model.armlet --decisions decisions.jsonl
+  armlet replay walk.mcap file:/var/lib/armlet/slot --real-time"""
+EXTRA = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("recording", type=Path, help="recording with packets, as 'armlet record' makes them")
+    add_model_arguments(parser)
+    parser.add_argument("--real-time", action="store_true", help="take as long as the run took")
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay."""
+    import time
+
+    from ..errors import DataError
+    from ..live import LiveCore
+    from ..outputs import Lines, write_json
+    from ..recording import ENDED_NS, read_recording
+    from ..summary import Tally, since_process_start_s
+    from ..view import LineView
+
+    recording = read_recording(args.recording)
+    if recording.truncated:
+        print(f"armlet: {args.recording} has no end (its writer was killed): replaying what there is", file=sys.stderr)
+    if not recording.packets:
+        raise DataError(
+            f"{args.recording} holds no packets, only streams: 'armlet wearables simulate' plays it as wearables"
+        )
+    model, digest = load_model(args)
+    ready_s = since_process_start_s()
+    core = LiveCore(model)
+    tally = Tally()
+    view = LineView()
+    # Sleeping keeps this distance between the recording's clock and the host's.
+    began_ns = time.monotonic_ns()
+    offset_ns = began_ns - recording.packets[0].arrival_ns
+    with Lines(args.decisions) as lines:
+        for packet in recording.packets:
+            if args.real_time:
+                time.sleep(max(0, packet.arrival_ns + offset_ns - time.monotonic_ns()) / 1e9)
+            for decision in core.packet(packet):
+                lines.write(decision.to_json())
+                view.decision(decision, tally.add(decision))
+        ended = recording.meta.get(ENDED_NS, "")
+        ended_ns = int(ended) if ended.isdecimal() else recording.packets[-1].arrival_ns
+        for decision in core.advance(ended_ns):
+            lines.write(decision.to_json())
+            view.decision(decision, tally.add(decision))
+    ran_s = (time.monotonic_ns() - began_ns) / 1e9
+    summary = tally.summary(model, digest, core, ended_ns, ready_s, ran_s)
+    view.end(summary)
+    if args.json:
+        write_json(args.json, summary)
+    return 0

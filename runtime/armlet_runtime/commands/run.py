@@ -1,0 +1,99 @@
+"""``armlet run``: the model live, on wearables over Bluetooth."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
+from .model_arguments import add_model_arguments, load_model
+
+if TYPE_CHECKING:
+    from ..model import BundleModel
+
+NAME = "run"
+HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
+EXAMPLE = """armlet run model.armlet
+  armlet run file:/var/lib/armlet/slot --wearables Armlet-Acc,Armlet-Gyro --decisions decisions.jsonl
+  armlet run model.armlet --bluetooth bumble:usb:0 --duration 60 --record walk.mcap --json summary.json"""
+EXTRA = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    add_model_arguments(parser)
+    add_bluetooth_arguments(parser)
+    parser.add_argument("--record", type=Path, metavar="FILE", help="record what arrives (.mcap), for 'armlet replay'")
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until the duration is over or Ctrl-C."""
+    import asyncio
+
+    from ..summary import since_process_start_s
+
+    model, digest = load_model(args)
+    return asyncio.run(_run(args, model, digest, since_process_start_s()))
+
+
+async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_s: float) -> int:
+    import time
+    from contextlib import ExitStack
+
+    from ..ble import Session, open_bluetooth
+    from ..decisions import Decision
+    from ..driver import drive
+    from ..live import LiveCore
+    from ..outputs import Lines, write_json
+    from ..recording import ENDED_NS, Packet, RecordingWriter
+    from ..summary import Tally
+    from ..view import make_view
+
+    core = LiveCore(model, time.monotonic_ns)
+    tally = Tally()
+    with ExitStack() as stack:
+        lines = stack.enter_context(Lines(args.decisions))
+        writer = None
+        if args.record is not None:
+            meta = {"bundle": digest, "engine": model.engine.name}
+            writer = stack.enter_context(RecordingWriter.create(args.record, args.record.stem, "", meta))
+        async with open_bluetooth(args.bluetooth) as bluetooth:
+            session = Session(bluetooth, wearable_names(args), lambda: core.complete)
+            view = make_view(core)
+            began_ns = time.monotonic_ns()
+
+            def take(packet: Packet) -> list[Decision]:
+                if writer is not None:
+                    writer.packet(packet)
+                return core.packet(packet)
+
+            def out(decisions: list[Decision]) -> None:
+                for decision in decisions:
+                    lines.write(decision.to_json())
+                    view.decision(decision, tally.add(decision))
+                view.links(session.links)
+
+            def due(packets: list[Packet], now_ns: int) -> int | None:
+                for packet in packets:
+                    out(take(packet))
+                out(core.advance(now_ns))
+                return core.due_ns()
+
+            try:
+                ended_ns = await drive(session, due, args.duration)
+            except BaseException:
+                view.close()
+                raise
+            if writer is not None:
+                writer.add_meta({ENDED_NS: str(ended_ns)})
+            links = {name: (link.state, link.problem) for name, link in session.links.items()}
+            summary = tally.summary(
+                model, digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped
+            )
+        view.end(summary)
+    if args.json:
+        write_json(args.json, summary)
+    return 0

@@ -1,0 +1,56 @@
+"""Files that commands write: results as JSON, and lines that appear as they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import msgspec
+
+from .errors import UsageError
+from .files import write_atomic
+
+
+def write_json(path: Path, result: Any) -> None:
+    """Write a result as indented JSON, whole or not at all.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    try:
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+class Lines:
+    """A file of lines that another program can follow; nothing if there is no path. A context manager."""
+
+    def __init__(self, path: Path | None) -> None:
+        """``path``: the file, which is replaced; None to write nothing.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
+        self._file: BinaryIO | None = None
+        if path is not None:
+            try:
+                self._file = path.open("wb")
+            except OSError as error:
+                raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+    def write(self, line: bytes) -> None:
+        """Write one line at once."""
+        if self._file is not None:
+            self._file.write(line + b"\n")
+            self._file.flush()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,191 @@
+"""The summary of a live run or replay: what the ``--json`` of ``armlet run`` and ``armlet replay`` holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from . import machine
+from .decisions import Decision
+from .live import LiveCore
+from .modalities import subset_name
+from .model import BundleModel
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Percentiles in seconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """A change of the subset: from the decision ``index`` on it is ``subset``."""
+
+    index: int
+    window_end_ns: int
+    subset: str
+    age_s: dict[str, float | None]
+
+
+class LinkSummary(msgspec.Struct, frozen=True):
+    """One wearable. ``profiles``: profile name to :class:`armlet_runtime.clock.Counts`."""
+
+    state: str
+    problem: str
+    profiles: dict[str, dict[str, int]]
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a live run or a replay did."""
+
+    bundle: str
+    version: str
+    digest: str
+    engine: str
+    engine_version: str
+    engine_detail: str
+    decisions: int
+    missed: int
+    """Windows that fell due before the end and have no decision."""
+    late: int
+    """Decisions that were out more than 50 ms after ``max_wait_s`` had passed; 0 in a replay."""
+    subsets: dict[str, int]
+    """Subset to its number of decisions."""
+    labels: dict[str, int]
+    """Label to its number of decisions."""
+    transitions: list[Transition]
+    latency_s: Spread | None
+    """Window's end to the decision being out; null in a replay or without decisions."""
+    compute_s: Spread | None
+    """Time in encoders and aggregator; null in a replay or without decisions."""
+    cold_start_s: float | None
+    """Start of the process to the first decision: model, links and the first window; null in a replay."""
+    ready_s: float
+    """Start of the process to the model being loaded."""
+    ran_s: float
+    """How long the loop ran."""
+    memory: dict[str, int]
+    """``resident_bytes`` at the end and ``peak_bytes`` of this process."""
+    wearables: dict[str, LinkSummary]
+    problems: dict[str, str]
+    """Why a wearable's modality was not used."""
+    dropped_packets: int
+    """Packets that were lost in this process because it was too busy."""
+    machine: machine.Machine
+
+
+# A decision that is out later than this after the longest wait is late: the host was busy.
+LATE_S = 0.05
+
+
+class Tally:
+    """Counts decisions as they come."""
+
+    def __init__(self) -> None:
+        self.first_decision_s: float | None = None
+        self._latency_s = array("d")
+        self._compute_s = array("d")
+        self._subsets: Counter[str] = Counter()
+        self._labels: Counter[str] = Counter()
+        self._transitions: list[Transition] = []
+
+    def add(self, decision: Decision) -> bool:
+        """Count a decision; whether its subset is another than the one before."""
+        if self.first_decision_s is None:
+            self.first_decision_s = since_process_start_s()
+        if decision.latency_s is not None and decision.compute_s is not None:
+            self._latency_s.append(decision.latency_s)
+            self._compute_s.append(decision.compute_s)
+        subset = subset_name(decision.subset)
+        self._subsets[subset] += 1
+        if decision.label is not None:
+            self._labels[decision.label] += 1
+        if self._transitions and self._transitions[-1].subset == subset:
+            return False
+        self._transitions.append(Transition(decision.index, decision.window_end_ns, subset, decision.age_s))
+        return True
+
+    def summary(
+        self,
+        model: BundleModel,
+        digest: str,
+        core: LiveCore,
+        ended_ns: int,
+        ready_s: float,
+        ran_s: float,
+        links: Mapping[str, tuple[str, str]] | None = None,
+        dropped: int = 0,
+    ) -> Summary:
+        """The summary at the end.
+
+        Args:
+            model: The model that ran.
+            digest: Of its bundle.
+            core: The loop.
+            ended_ns: Up to when it decided, on the clock of the arrivals.
+            ready_s: See :class:`Summary`.
+            ran_s: See :class:`Summary`.
+            links: Wearable name to state and problem; None for a replay.
+            dropped: Packets lost in this process.
+        """
+        decisions = sum(self._subsets.values())
+        limit_s = model.manifest.presence.max_wait_s + LATE_S
+        live = links is not None
+        wearables = {
+            name: LinkSummary(
+                *(links or {}).get(name, ("linked" if wearable.linked else "missing", wearable.problem)),
+                {profile: asdict(counts) for profile, counts in wearable.counts.items()},
+            )
+            for name, wearable in core.wearables.items()
+        }
+        for name, (state, problem) in (links or {}).items():
+            wearables.setdefault(name, LinkSummary(state, problem, {}))
+        return Summary(
+            bundle=model.manifest.name,
+            version=model.manifest.version,
+            digest=digest,
+            engine=model.engine.name,
+            engine_version=model.engine.version,
+            engine_detail=model.engine.detail,
+            decisions=decisions,
+            missed=max(0, core.due_count(ended_ns) - decisions),
+            late=sum(latency > limit_s for latency in self._latency_s),
+            subsets=dict(self._subsets),
+            labels=dict(self._labels),
+            transitions=self._transitions,
+            latency_s=_spread(self._latency_s),
+            compute_s=_spread(self._compute_s),
+            cold_start_s=self.first_decision_s if live else None,
+            ready_s=ready_s,
+            ran_s=ran_s,
+            memory={"resident_bytes": machine.resident_bytes(), "peak_bytes": machine.peak_resident_bytes()},
+            wearables=wearables,
+            problems=core.problems,
+            dropped_packets=dropped,
+            machine=machine.describe(),
+        )
+
+
+def _spread(seconds: array[float]) -> Spread | None:
+    if not seconds:
+        return None
+    p50, p90, p99, highest = np.percentile(seconds, [50, 90, 99, 100]).tolist()
+    return Spread(p50, p90, p99, highest)
+
+
+def since_process_start_s() -> float:
+    """Seconds since the kernel started this process."""
+    # Field 22 of /proc/self/stat (proc(5)): clock ticks since boot; the name in field 2 may hold spaces and brackets.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

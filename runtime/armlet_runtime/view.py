@@ -1,0 +1,167 @@
+"""What a live run or a replay shows: a still table in a terminal, lines for what changes elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .decisions import Decision
+from .modalities import subset_name
+
+if TYPE_CHECKING:
+    from .live import LiveCore
+    from .summary import Summary
+
+# A calm table: not more often than the eye asks for, and little work on a small board.
+REFRESH_S = 0.5
+
+
+class LinkView(Protocol):
+    """What a view shows of a link (see :class:`armlet_runtime.ble.Link`)."""
+
+    @property
+    def state(self) -> str:
+        """``missing``, ``connecting`` or ``streaming``."""
+
+    @property
+    def problem(self) -> str:
+        """Why it is not streaming; empty if nothing went wrong."""
+
+
+class LineView:
+    """Prints a line when a link or the subset changes."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+        self._first_end_ns: int | None = None
+
+    def links(self, links: Mapping[str, LinkView]) -> None:
+        """Show the links."""
+        for name, link in links.items():
+            if self._states.get(name) != link.state:
+                self._states[name] = link.state
+                why = f" ({link.problem})" if link.problem and link.state == "missing" else ""
+                print(f"{name}: {link.state}{why}", flush=True)
+
+    def decision(self, decision: Decision, changed: bool) -> None:
+        """Show a decision; ``changed``: whether its subset is another than the one before."""
+        if self._first_end_ns is None:
+            self._first_end_ns = decision.window_end_ns
+        if changed:
+            at_s = (decision.window_end_ns - self._first_end_ns) / 1e9
+            print(
+                f"{at_s:8.2f} s  window {decision.index}: {subset_name(decision.subset)} -> {decision.label or '-'}",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+    def end(self, summary: Summary) -> None:
+        """Show the summary."""
+        self.close()
+        for line in summary_lines(summary):
+            print(line, flush=True)
+
+
+class TableView(LineView):
+    """A table that stays in its place: the wearables, and the newest decision."""
+
+    def __init__(self, core: LiveCore) -> None:
+        """``core``: the loop whose counts are shown."""
+        super().__init__()
+        from rich.console import Console
+        from rich.live import Live
+
+        self._core = core
+        self._live = Live(console=Console(), auto_refresh=False, transient=True)
+        self._live.start()
+        self._links: Mapping[str, LinkView] = {}
+        self._newest: Decision | None = None
+        self._shown = 0.0
+        self._packets: dict[str, tuple[float, int]] = {}
+        self._rates: dict[str, float] = {}
+
+    def links(self, links: Mapping[str, LinkView]) -> None:
+        """Show the links."""
+        self._links = links
+        self._show()
+
+    def decision(self, decision: Decision, changed: bool) -> None:
+        """Show a decision."""
+        self._newest = decision
+        self._show()
+
+    def close(self) -> None:
+        """Take the table away."""
+        self._live.stop()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown < REFRESH_S:
+            return
+        self._shown = now
+        self._live.update(self._table(now), refresh=True)
+
+    def _table(self, now: float) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        wearables = Table("wearable", "link", "samples/s", "lost", "problem", box=None, padding=(0, 2))
+        for name, link in self._links.items():
+            known = self._core.wearables.get(name)
+            counts = list(known.counts.values()) if known else []
+            samples, lost = sum(c.samples for c in counts), sum(c.lost for c in counts)
+            since, before = self._packets.get(name, (now, samples))
+            if now - since >= 2 or name not in self._packets:
+                self._rates[name] = (samples - before) / (now - since) if now > since else 0.0
+                self._packets[name] = (now, samples)
+            problem = link.problem or (known.problem if known else "")
+            wearables.add_row(name, link.state, f"{self._rates[name]:.0f}", str(lost), problem)
+        newest = self._newest
+        if newest is None:
+            return Group(wearables, "waiting for the first window")
+        line = f"[bold]{newest.label or 'no sensor'}[/bold]  on {subset_name(newest.subset)}"
+        if newest.scores:
+            line += f"  score {max(newest.scores):.2f}"
+        if newest.latency_s is not None:
+            line += f"  latency {newest.latency_s * 1e3:.0f} ms"
+        return Group(wearables, "", line)
+
+
+def make_view(core: LiveCore) -> LineView:
+    """A table if standard output is a terminal, lines if not."""
+    return TableView(core) if sys.stdout.isatty() else LineView()
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """The summary in a few lines."""
+    subsets = ", ".join(f"{name} {count}" for name, count in summary.subsets.items()) or "none"
+    lines = [
+        f"{summary.decisions} decisions, {summary.missed} missed ({subsets})",
+        f"engine {summary.engine} {summary.engine_version}: {summary.engine_detail}",
+    ]
+    if summary.latency_s is not None and summary.compute_s is not None:
+        latency, compute = summary.latency_s, summary.compute_s
+        lines.append(
+            f"latency p50 {latency.p50 * 1e3:.1f} ms, p99 {latency.p99 * 1e3:.1f} ms; "
+            f"computing p50 {compute.p50 * 1e3:.2f} ms, p99 {compute.p99 * 1e3:.2f} ms"
+        )
+    memory = (
+        f"memory {summary.memory['resident_bytes'] / 2**20:.0f} MiB, peak {summary.memory['peak_bytes'] / 2**20:.0f}"
+    )
+    if summary.cold_start_s is not None:
+        memory += f"; first decision {summary.cold_start_s:.1f} s after the start"
+    lines.append(memory)
+    for name, wearable in summary.wearables.items():
+        for profile, counts in wearable.profiles.items():
+            told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count)
+            lines.append(f"{name} ({profile}): {told}")
+        if not wearable.profiles:
+            lines.append(f"{name}: {wearable.state} {wearable.problem}".rstrip())
+    lines += [f"{what}: {why}" for what, why in summary.problems.items()]
+    if summary.dropped_packets:
+        lines.append(f"{summary.dropped_packets} packets were lost because this process was too busy")
+    return lines
