@@ -1,0 +1,59 @@
+"""A small real model for the tests of this floor, made once a session in a process of its own (it needs torch)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from armlet_runtime import keys
+from armlet_runtime.bundle import Bundle, open_bundle, write_bundle
+from armlet_runtime.manifest import named_members
+from armlet_runtime.prove import Draft
+
+
+@dataclass(frozen=True)
+class SmallBundle:
+    """A signed bundle, the key that signed it, and where they lie."""
+
+    path: Path
+    key: Ed25519PrivateKey
+    public_key_path: Path
+
+    def open(self) -> Bundle:
+        return open_bundle(self.path, [self.key.public_key()])
+
+
+@pytest.fixture(scope="session")
+def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the draft that ``tests/small_model.py`` makes."""
+    folder = tmp_path_factory.mktemp("small") / "draft"
+    script = Path(__file__).parents[1] / "small_model.py"
+    made = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_draft: Path) -> SmallBundle:
+    """The small model as a signed bundle."""
+    key_path = small_draft.parent / "signing.key"
+    key = keys.generate(key_path)
+    draft = Draft(small_draft)
+    path = small_draft.parent / "small.armlet"
+    write_bundle(path, draft.manifest, {name: draft.read(name) for name in named_members(draft.manifest)}, key)
+    return SmallBundle(path, key, key_path.with_name("signing.key.pub"))
+
+
+@pytest.fixture
+def armlet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home for keys; also that of the commands that the test starts."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("ARMLET_HOME", str(home))
+    assert os.environ["ARMLET_HOME"] == str(home)
+    return home
