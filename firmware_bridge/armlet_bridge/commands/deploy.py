@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Deploy; 1 if the golden run refused the bundle."""
-    import msgspec
-
-    from armlet_runtime.files import write_atomic
+    from armlet_runtime.outputs import write_json
 
     from ..deploy import HealthError, deploy, parse_target
 
@@ -37,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"armlet: {error}", file=sys.stderr)
         return 1
     if args.json:
-        write_atomic(args.json, msgspec.json.format(msgspec.json.encode(done)))
+        write_json(args.json, done)
     health = done.health
     print(f"{done.name} {done.version} ({done.digest[:12]}) is in use in {done.slot}, place {done.place}")
     print(

@@ -6,14 +6,17 @@ import argparse
 import asyncio
 import json
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from armlet_runtime.errors import UsageError
+from armlet_runtime.errors import UsageError, WearableError
 
 if TYPE_CHECKING:
+    from bleak import BleakClient, BleakScanner
+    from bleak.backends.device import BLEDevice
+
     from ..virtual import LinkLoss, WearableSpec
 
 NAME = "wearables"
@@ -25,6 +28,17 @@ EXTRA = "bridge"
 
 # After the last packet: what is on its way arrives before the wearables leave.
 LINGER_S = 1.0
+
+# Characteristics of Device Information (0x180A) and Battery (0x180F) by the names that 'info' gives them.
+_TEXTS = {
+    "maker": "2a29",
+    "model": "2a24",
+    "serial": "2a25",
+    "hardware": "2a27",
+    "firmware": "2a26",
+    "software": "2a28",
+}
+_BATTERY_LEVEL = "2a19"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +85,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument("--log", type=Path, metavar="FILE", help="write the events as JSON lines")
     simulate.set_defaults(act=_simulate)
 
+    scan = actions.add_parser("scan", help="list the wearables that are in reach")
+    info = actions.add_parser("info", help="connect to one wearable and show what it is")
+    info.add_argument("name", metavar="NAME", help="its advertised name")
+    for action, act, seconds in ((scan, _scan, 5.0), (info, _info, 15.0)):
+        action.add_argument(
+            "--bluetooth",
+            default="system",
+            metavar="NAME",
+            help="'system' (default), or bumble:TRANSPORT such as bumble:usb:0 or bumble:tcp-client:127.0.0.1:9000",
+        )
+        action.add_argument("--seconds", type=float, default=seconds, metavar="S", help=f"listen (default {seconds:g})")
+        action.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+        action.set_defaults(act=act)
+
 
 def run(args: argparse.Namespace) -> int:
     """Do the action."""
@@ -78,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
+    from armlet_runtime.outputs import Lines
     from armlet_runtime.recording import read_recording
 
     from ..air import AirLink, serve
@@ -87,18 +116,10 @@ def _simulate(args: argparse.Namespace) -> int:
     specs = [parse_wearable(text) for text in args.wearable] or default_wearables(recording)
     losses = [parse_link_loss(text, specs) for text in args.link_loss]
 
-    with ExitStack() as stack:
-        lines = None
-        if args.log:
-            try:
-                lines = stack.enter_context(args.log.open("w"))
-            except OSError as error:
-                raise UsageError(f"cannot write {args.log}: {error.strerror}") from error
+    with Lines(args.log) as lines:
 
         def log(event: dict[str, Any]) -> None:
-            if lines is not None:
-                lines.write(json.dumps(event) + "\n")
-                lines.flush()
+            lines.write(json.dumps(event).encode())
             about = event["wearable"] or json.dumps(event.get("packets", ""))
             print(f"{event['event']} {about}".strip(' "'), flush=True)
 
@@ -155,3 +176,133 @@ def parse_link_loss(text: str, specs: Sequence[WearableSpec]) -> LinkLoss:
         if name == spec.name or name in spec.modalities:
             return LinkLoss(spec.name, start_s, end_s)
     raise UsageError(f"--link-loss {text}: there is no wearable '{name}', only {', '.join(s.name for s in specs)}")
+
+
+def _scan(args: argparse.Namespace) -> int:
+    from armlet_runtime.outputs import write_json
+
+    found = asyncio.run(_listen(args.bluetooth, args.seconds))
+    for one in found:
+        print(f"{one['name'] or '(no name)':24} {one['address']}  {one['rssi']:4} dBm  {', '.join(one['profiles'])}")
+    if not found:
+        print(f"nothing heard in {args.seconds:g} s")
+    if args.json:
+        write_json(args.json, found)
+    return 0
+
+
+async def _listen(bluetooth_name: str, seconds: float) -> list[dict[str, Any]]:
+    from bleak import BleakScanner
+
+    from armlet_runtime.ble import open_bluetooth
+    from armlet_runtime.wearables import profiles_of_services
+
+    async with open_bluetooth(bluetooth_name) as bluetooth:
+        with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_name}'"):
+            async with BleakScanner(backend=bluetooth.scanner) as scanner:
+                await asyncio.sleep(seconds)
+                heard = scanner.discovered_devices_and_advertisement_data
+    found = [
+        {
+            "name": advertisement.local_name or device.name,
+            "address": device.address,
+            "rssi": advertisement.rssi,
+            "services": advertisement.service_uuids,
+            "profiles": [profile.name for profile in profiles_of_services(advertisement.service_uuids)],
+        }
+        for device, advertisement in heard.values()
+    ]
+    return sorted(found, key=lambda one: (not one["profiles"], -one["rssi"], one["address"]))
+
+
+def _info(args: argparse.Namespace) -> int:
+    from armlet_runtime.outputs import write_json
+
+    about = asyncio.run(_ask(args.bluetooth, args.name, args.seconds))
+    for key, value in about.items():
+        if key not in ("modalities", "services"):
+            print(f"{key:10} {value}")
+    for modality in about["modalities"]:
+        channels = ", ".join(modality["channels"])
+        print(f"{'modality':10} {modality['name']} ({channels}) {modality['unit']} at {modality['rate_hz']:g} Hz")
+    for service in about["services"]:
+        print(f"{'service':10} {service['uuid']}  {service['description']}")
+    if args.json:
+        write_json(args.json, about)
+    return 0
+
+
+async def _ask(bluetooth_name: str, name: str, seconds: float) -> dict[str, Any]:
+    from bleak import BleakClient, BleakScanner
+    from bleak_retry_connector import establish_connection
+
+    from armlet_runtime.ble import open_bluetooth
+
+    async with open_bluetooth(bluetooth_name) as bluetooth:
+        with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_name}'"):
+            async with BleakScanner(backend=bluetooth.scanner) as scanner:
+                device = await _find(scanner, name, seconds)
+        with _bleak_errors(f"cannot connect to '{name}' on Bluetooth '{bluetooth_name}'"):
+            client = await establish_connection(BleakClient, device, name, backend=bluetooth.client)
+            try:
+                return {"name": name, "address": device.address, **await _read(client)}
+            finally:
+                await client.disconnect()
+
+
+async def _find(scanner: BleakScanner, name: str, seconds: float) -> BLEDevice:
+    found: asyncio.Future[BLEDevice] = asyncio.get_running_loop().create_future()
+
+    async def look() -> None:
+        async for device, advertisement in scanner.advertisement_data():
+            if name in (advertisement.local_name, device.name):
+                found.set_result(device)
+                return
+
+    try:
+        await asyncio.wait_for(look(), seconds)
+    except asyncio.TimeoutError:
+        raise WearableError(
+            f"no wearable '{name}' was heard in {seconds:g} s: is it on, near, and not in use?"
+        ) from None
+    return found.result()
+
+
+async def _read(client: BleakClient) -> dict[str, Any]:
+    import msgspec
+
+    from armlet_runtime.wearables import profiles_of_services
+
+    about: dict[str, Any] = {}
+    for key, uuid in _TEXTS.items():
+        if client.services.get_characteristic(uuid):
+            about[key] = (await client.read_gatt_char(uuid)).decode(errors="replace").rstrip("\0")
+    if client.services.get_characteristic(_BATTERY_LEVEL):
+        about["battery"] = (await client.read_gatt_char(_BATTERY_LEVEL))[0]
+    about["modalities"] = []
+    for profile in profiles_of_services([service.uuid for service in client.services]):
+        info = bytes(await client.read_gatt_char(profile.info_uuid)) if profile.info_uuid else b""
+        about["modalities"] += [msgspec.to_builtins(modality) for modality in profile.decoder(info).modalities]
+    about["services"] = [
+        {
+            "uuid": service.uuid,
+            "description": service.description,
+            "characteristics": [{"uuid": one.uuid, "properties": one.properties} for one in service.characteristics],
+        }
+        for service in client.services
+    ]
+    return about
+
+
+@contextmanager
+def _bleak_errors(what: str) -> Iterator[None]:
+    """Give bleak's errors, and those of the system below it, as one of ours."""
+    from bleak.exc import BleakError
+
+    try:
+        yield
+    except (BleakError, OSError, EOFError, asyncio.TimeoutError) as error:
+        raise WearableError(
+            f"{what} ({error or type(error).__name__}): check that an adapter is there and powered, "
+            "or name another with --bluetooth"
+        ) from error
