@@ -1,0 +1,161 @@
+"""Assembly: programs, mask tokens, golden windows, certificate and bill of materials become a draft, then a bundle."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from armlet_runtime.bundle import MANIFEST
+from armlet_runtime.files import write_atomic
+from armlet_runtime.manifest import (
+    SCHEMA,
+    Certificate,
+    EnginePrograms,
+    GoldenRef,
+    Manifest,
+    ProgramRef,
+    encode_manifest,
+)
+from armlet_runtime.modalities import Modality
+from armlet_runtime.windows import Normalisation, WindowSpec
+
+from .lower import Lowered, Signature
+from .sbom import cyclonedx
+
+Float32 = NDArray[np.float32]
+
+SUFFIX = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
+"""Engine, in the order in which a board prefers them, to the suffix of its programs."""
+
+MASK_TOKENS, CERTIFICATE, SBOM = "mask_tokens.npy", "certificate.json", "sbom.cdx.json"
+AGGREGATOR = "aggregator"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a bundle says of its model, besides the programs."""
+
+    name: str
+    version: str
+    created: str
+    made_with: dict[str, str]
+    modalities: tuple[Modality, ...]
+    window: WindowSpec
+    normalisation: dict[str, Normalisation]
+    labels: tuple[str, ...]
+    token_dim: int
+    embedding_dim: int
+
+    def signature(self, part: str) -> Signature:
+        """Input and outputs of the encoder of the modality ``part``, or of the ``aggregator``."""
+        if part == AGGREGATOR:
+            outputs: dict[str, tuple[int, ...]] = {
+                "logits": (1, len(self.labels)),
+                "embedding": (1, self.embedding_dim),
+            }
+            return Signature("tokens", (1, len(self.modalities) * self.token_dim), outputs)
+        (modality,) = (modality for modality in self.modalities if modality.name == part)
+        shape = (1, len(modality.channels), self.window.samples(modality))
+        return Signature("window", shape, {"token": (1, self.token_dim)})
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The programs of each engine: the encoders by modality, then the aggregator."""
+        return (*(modality.name for modality in self.modalities), AGGREGATOR)
+
+
+@dataclass
+class Draft:
+    """A bundle in the making: its members, and the manifest over them."""
+
+    description: Description
+    manifest: Manifest
+    members: dict[str, bytes] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write the members that there are, and the manifest, as a draft for ``armlet_runtime.prove``."""
+        for member, data in ({MANIFEST: encode_manifest(self.manifest)} | self.members).items():
+            path = folder / member
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+
+    def add_proofs(
+        self, golden: Mapping[str, Float32], logits: Mapping[str, Float32], certificate: Certificate
+    ) -> None:
+        """Add what only a run of the programs can give.
+
+        Args:
+            golden: Modality name to golden windows (n, channels, samples), normalised.
+            logits: Engine name to its own logits on them, (subsets, n, labels).
+            certificate: What was measured on the programs.
+        """
+        for modality, windows in golden.items():
+            self.members[self.manifest.golden.windows[modality]] = npy(windows)
+        for engine, array in logits.items():
+            self.members[self.manifest.golden.logits[engine]] = npy(array)
+        self.members[CERTIFICATE] = msgspec.json.format(msgspec.json.encode(certificate), indent=1) + b"\n"
+
+
+def draft(description: Description, programs: Mapping[str, Mapping[str, Lowered]], mask_tokens: Float32) -> Draft:
+    """The draft of a bundle, without what the programs' own runs will add.
+
+    Args:
+        description: What the bundle says of its model.
+        programs: Engine name to part (see :attr:`Description.parts`) to program.
+        mask_tokens: (modalities, token_dim).
+    """
+    members: dict[str, bytes] = {MASK_TOKENS: npy(mask_tokens)}
+    engines = {}
+    for engine in (engine for engine in SUFFIX if engine in programs):
+        refs = {}
+        for part in description.parts:
+            lowered, signature = programs[engine][part], description.signature(part)
+            member = f"{engine}/{part if part == AGGREGATOR else 'encoder_' + part}.{SUFFIX[engine]}"
+            members[member] = lowered.data
+            refs[part] = ProgramRef(
+                member, {signature.input: signature.input_shape}, signature.outputs, lowered.precision
+            )
+        aggregator = refs.pop(AGGREGATOR)
+        engines[engine] = EnginePrograms(refs, aggregator)
+    bill = cyclonedx(
+        description.name,
+        description.version,
+        description.created,
+        description.made_with,
+        {member: data for member, data in members.items() if member != MASK_TOKENS},
+    )
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=description.name,
+        version=description.version,
+        created=description.created,
+        made_with=description.made_with,
+        modalities=description.modalities,
+        window=description.window,
+        normalisation=description.normalisation,
+        labels=description.labels,
+        token_dim=description.token_dim,
+        embedding_dim=description.embedding_dim,
+        engines=engines,
+        mask_tokens=MASK_TOKENS,
+        golden=GoldenRef(
+            windows={modality.name: f"golden/windows_{modality.name}.npy" for modality in description.modalities},
+            logits={engine: f"golden/logits_{engine}.npy" for engine in engines},
+        ),
+        certificate=CERTIFICATE,
+        sbom=SBOM,
+    )
+    return Draft(description, manifest, members | {SBOM: bill})
+
+
+def npy(array: Float32) -> bytes:
+    """The bytes of an ``.npy`` file of float32."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, np.float32), allow_pickle=False)
+    return buffer.getvalue()
