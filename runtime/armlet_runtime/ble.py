@@ -127,19 +127,26 @@ class Session:
     """
 
     def __init__(
-        self, bluetooth: Bluetooth, names: Sequence[str] = (), complete: Callable[[], bool] = lambda: False
+        self,
+        bluetooth: Bluetooth,
+        names: Sequence[str] = (),
+        modalities: Sequence[str] = (),
+        complete: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin with no link.
 
         Args:
             bluetooth: See :func:`open_bluetooth`.
-            names: Advertised names of the wearables wanted; empty for every one that has a known service.
+            names: Advertised names of the wearables wanted. Empty: every one with a service that may carry one of
+                ``modalities``.
+            modalities: Empty for all that are known.
             complete: Without names: whether no further wearable need be looked for.
         """
         self.dropped = 0
         self.links: dict[str, Link] = {}
         self._bluetooth = bluetooth
         self._names = tuple(names)
+        self._modalities = frozenset(modalities)
         self._complete = complete
         self._connecting = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -230,9 +237,10 @@ class Session:
 
     def _heard(self, device: BLEDevice, advertisement: AdvertisementData) -> None:
         name = advertisement.local_name or device.name
-        if not name or (self._names and name not in self._names):
+        # BlueZ gives a wearable whose name it has not heard yet its address for a name.
+        if not name or name.replace("-", ":").upper() == device.address.upper():
             return
-        if not self._names and not profiles_of_services(advertisement.service_uuids):
+        if not (name in self._names if self._names else self._useful(advertisement)):
             return
         link = self.links.get(name)
         if link is not None and link.state == "streaming" and link.device and link.device.address != device.address:
@@ -243,6 +251,10 @@ class Session:
             self._start(self._serve(link))
         link.device = device
         link.heard.set()
+
+    def _useful(self, advertisement: AdvertisementData) -> bool:
+        profiles = profiles_of_services(advertisement.service_uuids)
+        return any(not self._modalities or self._modalities.intersection(profile.carries) for profile in profiles)
 
     # --- one wearable -------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class SampleRing:
     def cut(self, modality: Modality, samples: int, end_ns: int) -> Cut:
         """The window of ``samples`` samples of ``modality`` (the model's rate) that ends at ``end_ns`` (host)."""
         # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
-        times, values = self._joined(end_ns)
+        times, values = self.samples(end_ns)
         grid = sample_times(0.0, modality.rate_hz, samples)
         filled, covered = resample(times / 1e9, values, grid, self._period_ns / 1e9)
         up_to_end = int(np.searchsorted(times, 0, side="right"))
@@ -114,8 +114,8 @@ class SampleRing:
             total=self.total - (len(times) - up_to_end),
         )
 
-    def _joined(self, end_ns: int) -> tuple[NDArray[np.int64], Float32]:
-        """Times relative to ``end_ns`` (n,), strictly rising, and values (n, channels) of all runs."""
+    def samples(self, end_ns: int) -> tuple[NDArray[np.int64], Float32]:
+        """All samples kept: host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels)."""
         parts: list[tuple[NDArray[np.int64], Float32]] = []
         before: int | None = None
         for run in reversed(self._runs):

@@ -47,7 +47,7 @@ async def _record(args: argparse.Namespace) -> int:
     view = LineView()
     async with open_bluetooth(args.bluetooth) as bluetooth:
         session = Session(
-            bluetooth, wearable_names(args), lambda: bool(session.links) and time.monotonic() - began > LOOK_S
+            bluetooth, wearable_names(args), complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S
         )
         with RecordingWriter.create(args.out, args.out.stem, args.person) as writer:
 

@@ -61,7 +61,8 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
             meta = {"bundle": digest, "engine": model.engine.name}
             writer = stack.enter_context(RecordingWriter.create(args.record, args.record.stem, "", meta))
         async with open_bluetooth(args.bluetooth) as bluetooth:
-            session = Session(bluetooth, wearable_names(args), lambda: core.complete)
+            modalities = [modality.name for modality in model.manifest.modalities]
+            session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
             view = make_view(core)
             began_ns = time.monotonic_ns()
 

@@ -120,6 +120,7 @@ class HeartRateProfile:
     service_uuid: str = SERVICE_UUID
     info_uuid: str | None = None
     data_uuid: str = MEASUREMENT_UUID
+    carries: tuple[str, ...] = (MODALITY.name,)
 
     def decoder(self, info: bytes) -> HeartRateDecoder:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""

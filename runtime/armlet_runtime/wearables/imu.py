@@ -176,6 +176,7 @@ class ImuProfile:
     service_uuid: str = SERVICE_UUID
     info_uuid: str | None = INFO_UUID
     data_uuid: str = DATA_UUID
+    carries: tuple[str, ...] = tuple(_CODES)
 
     def decoder(self, info: bytes) -> ImuDecoder:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""

@@ -68,12 +68,14 @@ class Profile(Protocol):
         service_uuid: What a wearable advertises.
         info_uuid: Characteristic that is read at connection, before the data; None if there is none.
         data_uuid: Characteristic that notifies.
+        carries: Names of the modalities that a wearable with this service may carry.
     """
 
     name: str
     service_uuid: str
     info_uuid: str | None
     data_uuid: str
+    carries: tuple[str, ...]
 
     def decoder(self, info: bytes) -> Decoder:
         """A decoder for one connection. ``info``: what ``info_uuid`` said; empty if there is none.
