@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
     from ..model import BundleModel
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare BUNDLE, ``--key`` and ``--engine``."""
+def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare BUNDLE and ``--key``."""
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
     parser.add_argument(
         "--key",
@@ -21,7 +22,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.pub",
         help="public key to trust (repeatable); without it the keys in the home's trusted/ folder",
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare BUNDLE, ``--key`` and ``--engine``."""
+    add_bundle_arguments(parser)
     parser.add_argument("--engine", metavar="NAME", help="engine to run on (default: the bundle's first usable here)")
+
+
+def load_bundle(args: argparse.Namespace) -> Bundle:
+    """The verified bundle that the arguments name.
+
+    Raises:
+        BundleError: The bundle cannot be trusted or used.
+        KeyFileError: A key cannot be read.
+    """
+    from ..bundle import open_bundle
+    from ..keys import trusted_keys
+    from ..slots import bundle_path
+
+    return open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
 
 
 def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:
@@ -31,10 +51,7 @@ def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:
         BundleError: The bundle cannot be trusted or used.
         EngineError: The engine cannot be used here.
     """
-    from ..bundle import open_bundle
-    from ..keys import trusted_keys
     from ..model import BundleModel
-    from ..slots import bundle_path
 
-    bundle = open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
+    bundle = load_bundle(args)
     return BundleModel.from_bundle(bundle, args.engine), bundle.digest

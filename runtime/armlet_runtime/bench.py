@@ -1,0 +1,268 @@
+"""How fast and how large a bundle's model is on this machine: latency, memory and cold start of each engine.
+
+Latencies of all engines are taken in one process, in turns, so that whatever else the machine does meets them alike
+and their ratios hold. Memory and cold start are taken in fresh processes, several an engine.
+
+``python -m armlet_runtime.bench BUNDLE ENGINE STARTED_NS`` is such a process; it prints :class:`FreshStart` as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from . import engines, keys
+from .bundle import Bundle, open_bundle
+from .engines.base import Float32
+from .errors import ArmletError, EngineError, UsageError
+from .golden import golden_windows
+from .machine import Machine, describe, peak_resident_bytes, resident_bytes
+from .model import BundleModel, choose_engine
+
+BLOCK = 20
+"""Calls in a turn. Few enough that turns are short against whatever disturbs, many enough to stay in the caches, as
+the programs of one decision do."""
+WARM_UP = 200
+"""Calls before any is counted."""
+FRESH_STARTS = 5
+"""Fresh processes an engine; the median is reported."""
+FRESH_DECISIONS = 200
+"""Decisions in a fresh process before its memory is read."""
+DECISION = "decision"
+AGGREGATOR = "aggregator"
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Times of single calls, in microseconds."""
+
+    calls: int
+    p50_us: float
+    p90_us: float
+    p99_us: float
+
+
+class FreshStart(msgspec.Struct, frozen=True):
+    """One fresh process.
+
+    Attributes:
+        cold_start_s: From the process being started to its first decision: interpreter, imports, verification of the
+            bundle, engine, programs.
+        resident_bytes: Resident memory after some hundred decisions.
+        before_engine_bytes: Resident memory with everything but the engine and its programs.
+        peak_bytes: Largest resident memory.
+    """
+
+    cold_start_s: float
+    resident_bytes: int
+    before_engine_bytes: int
+    peak_bytes: int
+
+
+class EngineFigures(msgspec.Struct, frozen=True):
+    """One engine on this machine.
+
+    Attributes:
+        engine: Engine name, with its ``version`` and ``detail``.
+        timings: ``encoder MODALITY`` (normalisation and encoder), ``aggregator``, and ``decision`` (all encoders and
+            the aggregator) to their times.
+        ratios: The same to the p50 divided by that of the first engine of the report.
+        fresh: Medians over fresh processes.
+    """
+
+    engine: str
+    version: str
+    detail: str
+    timings: dict[str, Timing]
+    ratios: dict[str, float]
+    fresh: FreshStart
+
+
+class BenchReport(msgspec.Struct, frozen=True):
+    """All figures, with what they depend on."""
+
+    machine: Machine
+    load_average: tuple[float, float, float]
+    """Of the machine when the measurement began (1, 5, 15 minutes): what else it was doing."""
+    versions: dict[str, str]
+    model: str
+    digest: str
+    seconds: float
+    engines: list[EngineFigures]
+    skipped: dict[str, str]
+    """Engines of the bundle that cannot be used here, and why."""
+
+
+def engines_to_measure(bundle: Bundle, wanted: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The engines to measure, and those left out with the reason; without ``wanted`` all of the bundle's.
+
+    Raises:
+        EngineError: None of the bundle's engines can be used here.
+    """
+    if wanted:
+        return list(dict.fromkeys(wanted)), {}
+    choose_engine(bundle.manifest)
+    reasons = engines.available()
+    skipped = {name: reason for name in bundle.manifest.engines if (reason := reasons.get(name, "unknown here"))}
+    return [name for name in bundle.manifest.engines if name not in skipped], skipped
+
+
+def bench(
+    path: Path,
+    key_files: Sequence[Path] = (),
+    wanted: Sequence[str] = (),
+    seconds: float = 10.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> BenchReport:
+    """Measure a bundle on this machine.
+
+    Args:
+        path: The bundle's file.
+        key_files: Trusted keys; none for those of the home.
+        wanted: Engines; none for all of the bundle's that can be used here.
+        seconds: Time for the latencies of all engines together; fresh processes come on top.
+        progress: Told what is being done.
+
+    Raises:
+        ArmletError: The bundle or a wanted engine cannot be used, or a fresh process failed.
+    """
+    if not seconds > 0:
+        raise UsageError(f"the time to measure must be positive, not {seconds:g} s")
+    bundle = open_bundle(path, keys.trusted_keys(key_files))
+    names, skipped = engines_to_measure(bundle, wanted)
+    load = os.getloadavg()
+    models = {name: BundleModel.from_bundle(bundle, name) for name in names}
+    progress(f"latency of {', '.join(names)}, {seconds:g} s")
+    timings = _latencies(bundle, models, seconds)
+    figures = []
+    for name, model in models.items():
+        progress(f"{FRESH_STARTS} fresh processes with {name}")
+        starts = [_fresh_start(path, key_files, name) for _ in range(FRESH_STARTS)]
+        figures.append(
+            EngineFigures(
+                engine=name,
+                version=model.engine.version,
+                detail=model.engine.detail,
+                timings=timings[name],
+                ratios={
+                    case: round(timing.p50_us / timings[names[0]][case].p50_us, 3)
+                    for case, timing in timings[name].items()
+                },
+                fresh=FreshStart(
+                    cold_start_s=statistics.median(start.cold_start_s for start in starts),
+                    resident_bytes=int(statistics.median(start.resident_bytes for start in starts)),
+                    before_engine_bytes=int(statistics.median(start.before_engine_bytes for start in starts)),
+                    peak_bytes=int(statistics.median(start.peak_bytes for start in starts)),
+                ),
+            )
+        )
+    return BenchReport(
+        machine=describe(),
+        load_average=load,
+        versions={"armlet": version("armlet"), "numpy": np.__version__},
+        model=f"{bundle.manifest.name} {bundle.manifest.version}",
+        digest=bundle.digest,
+        seconds=seconds,
+        engines=figures,
+        skipped=skipped,
+    )
+
+
+def physical_windows(bundle: Bundle) -> dict[str, Float32]:
+    """The golden windows in physical units: modality name to (n, channels, samples)."""
+    windows = {}
+    for name, normalised in golden_windows(bundle.manifest, bundle.read).items():
+        normalisation = bundle.manifest.normalisation[name]
+        std, mean = (np.asarray(part, np.float32)[:, None] for part in (normalisation.std, normalisation.mean))
+        windows[name] = normalised * std + mean
+    return windows
+
+
+def cases(bundle: Bundle, model: BundleModel) -> dict[str, Callable[[int], object]]:
+    """What is measured, as calls that take the number of a golden window; see :class:`EngineFigures`."""
+    windows = physical_windows(bundle)
+    tokens = {name: [model.encode(name, window) for window in windows[name]] for name in windows}
+
+    def encoder(name: str) -> Callable[[int], object]:
+        return lambda i: model.encode(name, windows[name][i])
+
+    return {
+        **{f"encoder {name}": encoder(name) for name in windows},
+        AGGREGATOR: lambda i: model.aggregate({name: tokens[name][i] for name in windows}),
+        DECISION: lambda i: model.predict({name: windows[name][i] for name in windows}),
+    }
+
+
+def _latencies(bundle: Bundle, models: dict[str, BundleModel], seconds: float) -> dict[str, dict[str, Timing]]:
+    turns = [(name, case, call) for name, model in models.items() for case, call in cases(bundle, model).items()]
+    taken: dict[tuple[str, str], list[int]] = {(name, case): [] for name, case, _ in turns}
+    count = len(next(iter(golden_windows(bundle.manifest, bundle.read).values())))
+    for _, _, call in turns:
+        for i in range(WARM_UP):
+            call(i % count)
+    clock = time.perf_counter_ns
+    end = clock() + int(seconds * 1e9)
+    while True:
+        for name, case, call in turns:
+            times = taken[name, case]
+            for i in range(BLOCK):
+                start = clock()
+                call(i % count)
+                times.append(clock() - start)
+        if clock() >= end:
+            break
+    result: dict[str, dict[str, Timing]] = {name: {} for name in models}
+    for (name, case), times in taken.items():
+        p50, p90, p99 = (round(float(value) / 1000, 3) for value in np.percentile(times, (50, 90, 99)))
+        result[name][case] = Timing(len(times), p50, p90, p99)
+    return result
+
+
+def _fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStart:
+    options = [part for key in key_files for part in ("--key", str(key))]
+    # The monotonic clock is the machine's, so the new process can tell how long ago this was.
+    command = [sys.executable, "-m", "armlet_runtime.bench", str(path), engine, str(time.monotonic_ns()), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise EngineError(f"a fresh process with {engine} failed: {last[0].removeprefix('armlet: ')}")
+    return msgspec.json.decode(done.stdout, type=FreshStart)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The fresh process: decide, say how long that took and how much memory it needs."""
+    parser = argparse.ArgumentParser(prog="python -m armlet_runtime.bench", description="One fresh start, as JSON.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("engine")
+    parser.add_argument("started_ns", type=int, help="time.monotonic_ns() when this process was started")
+    parser.add_argument("--key", type=Path, action="append", default=[])
+    args = parser.parse_args(argv)
+    try:
+        bundle = open_bundle(args.bundle, keys.trusted_keys(args.key))
+        windows = physical_windows(bundle)
+        before = resident_bytes()
+        model = BundleModel.from_bundle(bundle, args.engine)
+        first = {name: array[0] for name, array in windows.items()}
+        model.predict(first)
+        cold_start_s = (time.monotonic_ns() - args.started_ns) / 1e9
+        for _ in range(FRESH_DECISIONS):
+            model.predict(first)
+    except ArmletError as error:
+        print(f"armlet: {error}", file=sys.stderr)
+        return 2
+    result = FreshStart(cold_start_s, resident_bytes(), before, peak_resident_bytes())
+    print(msgspec.json.encode(result).decode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""``armlet inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .model_arguments import add_bundle_arguments, load_bundle
+
+NAME = "inspect"
+HELP = "Show what is in a bundle: model, engines, certificate, sizes and signer."
+EXAMPLE = """armlet inspect model.armlet
+  armlet inspect file:/var/lib/armlet/slot --json bundle.json"""
+EXTRA = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    add_bundle_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the bundle, which is verified first."""
+    import msgspec
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..errors import SchemaError
+    from ..manifest import Certificate
+    from ..outputs import write_json
+
+    bundle = load_bundle(args)
+    manifest = bundle.manifest
+    try:
+        certificate = msgspec.json.decode(bundle.read(manifest.certificate), type=Certificate)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SchemaError(f"the member '{manifest.certificate}' does not follow its schema: {error}") from error
+
+    console = Console(highlight=False, markup=False)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("model", f"{manifest.name} {manifest.version}, made {manifest.created}")
+    facts.add_row("digest", bundle.digest)
+    facts.add_row("signed by", f"key {bundle.key_id} (trusted)")
+    facts.add_row("window", f"{manifest.window.length_s:g} s every {manifest.window.hop_s:g} s")
+    for modality in manifest.modalities:
+        channels = " ".join(modality.channels)
+        facts.add_row("modality", f"{modality.name}: {channels} in {modality.unit} at {modality.rate_hz:g} Hz")
+    facts.add_row("labels", ", ".join(manifest.labels))
+    presence = manifest.presence
+    facts.add_row(
+        "presence",
+        f"stale after {presence.stale_after_s:g} s, coverage at least {presence.min_coverage:g} "
+        f"({presence.return_coverage:g} to return), waits up to {presence.max_wait_s:g} s",
+    )
+    facts.add_row("made with", ", ".join(f"{package} {number}" for package, number in manifest.made_with.items()))
+    console.print(facts)
+
+    programs = Table("engine", "program", "precision", "KiB", box=box.SIMPLE_HEAD)
+    programs.columns[-1].justify = "right"
+    for engine, parts in manifest.engines.items():
+        for ref in (*parts.encoders.values(), parts.aggregator):
+            programs.add_row(engine, ref.member, ref.precision, f"{bundle.sizes[ref.member] / 1024:.1f}")
+    console.print(programs)
+
+    console.print(
+        f"certificate: {certificate.windows} windows of {len(certificate.people)} people, {certificate.data}; "
+        "distances are of logits from the float PyTorch model"
+    )
+    rows = Table("subset", "engine", "macro-F1", "PyTorch", "max dist.", "mean dist.", "agree", box=box.SIMPLE_HEAD)
+    for row in certificate.rows:
+        rows.add_row(
+            row.subset, row.engine, f"{row.macro_f1:.4f}", f"{row.macro_f1_pytorch:.4f}",
+            f"{row.max_distance:.3g}", f"{row.mean_distance:.3g}", f"{row.agreement:.4f}",
+        )  # fmt: skip
+    console.print(rows)
+    size = sum(bundle.sizes.values())
+    console.print(f"{len(bundle.sizes)} members, {size / 1024:.1f} KiB")
+
+    if args.json:
+        write_json(
+            args.json,
+            {
+                "digest": bundle.digest,
+                "key_id": bundle.key_id,
+                "sizes": bundle.sizes,
+                "manifest": manifest,
+                "certificate": certificate,
+            },
+        )
+    return 0

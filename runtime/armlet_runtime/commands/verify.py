@@ -1,0 +1,72 @@
+"""``armlet verify``: whether a bundle can be trusted, and whether this machine runs it as it was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .model_arguments import add_bundle_arguments, load_bundle
+
+NAME = "verify"
+HELP = "Check a bundle's signature and contents; with --golden also what this machine's engines make of it."
+EXAMPLE = """armlet verify model.armlet --key signing.key.pub
+  armlet verify model.armlet --golden"""
+EXTRA = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    add_bundle_arguments(parser)
+    parser.add_argument(
+        "--golden", action="store_true", help="run the golden windows on every engine that can be used here"
+    )
+    parser.add_argument("--engine", metavar="NAME", help="golden run on this engine only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify; 1 if a golden run failed."""
+    from ..engines import available
+    from ..golden import golden_run
+    from ..model import BundleModel, choose_engine
+    from ..outputs import write_json
+
+    bundle = load_bundle(args)
+    print(f"{args.bundle}: whole, and signed by the trusted key {bundle.key_id}; digest {bundle.digest}")
+
+    results, skipped = [], {}
+    engines = []
+    if args.engine:
+        engines = [args.engine]
+    elif args.golden:
+        choose_engine(bundle.manifest)  # none at all is an error, not a pass
+        reasons = available()
+        skipped = {name: reason for name in bundle.manifest.engines if (reason := reasons.get(name, "unknown here"))}
+        engines = [name for name in bundle.manifest.engines if name not in skipped]
+    for name in engines:
+        result = golden_run(BundleModel.from_bundle(bundle, name), bundle.read)
+        results.append(result)
+        print(
+            f"golden run on {name} {result.version} ({result.detail}): {'passed' if result.passed else 'FAILED'}; "
+            f"{result.windows} windows, {result.precision}, largest difference {result.max_difference:.3g}, "
+            f"allowed {result.tolerance:g}"
+        )
+    for name, reason in skipped.items():
+        print(f"golden run on {name}: not done, {reason}")
+
+    passed = all(result.passed for result in results)
+    if args.json:
+        write_json(
+            args.json,
+            {
+                "digest": bundle.digest,
+                "key_id": bundle.key_id,
+                "golden": results,
+                "skipped": skipped,
+                "passed": passed,
+            },
+        )
+    if not passed:
+        print("armlet: this machine's results are not those that the bundle was certified with", file=sys.stderr)
+    return 0 if passed else 1
