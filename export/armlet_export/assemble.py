@@ -25,6 +25,7 @@ from armlet_runtime.manifest import (
 from armlet_runtime.modalities import Modality
 from armlet_runtime.windows import Normalisation, WindowSpec
 
+from .graphs import AGGREGATOR
 from .lower import Lowered, Signature
 from .sbom import cyclonedx
 
@@ -34,7 +35,6 @@ SUFFIX = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
 """Engine, in the order in which a board prefers them, to the suffix of its programs."""
 
 MASK_TOKENS, CERTIFICATE, SBOM = "mask_tokens.npy", "certificate.json", "sbom.cdx.json"
-AGGREGATOR = "aggregator"
 
 
 @dataclass(frozen=True)

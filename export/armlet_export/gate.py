@@ -15,18 +15,19 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from armlet_runtime.errors import ExportError
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.prove import ProofReport
+from armlet_train.finetune import subset_logits
+from armlet_train.models import ArmletModel
+from armlet_train.recipes import QatRecipe
 
 Float32 = NDArray[np.float32]
 
@@ -36,26 +37,6 @@ FLOAT_DISTANCE = 1e-4
 QUANTISED_STEPS = 1.0
 """Largest mean difference of an int8 program's logits from the fake-quantised model, in steps of the logits' scale.
 PyTorch rounds sums that were made in float, an engine has exact integer sums: one step now and then (seen: 0.1)."""
-
-
-class Bounds(msgspec.Struct, frozen=True):
-    """What int8 may cost against the float model, on validation people, in each subset.
-
-    Attributes:
-        max_f1_loss: Largest loss of macro-F1 (0.01 is one point).
-        min_agreement: Smallest share of windows with the same arg max.
-    """
-
-    max_f1_loss: float
-    min_agreement: float
-
-
-class Model(Protocol):
-    """The parts of an ``ArmletModel``, float or fake-quantised, that are lowered."""
-
-    encoders: nn.ModuleDict
-    aggregator: nn.Module
-    mask_tokens: Tensor
 
 
 class GateRow(msgspec.Struct, frozen=True):
@@ -113,25 +94,15 @@ def run_engine(source: Path, windows: Mapping[str, Float32], engine: str, key: P
     return Proof(logits, report)
 
 
-def pytorch_logits(model: Model, windows: Mapping[str, Float32], batch: int = 256) -> Float32:
-    """Logits (subsets, n, labels) of a PyTorch model, put together as the board does it: tokens, then mask tokens."""
-    names = list(windows)
-    count = len(windows[names[0]])
-    results: list[list[Float32]] = [[] for _ in subsets(names)]
+def pytorch_logits(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 256) -> Float32:
+    """Logits (subsets, n, labels) of a PyTorch model for normalised windows (n, channels, samples)."""
+    count = len(next(iter(windows.values())))
+    parts = []
     with torch.no_grad():
-        for start in range(0, count, batch):
-            tokens = {
-                name: model.encoders[name](torch.from_numpy(array[start : start + batch]).contiguous())
-                for name, array in windows.items()
-            }
-            size = len(tokens[names[0]])
-            for place, subset in enumerate(subsets(names)):
-                row = [
-                    tokens[name] if name in subset else model.mask_tokens[index].expand(size, -1)
-                    for index, name in enumerate(names)
-                ]
-                results[place].append(model.aggregator(torch.cat(row, dim=1))[0].numpy())
-    return np.stack([np.concatenate(parts) for parts in results])
+        for at in range(0, count, batch):
+            part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
+            parts.append(subset_logits(model, part).numpy())
+    return np.concatenate(parts, axis=1)
 
 
 def compare(
@@ -166,12 +137,12 @@ def compare(
     return rows
 
 
-def check(rows: Sequence[GateRow], bounds: Bounds, logit_step: float) -> None:
-    """Let pass what keeps the bounds.
+def check(rows: Sequence[GateRow], recipe: QatRecipe, logit_step: float) -> None:
+    """Let pass what keeps the recipe.
 
     Args:
         rows: From :func:`compare`.
-        bounds: What int8 may cost.
+        recipe: What int8 may cost.
         logit_step: Scale of the logits of the int8 programs.
 
     Raises:
@@ -193,13 +164,13 @@ def check(rows: Sequence[GateRow], bounds: Bounds, logit_step: float) -> None:
                 f"in the mean ({QUANTISED_STEPS:g} allowed)"
             )
         loss = row.macro_f1_pytorch - row.macro_f1
-        if not loss <= bounds.max_f1_loss:
+        if not loss <= recipe.max_f1_loss:
             raise ExportError(
                 f"{where}: int8 costs {100 * loss:.2f} points of macro-F1, and "
-                f"{100 * bounds.max_f1_loss:g} are allowed; train longer with [qat] epochs in the recipe"
+                f"{100 * recipe.max_f1_loss:g} are allowed; train longer with [qat] epochs in the recipe"
             )
-        if not row.agreement >= bounds.min_agreement:
+        if not row.agreement >= recipe.min_agreement:
             raise ExportError(
                 f"{where}: int8 decides as the float model on {row.agreement:.1%} of the windows, "
-                f"and {bounds.min_agreement:.1%} are asked for; train longer with [qat] epochs in the recipe"
+                f"and {recipe.min_agreement:.1%} are asked for; train longer with [qat] epochs in the recipe"
             )

@@ -22,6 +22,9 @@ from armlet_runtime.errors import ExportError
 
 aten = torch.ops.aten
 
+AGGREGATOR = "aggregator"
+"""Name of the aggregator among a model's parts; the encoders go by their modalities."""
+
 WEIGHTED = {aten.conv2d.default, aten.linear.default}
 """The operators that have weights; every other one must be free of them."""
 

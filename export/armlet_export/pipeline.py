@@ -27,12 +27,17 @@ from armlet_runtime.golden import FLOAT_TOLERANCE
 from armlet_runtime.keys import key_id
 from armlet_runtime.manifest import Certificate
 from armlet_runtime.prove import ProofReport
+from armlet_train.data import Scored
+from armlet_train.finetune import Batch
+from armlet_train.models import ArmletModel
+from armlet_train.recipes import QatRecipe
 
 from . import lower
-from .assemble import AGGREGATOR, SUFFIX, Description, Draft, draft
+from .assemble import SUFFIX, Description, Draft, draft
 from .certificate import certificate
-from .gate import Bounds, Float32, GateRow, Model, Proof, check, compare, pytorch_logits, run_engine
-from .qat import Batch, EpochReport, QatSettings, QuantisedModel, train
+from .gate import Float32, GateRow, Proof, check, compare, pytorch_logits, run_engine
+from .graphs import AGGREGATOR
+from .qat import EpochReport, prepare_model, prepared_part, train
 from .quantise import layer_ranges
 
 GOLDEN_PER_LABEL = 2
@@ -50,16 +55,6 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Windows of some people: modality name to (n, channels, samples) normalised windows, and (n,) label indices."""
-
-    name: str
-    people: tuple[str, ...]
-    windows: Mapping[str, Float32]
-    truth: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class Material:
     """What an export starts from.
 
@@ -70,18 +65,18 @@ class Material:
         batch_count: Batches in an epoch.
         validation: People on whom epochs are selected and the gate measures.
         certify: People of the certificate; usually the same.
-        qat: How to train.
-        bounds: What int8 may cost.
+        certify_name: What the certificate calls them, such as ``hapt validation``.
+        qat: How to train, and what int8 may cost.
     """
 
-    model: Model
+    model: ArmletModel
     description: Description
     batches: Callable[[int], Iterator[Batch]]
     batch_count: int
-    validation: Labelled
-    certify: Labelled
-    qat: QatSettings
-    bounds: Bounds
+    validation: Scored
+    certify: Scored
+    certify_name: str
+    qat: QatRecipe
 
 
 class ProgramReport(msgspec.Struct, frozen=True):
@@ -107,7 +102,7 @@ class ExportReport(msgspec.Struct, frozen=True):
     programs: tuple[ProgramReport, ...]
     epochs: tuple[EpochReport, ...]
     gate: tuple[GateRow, ...]
-    bounds: Bounds
+    recipe: QatRecipe
     logit_step: float
     certificate: Certificate
     proofs: tuple[ProofReport, ...]
@@ -149,7 +144,7 @@ def export_model(
         )
     with clock.time("qat"):
         student, epochs = _quantise(material, work, progress)
-    logit_step = layer_ranges(student.part(AGGREGATOR))[-1].output.scale
+    logit_step = layer_ranges(prepared_part(student, AGGREGATOR))[-1].output.scale
 
     programs: dict[str, dict[str, lower.Lowered]] = {}
     for engine in (engine for engine in SUFFIX if engine in engines):
@@ -187,7 +182,7 @@ def export_model(
         programs=tuple(_program_reports(made, programs)),
         epochs=tuple(epochs),
         gate=tuple(rows),
-        bounds=material.bounds,
+        recipe=material.qat,
         logit_step=logit_step,
         certificate=measured,
         proofs=tuple(proof.report for proof in proofs.values()),
@@ -195,9 +190,9 @@ def export_model(
     )
 
 
-def _quantise(material: Material, work: Path, progress: Progress) -> tuple[QuantisedModel, list[EpochReport]]:
+def _quantise(material: Material, work: Path, progress: Progress) -> tuple[ArmletModel, list[EpochReport]]:
     parts = material.description.parts
-    student = QuantisedModel(material.model, {part: material.description.signature(part).example() for part in parts})
+    student = prepare_model(material.model, {part: material.description.signature(part).example() for part in parts})
     epochs: list[EpochReport] = []
 
     def report(epoch: EpochReport) -> None:
@@ -213,8 +208,7 @@ def _quantise(material: Material, work: Path, progress: Progress) -> tuple[Quant
             material.qat,
             material.batches,
             material.batch_count,
-            material.validation.windows,
-            material.validation.truth,
+            material.validation,
             work,
             report,
             advance,
@@ -222,14 +216,14 @@ def _quantise(material: Material, work: Path, progress: Progress) -> tuple[Quant
     return student, epochs
 
 
-def _lower(engine: str, part: str, material: Material, student: QuantisedModel) -> lower.Lowered:
+def _lower(engine: str, part: str, material: Material, student: ArmletModel) -> lower.Lowered:
     signature = material.description.signature(part)
     module = material.model.aggregator if part == AGGREGATOR else material.model.encoders[part]
     try:
         if engine == "executorch":
-            return lower.to_executorch(student.part(part), signature)
+            return lower.to_executorch(prepared_part(student, part), signature)
         if engine == "litert":
-            return lower.to_litert(module, student.part(part), signature)
+            return lower.to_litert(module, prepared_part(student, part), signature)
         return lower.to_onnx(module, signature)
     except ExportError as error:
         raise ExportError(f"{part} for {engine}: {error}") from error
@@ -239,7 +233,7 @@ def _gate(
     material: Material,
     made: Draft,
     folder: Path,
-    student: Model,
+    student: ArmletModel,
     logit_step: float,
     clock: _Clock,
     progress: Progress,
@@ -255,14 +249,14 @@ def _gate(
         for engine in made.manifest.engines:
             proofs[engine] = run_engine(folder, people.windows, engine)
             found = _compare(made, engine, people, proofs[engine].logits, float_logits, quantised)
-            check(found, material.bounds, logit_step)
+            check(found, material.qat, logit_step)
             rows += found
             step()
     return rows, proofs
 
 
 def _compare(
-    made: Draft, engine: str, people: Labelled, logits: Float32, float_logits: Float32, quantised: Float32
+    made: Draft, engine: str, people: Scored, logits: Float32, float_logits: Float32, quantised: Float32
 ) -> list[GateRow]:
     precision = made.manifest.engines[engine].aggregator.precision
     return compare(engine, precision, list(people.windows), people.truth, logits, float_logits, quantised)
@@ -272,7 +266,7 @@ def _measure(
     material: Material,
     made: Draft,
     folder: Path,
-    student: Model,
+    student: ArmletModel,
     rows: list[GateRow],
     proofs: Mapping[str, Proof],
     clock: _Clock,
@@ -281,7 +275,7 @@ def _measure(
     """Certificate, golden windows, and each engine's logits on these."""
     people = material.certify
     if people is not material.validation:
-        with clock.time("certify"), progress.stage(f"Certify on {people.name}", len(proofs)) as step:
+        with clock.time("certify"), progress.stage(f"Certify on {material.certify_name}", len(proofs)) as step:
             float_logits = pytorch_logits(material.model, people.windows)
             quantised = pytorch_logits(student, people.windows)
             rows = []
@@ -291,10 +285,14 @@ def _measure(
                 step()
     chosen = golden_places(material.validation.truth)
     return (
-        certificate(people.name, people.people, len(people.truth), rows),
+        certificate(material.certify_name, sorted(set(people.people), key=_natural), len(people.truth), rows),
         {name: windows[chosen] for name, windows in material.validation.windows.items()},
         {engine: proof.logits[:, chosen] for engine, proof in proofs.items()},
     )
+
+
+def _natural(person: str) -> tuple[int, str]:
+    return (int(person) if person.isdigit() else 0, person)
 
 
 def golden_places(truth: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,55 +1,43 @@
 """Quantisation-aware training: the model learns with the rounding that its int8 programs will have.
 
 Encoders and aggregator are prepared apart, as they will be lowered apart, and trained together, end to end, on every
-subset of every batch. The loss is cross-entropy, plus the divergence from the float model's own answer to the same
-windows: what is wanted is that model in fewer bits, not another one. The mask tokens stay as they are: they are
-float32 inputs of the aggregator, and the fp32 programs use the same ones.
+subset of every batch of fine-tuning. The loss is the divergence from the float model's own answer to the same windows,
+with a share of cross-entropy: what is wanted is that model in fewer bits, not another one. The mask tokens stay as they
+are: they are float32 inputs of the aggregator, and the fp32 programs use the same ones.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
+import copy
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from armlet_runtime.errors import ExportError
-from armlet_runtime.files import write_atomic
 from armlet_runtime.metrics import macro_f1
-from armlet_runtime.modalities import subsets
+from armlet_train import checkpoints
+from armlet_train.data import Scored
+from armlet_train.finetune import Batch, subset_logits, subset_predictions
+from armlet_train.models import ArmletModel
+from armlet_train.recipes import QatRecipe
 
-from .gate import Float32, Model, pytorch_logits
-from .quantise import learn_ranges, prepare
+from .graphs import AGGREGATOR
+from .quantise import input_quantiser, learn_ranges, prepare, set_input_range
 
-# A batch: modality name to augmented, normalised windows (B, channels, samples), and label indices (B,).
-Batch = tuple[Mapping[str, Tensor], Tensor]
+STAGE = 3
+"""Tells the batches apart from those of the trainings before; see :func:`armlet_train.finetune.batches`."""
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "qat.pt"
 
-
-class QatSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to train with quantisation.
-
-    Attributes:
-        epochs: Passes over the training batches.
-        learning_rate: At the start; it falls to zero along half a cosine.
-        distillation: Share of the loss that is the divergence from the float model; the rest is cross-entropy.
-        frozen_epochs: Last epochs in which the activations' ranges stay as they are and weights settle in them.
-    """
-
-    epochs: int = 6
-    learning_rate: float = 3e-4
-    distillation: float = 0.7
-    frozen_epochs: int = 2
+# Shares of the largest value seen in training that are tried as the range of the windows: half powers of two.
+INPUT_RANGE_FACTORS = tuple(2.0 ** (-step / 2) for step in range(8))
+INPUT_RANGE_BATCHES = 16
 
 
 class EpochReport(msgspec.Struct, frozen=True):
@@ -61,92 +49,113 @@ class EpochReport(msgspec.Struct, frozen=True):
     best: bool
 
 
-class QuantisedModel(nn.Module):
-    """A model whose encoders and aggregator are prepared graphs; see :func:`armlet_export.quantise.prepare`."""
+def prepare_model(model: ArmletModel, examples: Mapping[str, Tensor]) -> ArmletModel:
+    """A copy of a float model whose encoders and aggregator are graphs with fake quantisers.
 
-    def __init__(self, model: Model, examples: Mapping[str, Tensor]) -> None:
-        """Prepare the parts of a float model.
+    Args:
+        model: The float model, without batch normalisation.
+        examples: Modality name to an example of its windows; ``aggregator`` to one of tokens.
 
-        Args:
-            model: The float model; its parameters are copied.
-            examples: Modality name to an example of its windows, in the model's order; ``aggregator`` to one of tokens.
-
-        Raises:
-            ExportError: A layer would stay in float.
-        """
-        super().__init__()
-        self.encoders = nn.ModuleDict({name: prepare(model.encoders[name], examples[name]) for name in model.encoders})
-        self.aggregator: nn.Module = prepare(model.aggregator, examples["aggregator"])
-        self.mask_tokens: Tensor
-        self.register_buffer("mask_tokens", model.mask_tokens.detach().clone())
-
-    def part(self, name: str) -> fx.GraphModule:
-        """The prepared graph of a modality's encoder, or of the ``aggregator``."""
-        graph = self.aggregator if name == "aggregator" else self.encoders[name]
-        assert isinstance(graph, fx.GraphModule)
-        return graph
+    Raises:
+        ExportError: A layer would stay in float.
+    """
+    student = copy.deepcopy(model)
+    for name in student.modalities:
+        student.encoders[name] = prepare(model.encoders[name], examples[name])
+    student.add_module(AGGREGATOR, prepare(model.aggregator, examples[AGGREGATOR]))
+    student.mask_tokens.requires_grad_(False)
+    return student
 
 
-def subset_logits(model: Model, windows: Mapping[str, Tensor]) -> Tensor:
-    """Logits (subsets, B, labels) of a batch, every encoder run once."""
-    names = list(windows)
-    tokens = torch.stack([model.encoders[name](windows[name]) for name in names], dim=1)
-    present = torch.tensor([[name in subset for name in names] for subset in subsets(names)], device=tokens.device)
-    masked = torch.where(present[:, None, :, None], tokens, model.mask_tokens)
-    logits: Tensor = model.aggregator(masked.flatten(0, 1).flatten(1))[0]
-    return logits.reshape(*masked.shape[:2], -1)
+def prepared_part(student: ArmletModel, name: str) -> fx.GraphModule:
+    """The prepared graph of a modality's encoder, or of the ``aggregator``."""
+    graph = student.aggregator if name == AGGREGATOR else student.encoders[name]
+    assert isinstance(graph, fx.GraphModule)
+    return graph
 
 
-def qat_loss(student: Model, teacher: Model, batch: Batch, distillation: float) -> Tensor:
-    """Mean over subsets and windows of cross-entropy and Kullback-Leibler divergence from the teacher."""
+def qat_loss(student: ArmletModel, teacher: ArmletModel, batch: Batch, distillation: float) -> Tensor:
+    """Mean over subsets and windows of Kullback-Leibler divergence from the teacher and of cross-entropy."""
     windows, labels = batch
     with torch.no_grad():
-        wanted = subset_logits(teacher, windows).flatten(0, 1)
+        wanted = subset_logits(teacher, windows)
     logits = subset_logits(student, windows)
-    truth = labels.expand(len(logits), -1).flatten()
-    logits = logits.flatten(0, 1)
-    divergence = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-    return (1 - distillation) * F.cross_entropy(logits, truth) + distillation * divergence
+    truth = labels.repeat(len(logits))
+    divergence = _divergence(logits, wanted)
+    return (1 - distillation) * F.cross_entropy(logits.flatten(0, 1), truth) + distillation * divergence
+
+
+def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    got, aim = logits.flatten(0, 1).log_softmax(1), wanted.flatten(0, 1).log_softmax(1)
+    return F.kl_div(got, aim, reduction="batchmean", log_target=True)
+
+
+def choose_input_ranges(student: ArmletModel, teacher: ArmletModel, windows: Mapping[str, Tensor]) -> None:
+    """Set how far each encoder's windows reach in int8: where the float model's answers move least.
+
+    A range that holds the strongest movement makes steps that drown a resting hand's signal, on which some decisions
+    hang; clipping the strongest costs less. Each modality's range is tried alone, with nothing else rounded.
+
+    Args:
+        student: Gets the ranges.
+        teacher: The float model.
+        windows: Modality name to normalised training windows (B, channels, samples).
+    """
+    with torch.no_grad():
+        wanted = subset_logits(teacher, windows)
+        for name, values in windows.items():
+            limits = [float(values.abs().max()) * factor for factor in INPUT_RANGE_FACTORS]
+            costs = []
+            for limit in limits:
+                rounded = torch.fake_quantize_per_tensor_affine(values, 2 * limit / 255, 0, -128, 127)
+                costs.append(float(_divergence(subset_logits(teacher, {**windows, name: rounded}), wanted)))
+            set_input_range(prepared_part(student, name), limits[costs.index(min(costs))])
 
 
 def train(
-    model: Model,
-    student: QuantisedModel,
-    settings: QatSettings,
+    model: ArmletModel,
+    student: ArmletModel,
+    recipe: QatRecipe,
     batches: Callable[[int], Iterator[Batch]],
     batch_count: int,
-    validation: Mapping[str, Float32],
-    truth: NDArray[np.int64],
+    validation: Scored,
     folder: Path,
     report: Callable[[EpochReport], None],
     advance: Callable[[], None],
 ) -> None:
     """Train ``student``; it ends with the weights and ranges of its best epoch by mean macro-F1 over the subsets.
 
-    After every epoch a checkpoint is written; a second call with the same model and settings goes on from it and ends
+    After every epoch a checkpoint is written; a second call with the same model and recipe goes on from it and ends
     with the same weights as one that was not interrupted.
 
     Args:
         model: The float model, which is the teacher.
         student: Prepared from it.
-        settings: How to train.
+        recipe: How to train.
         batches: Epoch number to its batches, always the same ones for the same number.
         batch_count: Batches in an epoch.
-        validation: Modality name to normalised windows (n, channels, samples) of validation people.
-        truth: Their label indices.
+        validation: Windows of validation people.
         folder: For the checkpoint.
         report: Called after each epoch, also for those that an earlier call did.
-        advance: Called after each batch.
+        advance: Called after each batch, also for those that an earlier call did.
 
     Raises:
         ExportError: The loss became infinite.
+        RunError: The checkpoint cannot be read.
     """
-    optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=0.0)
-    fingerprint = _fingerprint(model, settings)
-    state = _load(folder / CHECKPOINT, fingerprint)
+    optimiser = torch.optim.AdamW(
+        [parameter for parameter in student.parameters() if parameter.requires_grad],
+        recipe.learning_rate,
+        weight_decay=0,
+    )
+    expected = checkpoints.fingerprint(recipe, checkpoints.state_digest(model))
+    state = checkpoints.load_checkpoint(folder / CHECKPOINT, expected)
     reports: list[EpochReport] = []
     best: dict[str, Tensor] = {}
-    if state is not None:
+    if state is None:
+        first = [windows for windows, _ in itertools.islice(batches(0), INPUT_RANGE_BATCHES)]
+        choose_input_ranges(student, model, {name: torch.cat([part[name] for part in first]) for name in first[0]})
+    else:
         student.load_state_dict(state["student"])
         optimiser.load_state_dict(state["optimiser"])
         best = state["best"]
@@ -156,14 +165,14 @@ def train(
             for _ in range(batch_count):
                 advance()
 
-    for epoch in range(len(reports), settings.epochs):
-        learn_ranges(student, epoch < max(1, settings.epochs - settings.frozen_epochs))
+    for epoch in range(len(reports), recipe.epochs):
+        _learn_ranges(student, epoch < max(1, recipe.epochs - recipe.frozen_epochs))
         losses = []
         for number, batch in enumerate(batches(epoch)):
-            progress = (epoch * batch_count + number) / (settings.epochs * batch_count)
+            progress = (epoch * batch_count + number) / (recipe.epochs * batch_count)
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-            loss = qat_loss(student, model, batch, settings.distillation)
+                group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+            loss = qat_loss(student, model, batch, recipe.distillation)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -171,53 +180,35 @@ def train(
             advance()
         if not math.isfinite(sum(losses)):
             raise ExportError("quantisation-aware training lost its way; lower [qat] learning_rate in the recipe")
-        learn_ranges(student, False)  # validation people must not move the ranges
-        scores = tuple(macro_f1(truth, part.argmax(1), part.shape[1]) for part in pytorch_logits(student, validation))
+        _learn_ranges(student, False)  # validation people must not move the ranges
+        scores = _score(student, validation)
         is_best = all(sum(scores) > sum(earlier.macro_f1) for earlier in reports)
         if is_best:
             best = {name: value.clone() for name, value in student.state_dict().items()}
         reports.append(EpochReport(epoch, sum(losses) / len(losses), scores, is_best))
-        _save(folder / CHECKPOINT, fingerprint, student, optimiser, best, reports)
+        checkpoints.save(
+            folder / CHECKPOINT,
+            {
+                "fingerprint": expected,
+                "student": student.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "best": best,
+                "reports": msgspec.json.encode(reports).decode(),
+            },
+        )
         report(reports[-1])
     student.load_state_dict(best)
-    learn_ranges(student, False)
+    _learn_ranges(student, False)
 
 
-def _fingerprint(model: Model, settings: QatSettings) -> str:
-    digest = hashlib.sha256(msgspec.json.encode(settings))
-    for part in (*model.encoders.values(), model.aggregator):
-        for name, value in part.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    digest.update(model.mask_tokens.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _score(student: ArmletModel, validation: Scored) -> tuple[float, ...]:
+    classes = student.aggregator(torch.zeros(1, student.mask_tokens.numel()))[0].shape[1]
+    predicted: Sequence[Tensor] = list(subset_predictions(student, validation.windows))
+    return tuple(macro_f1(validation.truth, row.numpy(), classes) for row in predicted)
 
 
-def _save(
-    path: Path,
-    fingerprint: str,
-    student: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    reports: list[EpochReport],
-) -> None:
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "fingerprint": fingerprint,
-            "student": student.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "best": best,
-            "reports": msgspec.json.encode(reports).decode(),
-        },
-        buffer,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
-
-
-def _load(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The checkpoint, unless there is none or it is of another model or other settings."""
-    if not path.exists():
-        return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state if state["fingerprint"] == fingerprint else None
+def _learn_ranges(student: ArmletModel, learn: bool) -> None:
+    """Whether the ranges of activations follow what passes through; those of the windows stay as chosen."""
+    learn_ranges(student, learn)
+    for name in student.modalities:
+        input_quantiser(prepared_part(student, name)).disable_observer()

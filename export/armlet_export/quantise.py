@@ -6,7 +6,7 @@ A prepared graph (torchao PT2E, for training) has a fake quantiser at each value
   the present weights (no average over steps, so a scale never lags behind its weights);
 - activations: int8 in [-128, 127] with a scale and a zero point, from a moving average of the ranges seen in training.
   An operator that only moves values shares the range of its input; a mean has one of its own, since a mean of many
-  values spreads far less than they do.
+  values spreads far less than they do. The range of a program's input can be set instead, see :func:`set_input_range`.
 """
 
 from __future__ import annotations
@@ -132,6 +132,20 @@ def learn_ranges(module: nn.Module, learn: bool) -> None:
     """Whether the ranges of activations follow what passes through; those of weights always do."""
     for quantiser in fake_quantisers(module):
         quantiser.enable_observer(learn or quantiser.is_per_channel)
+
+
+def input_quantiser(prepared: fx.GraphModule) -> FusedMovingAvgObsFakeQuantize:
+    """The fake quantiser of a prepared graph's input."""
+    return prepared.get_submodule(str(layer_ranges_nodes(prepared)[0][1].target))
+
+
+def set_input_range(prepared: fx.GraphModule, limit: float) -> None:
+    """Round the input of a prepared graph within ``-limit`` to ``limit``; what is beyond is clipped."""
+    quantiser = input_quantiser(prepared)
+    observer = quantiser.activation_post_process
+    observer.min_val, observer.max_val = torch.tensor(-limit), torch.tensor(limit)
+    quantiser.scale, quantiser.zero_point = observer.calculate_qparams()
+    quantiser.disable_observer()
 
 
 def layer_ranges_nodes(prepared: fx.GraphModule) -> list[tuple[fx.Node, fx.Node, fx.Node]]:
