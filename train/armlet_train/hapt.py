@@ -11,6 +11,7 @@ import _codecs
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import subprocess
@@ -215,7 +216,7 @@ def _recording(person: str, index: int, columns: dict[str, NDArray[Any]]) -> Rec
     period = round(1e9 / RATE_HZ)
     labels = [
         Label(start * period, end * period, LABELS[int(codes[start])])
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in itertools.pairwise(edges)
         if int(codes[start]) in LABELS
     ]
     return Recording(f"hapt-p{int(person):02d}-r{index:02d}", person, {"source": "HAPT"}, streams, labels)

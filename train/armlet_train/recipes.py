@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import tomllib
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.manifest import Presence

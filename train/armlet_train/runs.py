@@ -1,7 +1,7 @@
 """Runs: the folder that a training leaves, with all that later steps need.
 
-``recipe.toml`` as used, ``run.json`` (what the model is and was made with), ``model.pt`` (weights only), ``metrics.jsonl``
-(one line an epoch) and ``checkpoints/``.
+``recipe.toml`` as used, ``run.json`` (what the model is and was made with), ``model.pt`` (weights only),
+``metrics.jsonl`` (one line an epoch) and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .recipes import Recipe, load_recipe
 
 
 class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``run.json``. ``stage`` is ``pretrain`` or ``finetune``; ``git`` the commit of the working folder, if it is one."""
+    """``run.json``. ``stage``: ``pretrain`` or ``finetune``; ``git``: the commit of the working folder, if it is one."""
 
     stage: str
     recipe: str

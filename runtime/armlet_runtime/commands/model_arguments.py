@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare BUNDLE and ``--key``."""
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
+    add_key_option(parser)
+
+
+def add_key_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--key``."""
     parser.add_argument(
         "--key",
         type=Path,
@@ -27,6 +32,11 @@ def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare BUNDLE, ``--key`` and ``--engine``."""
     add_bundle_arguments(parser)
+    add_engine_option(parser)
+
+
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--engine``."""
     parser.add_argument("--engine", metavar="NAME", help="engine to run on (default: the bundle's first usable here)")
 
 
