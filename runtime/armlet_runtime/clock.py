@@ -26,6 +26,9 @@ REORDER_PACKETS = 64
 # jitter of an arrival on a healthy link.
 OUTRUN_NS = 100_000_000
 
+# How late a packet may come and still be believed to be of the run before it; no window waits for older samples.
+LATEST_NS = 3_000_000_000
+
 # For how long packets that fit nothing before must go on among themselves, at the pace of the host's clock, before they
 # are taken for a restart. A stretch of old packets that comes again comes quicker than that.
 RESTART_NS = 200_000_000
@@ -149,7 +152,7 @@ class PacketClock:
         if any((seen.sequence, seen.clock_us) == (old.sequence, old.clock_us) for old in self._recent):
             self._counts.duplicated += 1
             return []
-        if self._follows(newest, seen):
+        if self._follows(newest, seen, self._clock):
             self._drop_held()
             self._counts.lost += seen.sequence - newest.sequence - 1
             self._counts.wraps += self._wraps(newest, seen)
@@ -175,17 +178,22 @@ class PacketClock:
         clock_us = _nearest(batch.clock_us, reference.clock_us, self._counters.clock_wrap_us)
         return _Seen(sequence, clock_us, batch.count, arrival_ns)
 
-    def _follows(self, old: _Seen, new: _Seen) -> bool:
-        """Whether ``new`` can come after ``old`` in one run: later, not overlapping, and not outrunning the host."""
+    def _follows(self, old: _Seen, new: _Seen, clock: ClockFit | None) -> bool:
+        """Whether ``new`` can come after ``old`` in one run: later, not overlapping, and not outrunning the host.
+
+        ``clock``: the run's; None for packets that are held back.
+        """
         steps = new.sequence - old.sequence
         passed_ns = (new.clock_us - old.clock_us) * 1000
         # Each packet between the two held a sample at least; half a period of slack for a clock that is not exact.
         if steps <= 0 or passed_ns < (old.count + steps - 1.5) * self.period_ns:
             return False
         host_ns = new.arrival_ns - old.arrival_ns
-        late_ns = 0  # how late the old one came: by so much more the new one can have caught up
-        if self._recent and self._recent[-1] is old:
-            late_ns = old.arrival_ns - (self._newest_sample_ns(old) + self._clock.offset_ns)
+        late_ns = 0
+        if clock is not None:
+            if new.arrival_ns - self._newest_sample_ns(new) - clock.offset_ns > LATEST_NS:
+                return False
+            late_ns = old.arrival_ns - self._newest_sample_ns(old) - clock.offset_ns  # it can have caught up by this
         return passed_ns <= host_ns + late_ns + max(old.count, new.count) * self.period_ns + OUTRUN_NS
 
     def _went_on(self, old: _Seen, new: _Seen) -> bool:
@@ -215,7 +223,7 @@ class PacketClock:
             if any((seen.sequence, seen.clock_us) == (old.sequence, old.clock_us) for old, _ in self._held):
                 self._counts.duplicated += 1
                 return []
-            if not self._follows(self._held[-1][0], seen):
+            if not self._follows(self._held[-1][0], seen, None):
                 self._drop_held()
                 seen = _Seen(batch.sequence, batch.clock_us, batch.count, arrival_ns)
         self._held.append((seen, batch))
