@@ -144,15 +144,15 @@ def _losses(decisions: Sequence[Decision], log: Sequence[PlayEvent], model: Bund
             continue
         back = next((e for e in log[i:] if e.event == "link_back" and e.wearable == event.wearable), None)
         limit_ns = event.monotonic_ns + round(model.manifest.presence.stale_after_s * 1e9)
-        until = back.monotonic_ns if back else float("inf")
-        masked = next((at for at, subset in out if event.monotonic_ns < at < until and subset != everything), None)
-        whole = back and next((at for at, subset in out if at > until and subset == everything), None)
+        until_ns = back.monotonic_ns if back else out[-1][0] + 1
+        masked = [at for at, subset in out if event.monotonic_ns < at < until_ns and subset != everything]
+        whole = [at for at, subset in out if at > until_ns and subset == everything]
         losses.append(
             Loss(
                 event.wearable,
                 (event.monotonic_ns - start.monotonic_ns) / 1e9,
-                None if masked is None else (masked - limit_ns) / 1e9,
-                None if back is None or whole is None else (whole - back.monotonic_ns) / 1e9,
+                (masked[0] - limit_ns) / 1e9 if masked else None,
+                (whole[0] - until_ns) / 1e9 if back and whole else None,
             )
         )
     return losses

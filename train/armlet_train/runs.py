@@ -26,7 +26,7 @@ from .recipes import Recipe, load_recipe
 
 
 class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``run.json``. ``stage``: ``pretrain`` or ``finetune``; ``git``: the commit of the working folder, if it is one."""
+    """``run.json``. ``stage``: ``pretrain`` or ``finetune``; ``git``: the working folder's commit, if it has one."""
 
     stage: str
     recipe: str
