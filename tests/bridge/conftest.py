@@ -40,6 +40,12 @@ def make_recording() -> Callable[..., Recording]:
 
 
 @pytest.fixture
+def recording(make_recording: Callable[..., Recording]) -> Recording:
+    """Two seconds of acc and gyro."""
+    return make_recording(2.0)
+
+
+@pytest.fixture
 def signing_key(tmp_path: Path) -> Path:
     """A new key; its public half lies beside it with ``.pub`` added."""
     path = tmp_path / "signing.key"

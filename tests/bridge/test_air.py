@@ -229,11 +229,19 @@ async def test_an_absent_wearable_does_not_keep_others_from_connecting(air: AirL
 
 async def test_cancelled_connects_leave_nothing_behind(thing: Thing, bluetooth: Bluetooth) -> None:
     device = await find(bluetooth)
-    for i in range(12):
-        attempt = asyncio.ensure_future(BleakClient(device, backend=bluetooth.client).connect())
-        await asyncio.sleep(0.012 * i)
+    cancelled = 0
+    for i in range(16):
+        client = BleakClient(device, backend=bluetooth.client)
+        attempt = asyncio.ensure_future(client.connect())
+        await asyncio.sleep(0.006 * i)
         attempt.cancel()
-        await asyncio.gather(attempt, return_exceptions=True)
+        try:
+            await attempt
+        except asyncio.CancelledError:
+            cancelled += 1
+            assert not client.is_connected
+        await client.disconnect()  # as one does, whether it came so far or not
+    assert cancelled > 5
     async with connected(bluetooth) as (client, _):
         assert await client.read_gatt_char(VALUE) == b"hello"
         assert len(thing.device.connections) == 1

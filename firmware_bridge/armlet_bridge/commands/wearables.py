@@ -78,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:START:END",
-        help="this wearable (or the one of this modality) is out of reach from START to END seconds (repeatable)",
+        help="this wearable (or the one of this modality) is out of reach from START to END seconds (repeatable); the "
+        "link ends after its supervision timeout (0.72 s), and a shorter absence only delays",
     )
     simulate.add_argument("--start", type=float, default=0.0, metavar="S", help="begin S seconds into the recording")
     simulate.add_argument("--duration", type=float, metavar="S", help="play S seconds (default: to the end)")
