@@ -22,10 +22,12 @@ ORDER = (
 )  # fmt: skip
 
 
-def _load_commands() -> dict[str, ModuleType]:
+def _load_commands(argv: list[str]) -> dict[str, ModuleType]:
+    """The command that ``argv`` begins with, or all of them: a board that runs one command imports one."""
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return {name: found[name].load() for name in names}
+    wanted = [name for name in names if argv[:1] == [name]] or names
+    return {name: found[name].load() for name in wanted}
 
 
 def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
@@ -51,7 +53,8 @@ def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 for success, 1 for a result that failed its check, 2 for an error, 130 after Ctrl-C."""
-    args = _parser(_load_commands()).parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(_load_commands(argv)).parse_args(argv)
     module: ModuleType = args.module
     try:
         return int(module.run(args))
