@@ -169,7 +169,7 @@ class ShimEngine:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    handle, floats = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+    handle = ctypes.c_void_p
     for name, result, arguments in (
         ("init", None, ()),
         ("message", ctypes.c_char_p, ()),
@@ -177,7 +177,8 @@ def _declare(library: ctypes.CDLL) -> None:
         ("free", None, (handle,)),
         ("count", ctypes.c_size_t, (handle, ctypes.c_bool)),
         ("describe", ctypes.c_uint32, (handle, ctypes.c_bool, ctypes.c_size_t, ctypes.POINTER(_Tensor))),
-        ("run", ctypes.c_uint32, (handle, floats, floats, ctypes.POINTER(ctypes.c_size_t))),
+        ("buffer", ctypes.c_void_p, (handle, ctypes.c_bool, ctypes.c_size_t)),
+        ("run", ctypes.c_uint32, (handle,)),
     ):
         function = getattr(library, f"armlet_et_{name}")
         function.restype, function.argtypes = result, arguments
@@ -202,10 +203,17 @@ class ShimProgram:
         except EngineError:
             self.close()
             raise
-        self._input_pointers = (ctypes.c_void_p * len(inputs))()
-        self._output_pointers = (ctypes.c_void_p * len(outputs))()
-        sizes = [4 * int(np.prod(shape)) for shape in outputs.values()]
-        self._output_bytes = (ctypes.c_size_t * len(outputs))(*sizes)
+        self._input_buffers = self._buffers(inputs, output=False)
+        self._output_buffers = self._buffers(outputs, output=True)
+
+    def _buffers(self, shapes: Shapes, *, output: bool) -> list[Float32]:
+        """Arrays over the program's own buffers, which live until it is freed."""
+        buffers = []
+        for index, shape in enumerate(shapes.values()):
+            address = self._library.armlet_et_buffer(self._handle, output, index)
+            memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+            buffers.append(np.ctypeslib.as_array(memory).reshape(shape))
+        return buffers
 
     def _describe(self, *, output: bool) -> list[tuple[str, tuple[int, ...], str]]:
         found = []
@@ -222,22 +230,17 @@ class ShimProgram:
         """See :meth:`armlet_runtime.engines.base.Program.__call__`."""
         if self._handle is None:
             raise EngineError("the program was closed")
-        arrays = ordered_inputs(self.inputs, inputs)
-        results = {name: np.empty(shape, np.float32) for name, shape in self.outputs.items()}
-        for i, array in enumerate(arrays):
-            self._input_pointers[i] = array.ctypes.data
-        for i, array in enumerate(results.values()):
-            self._output_pointers[i] = array.ctypes.data
-        error = self._library.armlet_et_run(
-            self._handle, self._input_pointers, self._output_pointers, self._output_bytes
-        )
+        for buffer, array in zip(self._input_buffers, ordered_inputs(self.inputs, inputs), strict=True):
+            buffer[:] = array
+        error = self._library.armlet_et_run(self._handle)
         if error:
             raise EngineError(f"the .pte program failed: {_why(self._library, error)}")
-        return results
+        return {name: buffer.copy() for name, buffer in zip(self.outputs, self._output_buffers, strict=True)}
 
     def close(self) -> None:
         """See :meth:`armlet_runtime.engines.base.Program.close`."""
         if self._handle is not None:
+            self._input_buffers = self._output_buffers = []
             self._library.armlet_et_free(self._handle)
             self._handle = None
 

@@ -16,7 +16,6 @@
 #include <memory>
 #include <vector>
 
-using executorch::aten::ScalarType;
 using executorch::extension::BufferDataLoader;
 using executorch::extension::make_tensor_ptr;
 using executorch::extension::Module;
@@ -31,7 +30,8 @@ using executorch::runtime::Tag;
 namespace {
 
 constexpr int kMaxRank = 16;
-constexpr size_t kProgramAlignment = 64;
+constexpr size_t kAlignment = 64;
+constexpr size_t kSlack = 128; // XNNPACK may read (never write) this far past the end of a tensor
 
 // ExecuTorch says why it failed only in its log; the last line of an error goes to the caller, nothing to the console.
 thread_local char last_message[512];
@@ -56,13 +56,26 @@ struct FreeDeleter {
   }
 };
 
+using Memory = std::unique_ptr<void, FreeDeleter>;
+
+Memory allocate(size_t size) {
+  void* memory = nullptr;
+  return Memory(posix_memalign(&memory, kAlignment, size + kSlack) == 0 ? memory : nullptr);
+}
+
+struct Buffer {
+  Memory memory;
+  size_t bytes = 0;
+};
+
 struct Loaded {
   // Members are destroyed in reverse order: the module before the bytes that it reads.
-  std::unique_ptr<void, FreeDeleter> program;
+  Memory program;
   std::unique_ptr<Module> module;
-  std::vector<TensorPtr> inputs;
-  std::vector<std::vector<int32_t>> input_sizes;
-  size_t outputs = 0;
+  std::vector<Buffer> inputs;
+  std::vector<Buffer> outputs;
+  std::vector<TensorPtr> tensors; // over the inputs' buffers
+  std::vector<EValue> values; // of the tensors
 };
 
 struct Tensor {
@@ -70,6 +83,37 @@ struct Tensor {
   int32_t rank;
   int64_t sizes[kMaxRank];
 };
+
+Error open(Loaded& loaded, const void* data, size_t size) {
+  loaded.program = allocate(size);
+  if (!loaded.program) {
+    return Error::MemoryAllocationFailed;
+  }
+  memcpy(loaded.program.get(), data, size);
+  loaded.module = std::make_unique<Module>(std::make_unique<BufferDataLoader>(loaded.program.get(), size));
+  ET_CHECK_OK_OR_RETURN_ERROR(loaded.module->load(Program::Verification::InternalConsistency));
+  ET_CHECK_OK_OR_RETURN_ERROR(loaded.module->load_forward());
+  auto meta = ET_UNWRAP(loaded.module->method_meta("forward"));
+  for (size_t i = 0; i < meta.num_inputs(); i++) {
+    auto info = ET_UNWRAP(meta.input_tensor_meta(i)); // an error if the input is no tensor
+    loaded.inputs.push_back({allocate(info.nbytes()), info.nbytes()});
+    std::vector<executorch::aten::SizesType> sizes(info.sizes().begin(), info.sizes().end());
+    loaded.tensors.push_back(make_tensor_ptr(sizes, loaded.inputs.back().memory.get(), info.scalar_type()));
+    loaded.values.emplace_back(loaded.tensors.back());
+  }
+  for (size_t i = 0; i < meta.num_outputs(); i++) {
+    auto info = ET_UNWRAP(meta.output_tensor_meta(i));
+    loaded.outputs.push_back({allocate(info.nbytes()), info.nbytes()});
+  }
+  for (const auto* buffers : {&loaded.inputs, &loaded.outputs}) {
+    for (const Buffer& buffer : *buffers) {
+      if (!buffer.memory) {
+        return Error::MemoryAllocationFailed;
+      }
+    }
+  }
+  return Error::Ok;
+}
 
 } // namespace
 
@@ -91,39 +135,9 @@ Loaded* armlet_et_load(const void* data, size_t size, uint32_t* error) {
   last_message[0] = '\0';
   NoThreadPoolGuard guard; // also decides that the delegate runs without a thread pool for as long as it lives
   auto loaded = std::make_unique<Loaded>();
-  void* copy = nullptr;
-  if (posix_memalign(&copy, kProgramAlignment, size) != 0) {
-    *error = static_cast<uint32_t>(Error::MemoryAllocationFailed);
-    return nullptr;
-  }
-  loaded->program.reset(copy);
-  memcpy(copy, data, size);
-  loaded->module = std::make_unique<Module>(std::make_unique<BufferDataLoader>(copy, size));
-  Error result = loaded->module->load(Program::Verification::InternalConsistency);
-  if (result == Error::Ok) {
-    result = loaded->module->load_forward();
-  }
-  if (result != Error::Ok) {
-    *error = static_cast<uint32_t>(result);
-    return nullptr;
-  }
-  auto meta = loaded->module->method_meta("forward");
-  if (!meta.ok()) {
-    *error = static_cast<uint32_t>(meta.error());
-    return nullptr;
-  }
-  for (size_t i = 0; i < meta->num_inputs(); i++) {
-    auto info = meta->input_tensor_meta(i); // an error if the input is no tensor
-    if (!info.ok()) {
-      *error = static_cast<uint32_t>(info.error());
-      return nullptr;
-    }
-    auto sizes = info->sizes();
-    loaded->input_sizes.emplace_back(sizes.begin(), sizes.end());
-    loaded->inputs.push_back(nullptr);
-  }
-  loaded->outputs = meta->num_outputs();
-  return loaded.release();
+  Error result = open(*loaded, data, size);
+  *error = static_cast<uint32_t>(result);
+  return result == Error::Ok ? loaded.release() : nullptr;
 }
 
 void armlet_et_free(Loaded* loaded) {
@@ -132,7 +146,12 @@ void armlet_et_free(Loaded* loaded) {
 }
 
 size_t armlet_et_count(const Loaded* loaded, bool output) {
-  return output ? loaded->outputs : loaded->inputs.size();
+  return output ? loaded->outputs.size() : loaded->inputs.size();
+}
+
+// Where an input is read from, or an output is written to, as long as the program is loaded.
+void* armlet_et_buffer(const Loaded* loaded, bool output, size_t index) {
+  return (output ? loaded->outputs : loaded->inputs)[index].memory.get();
 }
 
 // Describes an input or output. Returns ExecuTorch's error code, 0 for success.
@@ -158,28 +177,21 @@ uint32_t armlet_et_describe(Loaded* loaded, bool output, size_t index, Tensor* t
   return 0;
 }
 
-// Runs once. Inputs and outputs: contiguous float32 arrays in the program's order, of the described sizes; output_bytes:
-// room in each output, which its tensor must fill exactly. Returns ExecuTorch's error code, 0 for success.
-uint32_t armlet_et_run(Loaded* loaded, float* const* inputs, float* const* outputs, const size_t* output_bytes) {
+// Runs once, from the inputs' buffers into the outputs'. Returns ExecuTorch's error code, 0 for success.
+uint32_t armlet_et_run(Loaded* loaded) {
   last_message[0] = '\0';
   NoThreadPoolGuard guard;
-  std::vector<EValue> values;
-  values.reserve(loaded->inputs.size());
-  for (size_t i = 0; i < loaded->inputs.size(); i++) {
-    loaded->inputs[i] = make_tensor_ptr(loaded->input_sizes[i], inputs[i], ScalarType::Float);
-    values.emplace_back(loaded->inputs[i]);
-  }
-  auto results = loaded->module->forward(values);
+  auto results = loaded->module->forward(loaded->values);
   if (!results.ok()) {
     return static_cast<uint32_t>(results.error());
   }
-  for (size_t i = 0; i < results->size(); i++) {
-    const EValue& value = results->at(i);
-    if (!value.isTensor() || value.toTensor().nbytes() != output_bytes[i]) {
+  for (size_t i = 0; i < loaded->outputs.size(); i++) {
+    const Buffer& buffer = loaded->outputs[i];
+    if (i >= results->size() || !results->at(i).isTensor() || results->at(i).toTensor().nbytes() != buffer.bytes) {
       snprintf(last_message, sizeof(last_message), "output %zu is not of the size that the program describes", i);
       return static_cast<uint32_t>(Error::InvalidState);
     }
-    memcpy(outputs[i], value.toTensor().const_data_ptr<float>(), output_bytes[i]);
+    memcpy(buffer.memory.get(), results->at(i).toTensor().const_data_ptr(), buffer.bytes);
   }
   return 0;
 }
