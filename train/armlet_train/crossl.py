@@ -130,7 +130,7 @@ def pretrain(
     torch.manual_seed(recipe.seed)
     training = Pretraining(model, recipe, sizes).to(device)
     optimiser = torch.optim.AdamW(training.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    expected = checkpoints.fingerprint(recipe, sorted(set(corpus.people)), checkpoints.state_digest(model))
+    expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
     path = folder / "pretrain.pt"
     state = checkpoints.load_checkpoint(path, expected)
     first_epoch = 0

@@ -45,6 +45,11 @@ class Corpus:
     length: int
     stride: int
 
+    @property
+    def wearers(self) -> list[str]:
+        """Each of ``people`` once, sorted."""
+        return sorted({str(person) for person in self.people})
+
     @cached_property
     def run_ends(self) -> Int64:
         """(n,) index just past the stretch of one label, within one recording, that each sample lies in."""

@@ -132,7 +132,7 @@ def finetune(
         RunError: The loss became infinite.
     """
     steps = steps_per_epoch(corpus, recipe.batch)
-    expected = checkpoints.fingerprint(recipe, sorted(set(corpus.people)), checkpoints.state_digest(model))
+    expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
     model = copy.deepcopy(model).to(device)
     average = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
