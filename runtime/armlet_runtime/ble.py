@@ -305,6 +305,7 @@ class Session:
             )
             try:
                 linked = True
+                link.newest_ns = 0
                 self._put(link, "connected")
                 await asyncio.wait_for(self._subscribe(link, client), CONNECT_S)
             except BaseException:
@@ -341,7 +342,6 @@ class Session:
     async def _watch(self, link: Link, lost: asyncio.Event) -> None:
         """Return when the link is lost, or the wearable has fallen silent."""
         subscribed_ns = time.monotonic_ns()
-        link.newest_ns = 0
         while not lost.is_set():
             if link.newest_ns:
                 left_s = SILENCE_S - (time.monotonic_ns() - link.newest_ns) / 1e9
@@ -353,7 +353,7 @@ class Session:
                 )
                 return
             try:
-                await asyncio.wait_for(lost.wait(), left_s)
+                await asyncio.wait_for(lost.wait(), min(left_s, SILENCE_S))
             except asyncio.TimeoutError:
                 continue
         link.problem = "the link was lost"
