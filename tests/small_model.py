@@ -2,7 +2,8 @@
 
 Two modalities, random weights, float programs for LiteRT, ExecuTorch and ONNX Runtime, with golden windows and every
 engine's own logits on them. Beside the draft, in ``FOLDER/programs``, lies a program with two inputs that must not be
-mixed up: ``a``, ``b`` (1, 3) give ``difference`` = a - b (1, 3) and ``joined`` = [a, b, a] (1, 9).
+mixed up: ``a``, ``b`` (1, 3) give ``difference`` = a - b (1, 3) and ``joined`` = [a, b, a] (1, 9); and, as .pte only,
+``rounded`` that rounds ``x`` (1, 3) to multiples of 0.5 with quantised kernels outside any delegate.
 """
 
 from __future__ import annotations
@@ -58,6 +59,21 @@ class Aggregator(nn.Module):
 class TwoInputs(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return a - b, torch.cat([a, b, a], dim=1)
+
+
+class Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        ops = torch.ops.quantized_decomposed
+        whole = ops.quantize_per_tensor(x, 0.5, 0, -128, 127, torch.int8)
+        return ops.dequantize_per_tensor(whole, 0.5, 0, -128, 127, torch.int8)
+
+
+def lower_quantised_kernels(path: Path) -> None:
+    import executorch.kernels.quantized  # noqa: F401  (the operators' out variants)
+    from executorch.exir import to_edge_transform_and_lower
+
+    exported = torch.export.export(Rounded().eval(), (torch.randn(1, 3),))
+    path.write_bytes(to_edge_transform_and_lower(exported).to_executorch().buffer)
 
 
 def lower(model: nn.Module, example: tuple[Tensor, ...], stem: Path, inputs: list[str], outputs: list[str]) -> None:
@@ -130,6 +146,7 @@ def main(folder: Path) -> None:
     lower(Aggregator(), (tokens,), folder / "programs" / "aggregator", ["tokens"], ["logits", "embedding"])
     pair = (torch.randn(1, 3), torch.randn(1, 3))
     lower(TwoInputs(), pair, folder / "programs" / "two", ["a", "b"], ["difference", "joined"])
+    lower_quantised_kernels(folder / "programs" / "rounded.pte")
     (folder / "mask_tokens.npy").write_bytes(npy(random.standard_normal((len(NAMES), TOKEN))))
     (folder / "manifest.json").write_bytes(encode_manifest(manifest()))
     (folder / "sbom.json").write_text(json.dumps({"bomFormat": "CycloneDX", "specVersion": "1.6", "components": []}))

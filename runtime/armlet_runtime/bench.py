@@ -146,7 +146,7 @@ def bench(
     figures = []
     for name, model in models.items():
         progress(f"{FRESH_STARTS} fresh processes with {name}")
-        starts = [_fresh_start(path, key_files, name) for _ in range(FRESH_STARTS)]
+        starts = [fresh_start(path, key_files, name) for _ in range(FRESH_STARTS)]
         figures.append(
             EngineFigures(
                 engine=name,
@@ -227,7 +227,12 @@ def _latencies(bundle: Bundle, models: dict[str, BundleModel], seconds: float) -
     return result
 
 
-def _fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStart:
+def fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStart:
+    """Start a process that decides, and wait for what it says.
+
+    Raises:
+        EngineError: It failed; the message is what it said.
+    """
     options = [part for key in key_files for part in ("--key", str(key))]
     # The monotonic clock is the machine's, so the new process can tell how long ago this was.
     command = [sys.executable, "-m", "armlet_runtime.bench", str(path), engine, str(time.monotonic_ns()), *options]

@@ -213,6 +213,25 @@ print(called - before, loaded - called, started, *[m for m in ("torch", "executo
     assert int(started) == 0, "the engine started a thread pool"
 
 
+def test_quantised_kernels_are_there_when_a_program_needs_them(small_draft: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from armlet_runtime.engines import get_engine
+engine = get_engine("executorch")
+before = engine.detail
+program = engine.load(Path(sys.argv[1]).read_bytes(), {"x": (1, 3)}, {"rounded": (1, 3)})
+result = program({"x": np.array([[0.6, -1.1, 0.2]], np.float32)})["rounded"]
+print(before == engine.detail, "quantized kernels" in engine.detail, *result[0])
+"""
+    out = python(code, str(small_draft / "programs" / "rounded.pte"))
+    changed, said, *result = out.split()
+    assert [float(value) for value in result] == [0.5, -1.0, 0.0]
+    if "numpy-runtime" not in get_engine("executorch").detail:
+        assert (changed, said) == ("False", "True")
+
+
 def test_the_shim_is_compiled_once_and_kept(tmp_path: Path) -> None:
     code = "from armlet_runtime.engines import get_engine; print(get_engine('executorch').detail)"
     assert "shim" in python(code, ARMLET_CACHE=str(tmp_path / "cache"))

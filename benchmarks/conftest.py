@@ -1,0 +1,89 @@
+"""Benchmarks of a bundle: ``--bundle FILE`` (signed by a trusted key, or by ``--key``), else a small one made here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from armlet_runtime import engines, keys
+from armlet_runtime.bundle import Bundle, open_bundle, write_bundle
+from armlet_runtime.errors import EngineError
+from armlet_runtime.machine import describe
+from armlet_runtime.manifest import named_members
+from armlet_runtime.model import BundleModel, programs_of
+from armlet_runtime.prove import Draft
+
+ROUNDS, WARM_UP = 2000, 200
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bundle", type=Path, help="bundle to measure (default: $ARMLET_BUNDLE, else a small made one)")
+    parser.addoption("--key", type=Path, action="append", default=[], help="public key that the bundle is signed with")
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine = describe()
+    machine_info["armlet"] = {name: getattr(machine, name) for name in machine.__struct_fields__}
+
+
+@pytest.fixture(scope="session")
+def bundle_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """The bundle's file and the public keys to trust (none: those of the home)."""
+    named = request.config.getoption("--bundle") or os.environ.get("ARMLET_BUNDLE")
+    if named:
+        return Path(named), request.config.getoption("--key")
+    folder = tmp_path_factory.mktemp("bench")
+    script = Path(__file__).parents[1] / "tests" / "small_model.py"
+    subprocess.run([sys.executable, str(script), str(folder / "draft")], check=True, capture_output=True)
+    draft = Draft(folder / "draft")
+    key = keys.generate(folder / "signing.key")
+    members = {name: draft.read(name) for name in named_members(draft.manifest)}
+    write_bundle(folder / "small.armlet", draft.manifest, members, key)
+    return folder / "small.armlet", [folder / "signing.key.pub"]
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_file: tuple[Path, list[Path]]) -> Bundle:
+    path, key_files = bundle_file
+    return open_bundle(path, keys.trusted_keys(key_files))
+
+
+@pytest.fixture(params=engines.NAMES)
+def engine_name(request: pytest.FixtureRequest, bundle: Bundle) -> str:
+    name = str(request.param)
+    reason = engines.available()[name]
+    if reason is not None:
+        pytest.skip(reason)
+    try:
+        programs_of(bundle.manifest, name)
+    except EngineError as error:
+        pytest.skip(str(error))
+    return name
+
+
+@pytest.fixture
+def model(bundle: Bundle, engine_name: str) -> BundleModel:
+    return BundleModel.from_bundle(bundle, engine_name)
+
+
+@pytest.fixture
+def measure(benchmark: BenchmarkFixture) -> Callable[[Callable[[], object]], None]:
+    """Time single calls; p50, p90 and p99 in microseconds go to ``extra_info``."""
+
+    def run(call: Callable[[], object]) -> None:
+        # One call a round: a mean over several calls would hide the tail.
+        benchmark.pedantic(call, rounds=ROUNDS, iterations=1, warmup_rounds=WARM_UP)  # type: ignore[no-untyped-call]
+        if benchmark.stats is not None:  # None under --benchmark-disable
+            times = np.asarray(benchmark.stats.stats.data) * 1e6
+            for name, value in zip(("p50_us", "p90_us", "p99_us"), np.percentile(times, (50, 90, 99)), strict=True):
+                benchmark.extra_info[name] = round(float(value), 3)
+
+    return run

@@ -1,0 +1,110 @@
+"""``armlet inspect`` and ``armlet verify`` as a person meets them."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from armlet_runtime import keys
+from armlet_runtime.bundle import write_bundle
+from armlet_runtime.manifest import named_members
+from armlet_runtime.prove import Draft
+
+
+def armlet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "armlet_runtime", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def key(small_bundle: Any) -> tuple[str, Path]:
+    return "--key", small_bundle.public_key_path
+
+
+def test_inspect_shows_what_is_in_it(small_bundle: Any, key: tuple[str, Path], tmp_path: Path) -> None:
+    done = armlet("inspect", small_bundle.path, *key, "--json", tmp_path / "i.json")
+    assert done.returncode == 0, done.stderr
+    opened = small_bundle.open()
+    for word in (opened.digest, opened.key_id, "rad/s at 50 Hz", "lying, sitting", "programs/acc.pte", "acc+gyro"):
+        assert word in done.stdout
+    written = json.loads((tmp_path / "i.json").read_text())
+    assert written["digest"] == opened.digest
+    assert written["sizes"] == opened.sizes
+    assert written["manifest"]["labels"] == ["lying", "sitting", "standing", "walking"]
+    assert len(written["certificate"]["rows"]) == 9
+
+
+def test_verify_says_that_it_is_whole(small_bundle: Any, key: tuple[str, Path], tmp_path: Path) -> None:
+    done = armlet("verify", small_bundle.path, *key, "--json", tmp_path / "v.json")
+    assert done.returncode == 0, done.stderr
+    assert "signed by the trusted key" in done.stdout and "golden" not in done.stdout
+    assert json.loads((tmp_path / "v.json").read_text())["golden"] == []
+
+
+def test_verify_runs_the_golden_windows_on_every_engine(
+    small_bundle: Any, key: tuple[str, Path], tmp_path: Path
+) -> None:
+    done = armlet("verify", small_bundle.path, *key, "--golden", "--json", tmp_path / "v.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": passed;") == 3
+    written = json.loads((tmp_path / "v.json").read_text())
+    assert [row["engine"] for row in written["golden"]] == ["litert", "executorch", "onnx"]
+    assert written["passed"] is True
+
+    one = armlet("verify", small_bundle.path, *key, "--engine", "onnx")
+    assert one.returncode == 0
+    assert one.stdout.count("golden run on") == 1 and "golden run on onnx" in one.stdout
+
+
+def test_a_golden_run_that_differs_exits_with_1(small_draft: Path, tmp_path: Path) -> None:
+    draft = Draft(small_draft)
+    members = {name: draft.read(name) for name in named_members(draft.manifest)}
+    changed = np.load(io.BytesIO(members["golden/onnx.npy"])) + np.float32(0.01)
+    buffer = io.BytesIO()
+    np.save(buffer, changed)
+    path = tmp_path / "other.armlet"
+    signer = keys.generate(tmp_path / "k")
+    write_bundle(path, draft.manifest, members | {"golden/onnx.npy": buffer.getvalue()}, signer)
+    done = armlet("verify", path, "--key", tmp_path / "k.pub", "--golden", "--json", tmp_path / "v.json")
+    assert done.returncode == 1
+    assert done.stdout.count(": passed;") == 2 and "golden run on onnx" in done.stdout and "FAILED" in done.stdout
+    assert "not those that the bundle was certified with" in done.stderr
+    written = json.loads((tmp_path / "v.json").read_text())
+    assert written["passed"] is False
+    assert [row["passed"] for row in written["golden"]] == [True, True, False]
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "bench"])
+def test_what_is_wrong_is_one_sentence(command: str, small_bundle: Any, tmp_path: Path, armlet_home: Path) -> None:
+    data = bytearray(small_bundle.path.read_bytes())
+    (tmp_path / "short.armlet").write_bytes(data[:-500])
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.armlet").write_bytes(data)
+    keys.generate(tmp_path / "other")
+    known, other = small_bundle.public_key_path, tmp_path / "other.pub"
+    for arguments, words in (
+        ((tmp_path / "short.armlet", "--key", known), "is truncated"),
+        ((tmp_path / "flipped.armlet", "--key", known), "is corrupt"),
+        ((small_bundle.path, "--key", other), "not trusted here"),
+        ((small_bundle.path,), "(trusted: none)"),
+        ((small_bundle.path, "--key", tmp_path / "no.pub"), "cannot read the key"),
+        ((tmp_path / "no.armlet", "--key", known), "cannot read the bundle"),
+        ((f"file:{tmp_path / 'slot'}",), "slot"),
+    ):
+        done = armlet(command, *arguments)
+        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
+        said = [line for line in done.stderr.splitlines() if line.startswith("armlet: ")]
+        assert len(said) == 1 and words in said[0], done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_homes_trusted_keys_do(small_bundle: Any, armlet_home: Path) -> None:
+    keys.trust(small_bundle.key.public_key())
+    assert armlet("verify", small_bundle.path).returncode == 0
