@@ -45,8 +45,8 @@ class Presence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a modality counts as present in a window (the sensor contract).
 
     Attributes:
-        stale_after_s: A stream whose newest sample is older than this at the window's end is absent; for a modality that
-            is slower than two samples in this time, two of its periods hold instead.
+        stale_after_s: A stream whose newest sample is older than this at the window's end is absent; for a modality
+            that is slower than two samples in this time, two of its periods hold instead.
         min_coverage: Share of the window's samples that must have been received to be, or stay, present.
         return_coverage: Share that an absent modality needs to come back; not below ``min_coverage`` (hysteresis).
         max_wait_s: How long after the window's end a decision waits for the samples of present streams.
