@@ -99,6 +99,10 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
 
     # Distance.
 
+    def reaches(self, controller: AirController) -> bool:
+        """Whether a controller is within everyone's reach."""
+        return controller not in self._absent
+
     def leave(self, controller: AirController) -> None:
         """Put a controller out of everyone's reach; its links time out unless it returns before."""
         if controller in self._absent:
@@ -231,6 +235,16 @@ class AirController(Controller):  # type: ignore[misc]  # bumble is followed wit
             )
         )
         return hci.HCI_StatusReturnParameters(hci.HCI_ErrorCode.SUCCESS)
+
+    def on_ll_advertising_pdu(self, packet: Any) -> None:
+        """Hear an advertisement or a connect request, unless it comes too late because this controller has left."""
+        if self.air.reaches(self):
+            super().on_ll_advertising_pdu(packet)
+
+    def on_hci_acl_data_packet(self, packet: hci.HCI_AclDataPacket) -> None:
+        """Take data from the host; those for a link that has just ended are lost."""
+        if self.find_connection_by_handle(packet.connection_handle) is not None:
+            super().on_hci_acl_data_packet(packet)
 
     def on_link_acl_data(self, sender_address: hci.Address, transport: Any, data: bytes) -> None:
         """Take a frame of a living link; one that arrives after its link's end is lost, as on real air."""

@@ -298,6 +298,14 @@ class Play:
 
         Waiting for all keeps the wearables in step whatever order a central connects in. The log gets ``start`` (with
         the recording's time that is played at that moment), ``link_lost``, ``link_back`` and ``end``.
+
+        Args:
+            start_s: Begin so many seconds into the recording.
+            duration_s: Play so many seconds; to the end if None or longer.
+            losses: When which wearable is out of range.
+
+        Raises:
+            UsageError: The recording ends before ``start_s``.
         """
         begin_ns = self.origin_ns + round(start_s * 1e9)
         end_ns = self._last_ns + 1

@@ -28,7 +28,8 @@ from armlet_bridge.virtual import (
     default_wearables,
     put_on,
 )
-from armlet_runtime.errors import UsageError
+from armlet_runtime.cli import main
+from armlet_runtime.errors import ArmletError, UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording, Stream, write_recording
 from armlet_runtime.wearables import heart_rate, imu
@@ -217,8 +218,6 @@ async def test_heart_rate_strap(make_recording: MakeRecording) -> None:
 async def test_impossible_wearables_are_refused(
     specs: list[WearableSpec], samples: int, said: str, recording: Recording
 ) -> None:
-    from armlet_runtime.errors import ArmletError
-
     with pytest.raises(ArmletError, match=said):
         async with put_on(recording, AirLink(), specs, samples):
             pass
@@ -233,6 +232,34 @@ async def test_nothing_to_play_is_refused(recording: Recording) -> None:
     with pytest.raises(UsageError, match="no streams"):
         async with put_on(recording, AirLink()):
             pass
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--wearable", "acc"], "give MODALITY=NAME"),
+        (["--wearable", "acc+=W"], "give MODALITY=NAME"),
+        (["--link-loss", "gyro:1"], "give NAME:START:END"),
+        (["--link-loss", "gyro:2:1"], "END must come after it"),
+        (["--link-loss", "gyro:nan:1"], "END must come after it"),
+        (["--link-loss", "gyro:1:inf"], "END must come after it"),
+        (["--link-loss", "hr:1:2"], "no wearable 'hr', only Armlet-Acc, Armlet-Gyro"),
+        (["--duration", "nan"], "--duration"),
+        (["--listen", "tcp-client:127.0.0.1:1"], "give tcp-server:HOST:PORT or unix-server:PATH"),
+        (["--log", "no/such/folder"], "cannot write no/such/folder"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_said(
+    options: list[str], said: str, recording: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_recording(tmp_path / "walk.mcap", recording)
+    command = ["wearables", "simulate", str(tmp_path / "walk.mcap"), "--listen", f"unix-server:{tmp_path / 'air'}"]
+    try:
+        code = main([*command, *options])
+    except SystemExit as refused:  # by argparse
+        code = int(str(refused.code))
+    assert code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

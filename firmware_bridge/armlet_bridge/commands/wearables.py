@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,24 +82,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="this wearable (or the one of this modality) is out of reach from START to END seconds (repeatable); the "
         "link ends after its supervision timeout (0.72 s), and a shorter absence only delays",
     )
-    simulate.add_argument("--start", type=float, default=0.0, metavar="S", help="begin S seconds into the recording")
-    simulate.add_argument("--duration", type=float, metavar="S", help="play S seconds (default: to the end)")
+    simulate.add_argument("--start", type=_seconds, default=0.0, metavar="S", help="begin S seconds into the recording")
+    simulate.add_argument("--duration", type=_seconds, metavar="S", help="play S seconds (default: to the end)")
     simulate.add_argument("--log", type=Path, metavar="FILE", help="write the events as JSON lines")
     simulate.set_defaults(act=_simulate)
 
     scan = actions.add_parser("scan", help="list the wearables that are in reach")
     info = actions.add_parser("info", help="connect to one wearable and show what it is")
     info.add_argument("name", metavar="NAME", help="its advertised name")
-    for action, act, seconds in ((scan, _scan, 5.0), (info, _info, 15.0)):
+    for action, act, wait in ((scan, _scan, 5.0), (info, _info, 15.0)):
         action.add_argument(
             "--bluetooth",
             default="system",
             metavar="NAME",
             help="'system' (default), or bumble:TRANSPORT such as bumble:usb:0 or bumble:tcp-client:127.0.0.1:9000",
         )
-        action.add_argument("--seconds", type=float, default=seconds, metavar="S", help=f"listen (default {seconds:g})")
+        action.add_argument("--seconds", type=_seconds, default=wait, metavar="S", help=f"listen (default {wait:g})")
         action.add_argument("--json", type=Path, metavar="FILE", help="write the result")
         action.set_defaults(act=act)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,8 +129,8 @@ def _simulate(args: argparse.Namespace) -> int:
 
         def log(event: dict[str, Any]) -> None:
             lines.write(json.dumps(event).encode())
-            about = event["wearable"] or json.dumps(event.get("packets", ""))
-            print(f"{event['event']} {about}".strip(' "'), flush=True)
+            about = json.dumps(event["packets"]) if "packets" in event else event["wearable"] or ""
+            print(f"{event['event']} {about}".rstrip(), flush=True)
 
         async def play() -> None:
             task = asyncio.current_task()
@@ -171,7 +179,7 @@ def parse_link_loss(text: str, specs: Sequence[WearableSpec]) -> LinkLoss:
         start_s, end_s = map(float, span)
     except ValueError:
         raise UsageError(f"--link-loss {text}: give NAME:START:END with seconds since the play's start") from None
-    if not 0 <= start_s < end_s:
+    if not 0 <= start_s < end_s < math.inf:
         raise UsageError(f"--link-loss {text}: START must not be negative and END must come after it")
     for spec in specs:
         if name == spec.name or name in spec.modalities:
