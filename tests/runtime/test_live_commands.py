@@ -1,0 +1,208 @@
+"""armlet run, replay and record as a person uses them: processes, files, signals, and Bluetooth between processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Packet, Recording, Stream, read_recording, write_recording
+
+from .conftest import SmallBundle
+
+ARMLET = [sys.executable, "-m", "armlet_runtime"]
+
+
+def armlet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*ARMLET, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording to play: acc and gyro at 50 Hz."""
+    rng = np.random.default_rng(5)
+    times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
+    streams = {
+        name: Stream(
+            Modality(name, ("x", "y", "z"), unit, 50.0), times, rng.normal(size=(len(times), 3)).astype(np.float32)
+        )
+        for name, unit in (("acc", "g"), ("gyro", "rad/s"))
+    }
+    path = tmp_path_factory.mktemp("played") / "played.mcap"
+    write_recording(path, Recording("played", "nobody", streams=streams))
+    return path
+
+
+@contextmanager
+def wearables(played: Path, folder: Path, *arguments: str) -> Iterator[str]:
+    """Virtual wearables in a process of their own; gives what ``--bluetooth`` needs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["wearables", "simulate", str(played), "--listen", f"tcp-server:127.0.0.1:{port}", *arguments]
+    command += ["--log", str(folder / "log.jsonl")]
+    process = subprocess.Popen([*ARMLET, *command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert "on the air" in process.stdout.readline()
+        yield f"bumble:tcp-client:127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def live(played: Path, small_bundle: SmallBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one live run with the gyroscope's link cut from 4 to 7 s."""
+    folder = tmp_path_factory.mktemp("live")
+    with wearables(played, folder, "--duration", "11", "--link-loss", "gyro:4:7", "--drift-ppm", "50") as bluetooth:
+        ran = armlet(
+            "run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth,
+            "--duration", "11.5", "--record", folder / "live.mcap", "--decisions", folder / "live.jsonl",
+            "--json", folder / "live.json",
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "0 missed" in ran.stdout and "Armlet-Gyro: missing (the link was lost)" in ran.stdout
+    return folder
+
+
+def test_live_run_goes_on_without_the_lost_sensor(live: Path) -> None:
+    decisions, log, summary = (
+        lines(live / "live.jsonl"),
+        lines(live / "log.jsonl"),
+        json.loads((live / "live.json").read_text()),
+    )
+    assert [decision["index"] for decision in decisions] == list(range(len(decisions)))
+    lost_ns, back_ns = (
+        next(event["monotonic_ns"] for event in log if event["event"] == name) for name in ("link_lost", "link_back")
+    )
+    out = [(d["window_end_ns"] + round(d["latency_s"] * 1e9), d["subset"]) for d in decisions]
+    limit_ns = lost_ns + 500_000_000
+    first_without = next(at for at, subset in out if at > lost_ns and subset == ["acc"])
+    whole = next(at for at, subset in out if at > back_ns and subset == ["acc", "gyro"])
+    assert 0 < (first_without - limit_ns) / 1e9 <= 0.5 + 0.05  # one hop and 50 ms
+    assert 0 < (whole - back_ns) / 1e9 <= 3.0
+    assert all(subset == ["acc"] for at, subset in out if first_without < at < whole)
+
+    assert summary["decisions"] == len(decisions) and summary["missed"] == 0 and summary["dropped_packets"] == 0
+    assert summary["engine"] == "litert" and "1 thread" in summary["engine_detail"]
+    assert summary["subsets"]["acc+gyro"] + summary["subsets"]["acc"] <= len(decisions)
+    assert [change["subset"] for change in summary["transitions"]][:3] == ["acc+gyro", "acc", "acc+gyro"]
+    assert 0 <= summary["latency_s"]["p50"] <= summary["latency_s"]["p99"] <= 0.3
+    assert 0 < summary["compute_s"]["p50"] < 0.1
+    assert summary["ready_s"] < summary["cold_start_s"] < 10
+    assert 20e6 < summary["memory"]["resident_bytes"] <= summary["memory"]["peak_bytes"] < 300e6
+    acc, gyro = (summary["wearables"][name]["profiles"]["imu"] for name in ("Armlet-Acc", "Armlet-Gyro"))
+    assert acc["connections"] == 1 and gyro["connections"] == 2
+    assert 250 < acc["packets"] <= 275 and acc["packets"] > gyro["packets"] > 100
+    assert all(c["samples"] == 2 * c["packets"] and c["malformed"] == c["lost"] == 0 for c in (acc, gyro))
+
+
+def test_replay_gives_the_live_decisions_byte_for_byte(live: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    key = small_bundle.public_key_path
+    for name in ("one", "two"):
+        done = armlet(
+            "replay", live / "live.mcap", small_bundle.path, "--key", key,
+            "--decisions", tmp_path / f"{name}.jsonl", "--json", tmp_path / f"{name}.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    timed = [{**decision, "latency_s": None, "compute_s": None} for decision in lines(live / "live.jsonl")]
+    assert lines(tmp_path / "one.jsonl") == timed
+    summary, lived = (json.loads(path.read_text()) for path in (tmp_path / "one.json", live / "live.json"))
+    assert summary["latency_s"] is None and summary["cold_start_s"] is None
+    for same in ("decisions", "missed", "subsets", "labels", "transitions", "digest"):
+        assert summary[same] == lived[same]
+
+
+def test_replay_in_real_time_takes_as_long(live: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    recording = read_recording(live / "live.mcap")
+    recording.packets = recording.packets[:120]
+    del recording.meta["ended_ns"]
+    write_recording(tmp_path / "short.mcap", recording)
+    took = {}
+    for flag in ([], ["--real-time"]):
+        done = armlet(
+            "replay", tmp_path / "short.mcap", small_bundle.path, "--key", small_bundle.public_key_path, *flag,
+            "--decisions", tmp_path / f"{len(flag)}.jsonl", "--json", tmp_path / "s.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        took[len(flag)] = json.loads((tmp_path / "s.json").read_text())["ran_s"]
+    length_s = (recording.packets[-1].arrival_ns - recording.packets[0].arrival_ns) / 1e9
+    assert took[1] >= length_s > took[0]
+    assert (tmp_path / "0.jsonl").read_bytes() == (tmp_path / "1.jsonl").read_bytes()
+
+
+def test_ctrl_c_ends_a_run_cleanly(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    files = ["--record", tmp_path / "r.mcap", "--decisions", tmp_path / "d.jsonl", "--json", tmp_path / "s.json"]
+    with wearables(played, tmp_path) as bluetooth:
+        command = ["run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth, *files]
+        process = subprocess.Popen([*ARMLET, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_for(lambda: (tmp_path / "d.jsonl").exists() and len(lines(tmp_path / "d.jsonl")) >= 2)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=15)
+    assert process.returncode == 0 and b"Traceback" not in error and b"0 missed" in out
+    recording = read_recording(tmp_path / "r.mcap")
+    assert not recording.truncated and "ended_ns" in recording.meta
+    assert json.loads((tmp_path / "s.json").read_text())["decisions"] == len(lines(tmp_path / "d.jsonl"))
+
+
+def test_a_killed_run_leaves_a_recording_to_replay(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    with wearables(played, tmp_path) as bluetooth:
+        command = ["record", tmp_path / "r.mcap", "--bluetooth", bluetooth, "--person", "p07"]
+        process = subprocess.Popen([*ARMLET, *map(str, command)], stdout=subprocess.PIPE)
+        wait_for(lambda: (tmp_path / "r.mcap").exists() and (tmp_path / "r.mcap").stat().st_size > 5000)
+        process.kill()
+        process.wait()
+    recording = read_recording(tmp_path / "r.mcap")
+    assert recording.truncated and recording.person == "p07" and len(recording.packets) > 40
+    key = small_bundle.public_key_path
+    done = armlet("replay", tmp_path / "r.mcap", small_bundle.path, "--key", key)
+    assert done.returncode == 0 and "has no end" in done.stderr and "acc+gyro" in done.stdout
+    again = armlet("record", tmp_path / "r.mcap")
+    assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
+    key = ["--key", small_bundle.public_key_path]
+    (tmp_path / "broken.mcap").write_bytes(b"no recording")
+    backwards = Recording("b", "p", packets=[Packet(5, "w", "connected", "", b""), Packet(4, "w", "data", "", b"")])
+    write_recording(tmp_path / "backwards.mcap", backwards)
+    for arguments, says in (
+        (["replay", played, small_bundle.path, *key], "holds no packets, only streams"),
+        (["replay", tmp_path / "broken.mcap", small_bundle.path, *key], "is not an MCAP file"),
+        (["replay", tmp_path / "none.mcap", small_bundle.path, *key], "cannot be read"),
+        (["replay", tmp_path / "backwards.mcap", small_bundle.path, *key], "packets must come in order of arrival"),
+        (["run", small_bundle.path, *key, "--bluetooth", "nonsense"], "there is no Bluetooth 'nonsense'"),
+        (["run", small_bundle.path, *key, "--bluetooth", "bumble:tcp-client:127.0.0.1:1"], "127.0.0.1:1"),
+        (["run", small_bundle.path, *key, "--engine", "nonsense"], "nonsense"),
+        (["run", tmp_path / "none.armlet", *key], "none.armlet"),
+        (["run", small_bundle.path, *key, "--decisions", tmp_path / "no" / "d.jsonl"], "cannot write"),
+    ):
+        refused = armlet(*arguments)
+        assert refused.returncode == 2, arguments
+        assert says in refused.stderr, refused.stderr
+        # The engine may say a line of its own.
+        assert "Traceback" not in refused.stderr and refused.stderr.count("\n") <= 2, refused.stderr
