@@ -9,6 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from mcap.reader import make_reader
+
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import (
@@ -20,10 +25,6 @@ from armlet_runtime.recording import (
     read_recording,
     write_recording,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from mcap.reader import make_reader
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 HR = Modality("hr", ("hr",), "bpm", 1.0)
