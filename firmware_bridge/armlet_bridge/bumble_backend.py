@@ -443,13 +443,17 @@ async def open_bluetooth(transport: str | Controller) -> AsyncIterator[Bluetooth
         if isinstance(transport, str):
             try:
                 source, sink = await stack.enter_async_context(await open_transport(transport))
-            except (OSError, ValueError, core.BaseBumbleError) as error:
-                raise WearableError(f"cannot open the Bluetooth transport '{transport}': {error}") from error
+            except ModuleNotFoundError:
+                raise
+            except Exception as error:  # libusb's errors and bumble's bare ones share no base but Exception
+                reason = str(error) or type(error).__name__
+                raise WearableError(f"cannot open the Bluetooth transport '{transport}': {reason}") from error
         device = Device.with_hci("armlet", hci.Address.generate_static_address(), source, sink)
         try:
             await asyncio.wait_for(device.power_on(), POWER_ON_TIMEOUT_S)
         except (asyncio.TimeoutError, core.BaseBumbleError) as error:
-            raise WearableError(f"no Bluetooth controller answers on '{transport}': {error or 'timeout'}") from error
+            reason = str(error) or f"nothing came in {POWER_ON_TIMEOUT_S:g} s"
+            raise WearableError(f"no Bluetooth controller answers on '{transport}': {reason}") from error
         radio = Radio(device)
         stack.push_async_callback(radio.close)
         yield Bluetooth(

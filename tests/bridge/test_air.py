@@ -159,7 +159,7 @@ async def test_out_of_range_ends_both_ends_with_0x08_and_return_reconnects(thing
             left = time.monotonic()
             thing.controller.out_of_range()
             await asyncio.wait_for(lost.wait(), 3)
-            assert SUPERVISION_S <= time.monotonic() - left < SUPERVISION_S + 0.3
+            assert SUPERVISION_S <= time.monotonic() - left < SUPERVISION_S + 0.6
             assert not client.is_connected
             with pytest.raises(BleakError):
                 await client.read_gatt_char(VALUE)
@@ -363,7 +363,8 @@ async def test_noise_on_the_socket_harms_nobody(thing: Thing, air: AirLink, blue
 
 
 async def test_bad_transports_are_one_sentence(air: AirLink, tmp_path: Path) -> None:
-    for transport in ("tcp-client:127.0.0.1:1", f"unix-client:{tmp_path / 'none'}", "carrier-pigeon:1", "tcp-client:x"):
+    sockets = ("tcp-client:127.0.0.1:1", f"unix-client:{tmp_path / 'none'}", "tcp-client:x")
+    for transport in (*sockets, "carrier-pigeon:1", "usb:63", "serial:/dev/none"):
         with pytest.raises(WearableError, match="cannot open the Bluetooth transport"):
             async with open_bluetooth(transport):
                 pass

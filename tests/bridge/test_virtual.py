@@ -112,7 +112,7 @@ async def test_two_wearables_at_50_hz_lose_nothing_and_are_in_step(make_recordin
         due_ms = (2 * np.arange(75) + 1) * 20
         late_ms = (np.array([arrival for arrival, _ in packets]) - start_ns) / 1e6 - due_ms
         assert late_ms.min() >= 0
-        assert np.median(late_ms) < 15
+        assert np.median(late_ms) < 30
         assert play.wearables[name].sent == 75
         assert play.wearables[name].dropped == 0
 
