@@ -149,12 +149,12 @@ def _live(demo: Demo) -> None:
     profile = demo.profile
     port = _free_port()
     losses = [word for start, end in profile.losses_s for word in ("--link-loss", f"{LOST}:{start:g}:{end:g}")]
-    simulate = [
+    simulate: list[str | Path] = [
         "wearables", "simulate", demo.root / "recording.mcap", "--listen", f"tcp-server:127.0.0.1:{port}",
         "--start", f"{profile.start_s:g}", "--duration", f"{profile.play_s:g}", *losses,
         "--log", demo.root / "played.jsonl",
     ]  # fmt: skip
-    with demo.running("ready", *simulate):
+    with demo.running("on the air", *simulate):
         demo.armlet(
             "run", f"file:{demo.root / 'board'}", "--bluetooth", f"bumble:tcp-client:127.0.0.1:{port}",
             "--duration", f"{profile.play_s:g}", "--record", demo.root / "live.mcap",

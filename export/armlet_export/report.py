@@ -228,6 +228,6 @@ def figure_bars(panels: Mapping[str, Mapping[str, float]], number: str = "{:.0f}
     return figure
 
 
-def json_or_dash(value: Any, pattern: str) -> str:
+def dash(value: Any, pattern: str) -> str:
     """``value`` formatted, or a dash where there is none."""
     return "–" if value is None else pattern.format(value)

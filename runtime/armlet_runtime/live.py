@@ -158,15 +158,8 @@ class LiveCore:
         wearable = self.wearables.get(packet.wearable)
         if wearable is None:
             wearable = self.wearables[packet.wearable] = Wearable(packet.wearable, self._keep_ns)
-        if packet.kind == "connected":
-            wearable.connected()
-        elif packet.kind == "disconnected":
-            wearable.disconnected()
-        elif packet.kind == "info":
-            wearable.info(packet.source, packet.data)
-        elif packet.kind == "data":
-            for name in wearable.data(packet.source, packet.data, packet.arrival_ns):
-                self._claim(name, wearable)
+        for name in wearable.take(packet):
+            self._claim(name, wearable)
 
     def _claim(self, name: str, wearable: Wearable) -> None:
         """The first wearable that brings a modality as the model wants it is its source, for good."""

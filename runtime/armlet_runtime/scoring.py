@@ -36,7 +36,7 @@ class SubsetScore(msgspec.Struct, frozen=True):
 class Loss(msgspec.Struct, frozen=True):
     """How one link loss was lived through; all times in seconds."""
 
-    wearable: str
+    wearable: str | None
     lost_at_s: float
     """Since the wearables began to stream."""
     masked_after_s: float | None
@@ -63,7 +63,7 @@ class PlayEvent(msgspec.Struct, frozen=True):
     event: str
     """``start``, ``link_lost``, ``link_back`` or ``end``."""
     monotonic_ns: int
-    wearable: str = ""
+    wearable: str | None = None
     recording_ns: int = 0
     """For ``start``: the recording's time that was played at ``monotonic_ns``."""
 

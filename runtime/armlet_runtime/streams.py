@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .clock import ClockFit, Counts, PacketClock
 from .errors import PacketError
 from .modalities import Modality
+from .recording import Packet
 from .wearables import Decoder, Profile, profile_of_characteristic
 from .windows import Float32, fill_gaps, resample, sample_times
 
@@ -152,6 +153,18 @@ class Wearable:
         self._decoders: dict[str, Decoder] = {}
         self._clocks: dict[str, PacketClock] = {}
         self._announced = False
+
+    def take(self, packet: Packet) -> list[str]:
+        """Take in any packet of this wearable; the names of the modalities that got samples."""
+        if packet.kind == "connected":
+            self.connected()
+        elif packet.kind == "disconnected":
+            self.disconnected()
+        elif packet.kind == "info":
+            self.info(packet.source, packet.data)
+        elif packet.kind == "data":
+            return self.data(packet.source, packet.data, packet.arrival_ns)
+        return []
 
     def connected(self) -> None:
         """The link was made: decoders are made anew from what the wearable says next."""
