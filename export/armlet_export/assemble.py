@@ -19,6 +19,7 @@ from armlet_runtime.manifest import (
     EnginePrograms,
     GoldenRef,
     Manifest,
+    Presence,
     ProgramRef,
     encode_manifest,
 )
@@ -27,7 +28,7 @@ from armlet_runtime.windows import Normalisation, WindowSpec
 
 from .graphs import AGGREGATOR
 from .lower import Lowered, Signature
-from .sbom import cyclonedx
+from .sbom import cyclonedx, made_with
 
 Float32 = NDArray[np.float32]
 
@@ -44,13 +45,13 @@ class Description:
     name: str
     version: str
     created: str
-    made_with: dict[str, str]
     modalities: tuple[Modality, ...]
     window: WindowSpec
     normalisation: dict[str, Normalisation]
     labels: tuple[str, ...]
     token_dim: int
     embedding_dim: int
+    presence: Presence
 
     def signature(self, part: str) -> Signature:
         """Input and outputs of the encoder of the modality ``part``, or of the ``aggregator``."""
@@ -123,11 +124,12 @@ def draft(description: Description, programs: Mapping[str, Mapping[str, Lowered]
             )
         aggregator = refs.pop(AGGREGATOR)
         engines[engine] = EnginePrograms(refs, aggregator)
+    packages = made_with(engines)
     bill = cyclonedx(
         description.name,
         description.version,
         description.created,
-        description.made_with,
+        packages,
         {member: data for member, data in members.items() if member != MASK_TOKENS},
     )
     manifest = Manifest(
@@ -135,7 +137,7 @@ def draft(description: Description, programs: Mapping[str, Mapping[str, Lowered]
         name=description.name,
         version=description.version,
         created=description.created,
-        made_with=description.made_with,
+        made_with=packages,
         modalities=description.modalities,
         window=description.window,
         normalisation=description.normalisation,
@@ -150,6 +152,7 @@ def draft(description: Description, programs: Mapping[str, Mapping[str, Lowered]
         ),
         certificate=CERTIFICATE,
         sbom=SBOM,
+        presence=description.presence,
     )
     return Draft(description, manifest, members | {SBOM: bill})
 

@@ -285,7 +285,7 @@ def _measure(
                 step()
     chosen = golden_places(material.validation.truth)
     return (
-        certificate(material.certify_name, sorted(set(people.people), key=_natural), len(people.truth), rows),
+        certificate(material.certify_name, sorted({str(person) for person in people.people}, key=_natural), len(people.truth), rows),
         {name: windows[chosen] for name, windows in material.validation.windows.items()},
         {engine: proof.logits[:, chosen] for engine, proof in proofs.items()},
     )

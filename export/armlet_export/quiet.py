@@ -16,7 +16,7 @@ from typing import TextIO
 
 @contextmanager
 def quiet(log: Path) -> Iterator[TextIO]:
-    """Within the block, whatever the process prints is appended to ``log``; yields the standard error from outside."""
+    """Within the block, whatever the process prints is appended to ``log``; yields the standard output from outside."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -24,7 +24,7 @@ def quiet(log: Path) -> Iterator[TextIO]:
     try:
         with (
             log.open("ab", buffering=0) as sink,
-            os.fdopen(os.dup(saved[1]), "w", encoding="utf-8", errors="replace", buffering=1) as terminal,
+            os.fdopen(os.dup(saved[0]), "w", encoding="utf-8", errors="replace", buffering=1) as terminal,
         ):
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)

@@ -122,9 +122,9 @@ def report(root: Path, figures: Figures) -> str:
     """The demo's report as HTML."""
     sections = [_quality(figures), _live(root, figures), _resources(figures), _few_label(figures), _origin(figures)]
     summary = (
-        "A model was pretrained without labels, fine-tuned, quantised, proven, signed and deployed, then it decided live "
-        f"on two Bluetooth wearables while one of them was lost {len(figures.live_score.losses)} times. Recordings: HAPT "
-        "(Reyes-Ortiz et al., 2016), real people with a phone at the waist; the wearables that played them are virtual."
+        "A model was pretrained without labels, fine-tuned, quantised, proven, signed and deployed, then it decided "
+        f"live on two Bluetooth wearables while one of them was lost {len(figures.live_score.losses)} times. "
+        "Recordings: HAPT (Reyes-Ortiz et al., 2016), real people with a phone at the waist; the wearables that played them are virtual."
     )
     return page.page("armlet demo", summary, sections)
 
@@ -141,8 +141,8 @@ def _quality(figures: Figures) -> page.Section:
     confusions = {score.subset: np.array(score.confusion) for score in figures.evaluations["litert"].subsets}
     return page.Section(
         "On people never seen, whatever sensor is left",
-        f"Macro-F1 of six activities on {figures.evaluations['litert'].windows} windows of nine test people, by the very "
-        "programs in the bundle, for every subset of the sensors; and the spread over people. Below: where the int8 "
+        f"Macro-F1 of six activities on {figures.evaluations['litert'].windows} windows of nine test people, by the "
+        "very programs in the bundle, for every subset of the sensors; and the spread over people. Below: where the int8 "
         "LiteRT programs are wrong.",
         [page.Table(["programs", "sensors", "macro-F1", "lowest person", "median", "highest"], rows, 2)],
         [page.figure_confusions(confusions, labels)],
@@ -216,7 +216,7 @@ def _resources(figures: Figures) -> page.Section:
     live = figures.live
     text = (
         "One thread, on this machine; each engine's memory and cold start in a fresh process. Take the ratios, not the "
-        f"absolute times: {figures.bench.machine.cpu}. The live process (Bluetooth, recording and screen included) held "
+        f"absolute times: {figures.bench.machine.cpu}. The live process (Bluetooth, recording, screen) held "
         f"{live.memory['resident_bytes'] / 1e6:.0f} MB and came to its first decision "
         f"{page.dash(live.cold_start_s, '{:.1f} s')} after its start, a whole window of 2.56 s included."
     )
@@ -233,8 +233,8 @@ def _few_label(figures: Figures) -> page.Section:
     rows = [[str(few.k), f"{few.macro_f1:.3f}", f"± {few.deviation:.3f}"] for few in figures.few_label.few_label]
     return page.Section(
         "Few labels",
-        "A linear probe on the pretrained model's tokens, with k labelled windows of each activity from training people, "
-        "scored on the test people; mean and deviation over 10 draws.",
+        "A linear probe on the pretrained model's tokens, with k labelled windows of each activity from training "
+        "people, scored on the test people; mean and deviation over 10 draws.",
         [page.Table(["k", "macro-F1", "deviation"], rows)],
     )
 

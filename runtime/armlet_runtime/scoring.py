@@ -1,7 +1,7 @@
 """Scores of a live run whose truth is known: a recording with labels was played, and decisions came out.
 
-Every decision is compared with the recording's label, and with what the same programs say offline about the same span of
-the recording and the same subset. So the score separates what the model cannot do from what the live path spoilt.
+Every decision is compared with the recording's label, and with what the same programs say offline about the same span
+of the recording and the same subset. So the score separates what the model cannot do from what the live path spoilt.
 """
 
 from __future__ import annotations

@@ -232,6 +232,46 @@ print(before == engine.detail, "quantized kernels" in engine.detail, *result[0])
         assert (changed, said) == ("False", "True")
 
 
+def test_the_way_without_a_compiler_keeps_the_same_contract(small_draft: Path) -> None:
+    reason = executorch._why_not_numpy_runtime()
+    if reason is not None:
+        pytest.skip(reason)
+    engine = executorch.NumpyRuntimeEngine()
+    assert "its own thread pool" in engine.detail
+    data = (small_draft / "programs" / "two.pte").read_bytes()
+    program = engine.load(data, TWO_INPUTS, TWO_OUTPUTS)
+    np.testing.assert_array_equal(program({"b": B, "a": A})["difference"], A - B)
+    with pytest.raises(EngineError, match="the manifest promises"):
+        engine.load(data, TWO_INPUTS, {"difference": (1, 9), "joined": (1, 3)})
+    with pytest.raises(EngineError, match="does not load"):
+        engine.load(data[: len(data) // 2], TWO_INPUTS, TWO_OUTPUTS)
+    program.close()
+    with pytest.raises(EngineError, match="was closed"):
+        program({"a": A, "b": B})
+
+
+def test_the_legacy_engine_runs_the_same_programs(small_draft: Path, tmp_path: Path) -> None:
+    """In an environment of its own: tflite-runtime needs NumPy 1."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("tflite-runtime exists for Python 3.11 and older only")
+    venv.create(tmp_path / "env", with_pip=True)
+    interpreter = tmp_path / "env" / "bin" / "python"
+    subprocess.run(
+        [interpreter, "-m", "pip", "install", "-q", "numpy<2", "tflite-runtime==2.14.0", "msgspec", "cryptography"],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    environment = {"PYTHONPATH": str(Path(engines.__file__).parents[2])}
+    out = tmp_path / "o.npz"
+    done = subprocess.run(
+        [interpreter, "-m", "armlet_runtime.prove", small_draft, small_draft / "input.npz", out, "--engine", "tflite"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as proof:
+        np.testing.assert_allclose(proof["logits"], np.load(small_draft / "golden" / "litert.npy"), atol=1e-5)
+        assert '"engine":"tflite","version":"2.14.0"' in str(proof["report"])
+
+
 def test_the_shim_is_compiled_once_and_kept(tmp_path: Path) -> None:
     code = "from armlet_runtime.engines import get_engine; print(get_engine('executorch').detail)"
     assert "shim" in python(code, ARMLET_CACHE=str(tmp_path / "cache"))

@@ -37,7 +37,7 @@ class Program(Protocol):
 
 
 class Engine(Protocol):
-    """An engine that is installed on this machine. Every engine runs on one thread.
+    """An engine that is installed on this machine. It runs on one thread; one that cannot says so in ``detail``.
 
     Attributes:
         name: ``litert``, ``executorch``, ``onnx`` or ``tflite``.

@@ -7,7 +7,7 @@ and :attr:`Engine.detail <armlet_runtime.engines.base.Engine>` says which one wa
    interface (``executorch_shim.cpp``) is compiled against them with the system's ``g++`` on first use, and kept in
    ``$ARMLET_CACHE``, else ``~/.cache/armlet``. The Python package ``executorch`` itself is never imported. On a board:
    ``pip install --no-deps executorch==1.5.1``, as its declared dependencies are for exporting.
-2. *executorch-numpy-runtime*, for Python 3.12 and later.
+2. *executorch-numpy-runtime*, for Python 3.12 and later. It offers no way to run on one thread only.
 """
 
 from __future__ import annotations
@@ -270,15 +270,22 @@ class NumpyRuntimeEngine:
         import executorch_numpy_runtime
 
         self.version = f"{executorch_numpy_runtime.__et_version__} in {_NUMPY_PACKAGE} {version(_NUMPY_PACKAGE)}"
-        self.detail = f"XNNPACK, {_NUMPY_PACKAGE}"
+        self.detail = f"XNNPACK, optimized and quantized kernels, its own thread pool, {_NUMPY_PACKAGE}"
         self._runtime = executorch_numpy_runtime
 
     def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
         """See :meth:`armlet_runtime.engines.base.Engine.load`."""
         try:
             method = self._runtime.Runtime.get().load_program(program).load_method("forward")
+            described = method.metadata
         except self._runtime.ExecuTorchError as error:
             raise EngineError(f"the .pte program does not load: {error}") from error
+        for kind, promised in (("input", inputs), ("output", outputs)):
+            tensors = [
+                (f"#{i}", tuple(tensor["shape"]), _DTYPES.get(tensor["scalar_type"], f"dtype {tensor['scalar_type']}"))
+                for i, tensor in enumerate(described[f"{kind}s"])
+            ]
+            match_tensors(kind, promised, tensors)
         return NumpyRuntimeProgram(method, self._runtime.ExecuTorchError, inputs, outputs)
 
 
