@@ -106,12 +106,12 @@ class Link:
 
     Attributes:
         name: The wearable's name in the session.
-        state: ``missing``, ``connecting`` or ``streaming``.
+        state: ``found`` (heard, never connected), ``connecting``, ``streaming`` or ``missing`` (its link failed).
         problem: Why the last attempt failed or the link was lost; empty if nothing went wrong.
     """
 
     name: str
-    state: str = "missing"
+    state: str = "found"
     problem: str = ""
     device: BLEDevice | None = None
     heard: asyncio.Event = field(default_factory=asyncio.Event)

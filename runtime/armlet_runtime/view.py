@@ -23,7 +23,7 @@ class LinkView(Protocol):
 
     @property
     def state(self) -> str:
-        """``missing``, ``connecting`` or ``streaming``."""
+        """``found``, ``connecting``, ``streaming`` or ``missing``."""
 
     @property
     def problem(self) -> str:

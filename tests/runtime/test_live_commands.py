@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,15 +151,50 @@ def test_replay_in_real_time_takes_as_long(live: Path, small_bundle: SmallBundle
     assert (tmp_path / "0.jsonl").read_bytes() == (tmp_path / "1.jsonl").read_bytes()
 
 
+@contextmanager
+def terminal() -> Iterator[tuple[int, Callable[[], str]]]:
+    """A terminal for a process, and what was shown on it when the process has ended."""
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(ours, 4096)
+            except OSError:  # nobody has it open any more
+                return
+            shown.extend(data)
+
+    reader = threading.Thread(target=read)
+
+    def text() -> str:
+        os.close(theirs)
+        reader.join(10)
+        return shown.decode()
+
+    reader.start()
+    try:
+        yield theirs, text
+    finally:
+        os.close(ours)
+
+
 def test_ctrl_c_ends_a_run_cleanly(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     files = ["--record", tmp_path / "r.mcap", "--decisions", tmp_path / "d.jsonl", "--json", tmp_path / "s.json"]
-    with wearables(played, tmp_path) as bluetooth:
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with wearables(played, tmp_path) as bluetooth, terminal() as (screen, shown):
         command = ["run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth, *files]
-        process = subprocess.Popen([*ARMLET, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_for(lambda: (tmp_path / "d.jsonl").exists() and len(lines(tmp_path / "d.jsonl")) >= 2)
+        process = subprocess.Popen(
+            [*ARMLET, *map(str, command)], stdout=screen, stderr=subprocess.PIPE, env=environment
+        )
+        wait_for(lambda: (tmp_path / "d.jsonl").exists() and len(lines(tmp_path / "d.jsonl")) >= 5)
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=15)
-    assert process.returncode == 0 and b"Traceback" not in error and b"0 missed" in out
+        _, error = process.communicate(timeout=15)
+        text = shown()
+    assert process.returncode == 0 and b"Traceback" not in error
+    # The table while it ran, and the summary after it.
+    assert "samples/s" in text and "streaming" in text and "latency" in text and "acc+gyro" in text
+    assert "0 missed" in text and text.rindex("0 missed") > text.rindex("samples/s")
     recording = read_recording(tmp_path / "r.mcap")
     assert not recording.truncated and "ended_ns" in recording.meta
     assert json.loads((tmp_path / "s.json").read_text())["decisions"] == len(lines(tmp_path / "d.jsonl"))
