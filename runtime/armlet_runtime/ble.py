@@ -381,4 +381,6 @@ class Session:
 
 def _say(error: BaseException) -> str:
     """What an error says; its kind if it says nothing."""
+    if isinstance(error, FileNotFoundError):  # of the D-Bus socket
+        return "the system's D-Bus, over which BlueZ is reached, does not run"
     return str(error) or type(error).__name__

@@ -66,7 +66,8 @@ class Counts:
     Attributes:
         packets: All that arrived, good or not.
         samples: Samples taken in.
-        lost: Packets that the counter says were sent and that never came (a late one is taken off again).
+        lost: Packets that the counter says were sent and that never came, or came malformed (a late one is taken off
+            again); what a link loss swallowed is not among them.
         duplicated: Packets that had come before; dropped.
         out_of_order: Packets that came after a later one; put in their place.
         malformed: Packets that are truncated, oversized or of another layout; dropped.

@@ -157,7 +157,7 @@ def summary_lines(summary: Summary) -> list[str]:
     lines.append(memory)
     for name, wearable in summary.wearables.items():
         for profile, counts in wearable.profiles.items():
-            told = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count)
+            told = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items() if count)
             lines.append(f"{name} ({profile}): {told}")
         if not wearable.profiles:
             lines.append(f"{name}: {wearable.state} {wearable.problem}".rstrip())
