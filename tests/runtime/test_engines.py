@@ -291,6 +291,20 @@ def test_without_a_compiler_the_shim_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "empty").exists()
 
 
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code = """
+from armlet_runtime.engines import get_engine
+from armlet_runtime.errors import EngineError
+try:
+    get_engine('executorch')
+except EngineError as error:
+    print(error)
+"""
+    out = python(code, ARMLET_CACHE=str(tmp_path / "file" / "cache"))
+    assert "Not a directory; name another folder in $ARMLET_CACHE" in out
+
+
 def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "g++").write_text("#!/bin/sh\necho 'x.h: error: no such thing' >&2\nexit 1\n")
     (tmp_path / "g++").chmod(0o755)

@@ -138,7 +138,13 @@ class ShimEngine:
         self.detail = "XNNPACK, optimized kernels, 1 thread, armlet's shim"
         path = _shim_path()
         if not path.exists():
-            _compile(path)
+            try:
+                _compile(path)
+            except OSError as error:
+                raise EngineError(
+                    f"cannot keep armlet's part for executorch in {path.parent}: {error.strerror}; "
+                    "name another folder in $ARMLET_CACHE"
+                ) from error
         try:
             # Global, so that the shim and the later libraries find these by name, wherever the wheel is installed.
             for name in _LIBRARIES:
