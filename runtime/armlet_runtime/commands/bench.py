@@ -48,12 +48,13 @@ def run(args: argparse.Namespace) -> int:
     machine = report.machine
     console.print(
         f"{report.model} on {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.1f} GiB, "
-        f"{machine.architecture}, {machine.system}, Python {machine.python}, load {report.load_average[0]:.1f}"
+        f"{machine.architecture}, {machine.system}, Python {machine.python}, load {report.load_average[0]:.1f}",
+        soft_wrap=True,
     )
     for figures in report.engines:
-        console.print(f"{figures.engine}: {figures.version}, {figures.detail}")
+        console.print(f"{figures.engine}: {figures.version}, {figures.detail}", soft_wrap=True)
     for name, reason in report.skipped.items():
-        console.print(f"{name}: not measured, {reason}")
+        console.print(f"{name}: not measured, {reason}", soft_wrap=True)
 
     first = report.engines[0].engine
     latency = Table("part", "engine", "p50 us", "p90 us", "p99 us", f"p50 / {first}", "calls", box=box.SIMPLE_HEAD)

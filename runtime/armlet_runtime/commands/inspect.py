@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     console.print(
         f"certificate: {certificate.windows} windows of {len(certificate.people)} people, {certificate.data}; "
-        "distances are of logits from the float PyTorch model"
+        "distances are of logits from the float PyTorch model",
+        soft_wrap=True,
     )
     rows = Table("subset", "engine", "macro-F1", "PyTorch", "max dist.", "mean dist.", "agree", box=box.SIMPLE_HEAD)
     for row in certificate.rows:
