@@ -161,6 +161,9 @@ class Session:
         Raises:
             WearableError: There is no usable Bluetooth here.
         """
+        for name in self._names:
+            self.links[name] = Link(name, "missing", "not heard yet")
+            self._start(self._serve(self.links[name]))
         self._start(self._scan())
         try:
             await self._failed
@@ -202,9 +205,7 @@ class Session:
             return False
         if any(state != "streaming" for state in states.values()):
             return True
-        if self._names:
-            return not states.keys() >= set(self._names)
-        return not self._complete()
+        return not self._names and not self._complete()
 
     async def _scan(self) -> None:
         refused_since: float | None = None

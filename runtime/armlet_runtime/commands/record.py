@@ -57,6 +57,9 @@ async def _record(args: argparse.Namespace) -> int:
                     counts[packet.wearable] += packet.kind == "data"
                 view.links(session.links)
 
+            print(
+                f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the recording", flush=True
+            )
             ended_ns = await drive(session, turn, args.duration)
             writer.add_meta({ENDED_NS: str(ended_ns)})
     result = {"packets": dict(counts), "dropped_packets": session.dropped}

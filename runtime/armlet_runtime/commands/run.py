@@ -63,6 +63,7 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
         async with open_bluetooth(args.bluetooth) as bluetooth:
             modalities = [modality.name for modality in model.manifest.modalities]
             session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
+            print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
             view = make_view(core)
             began_ns = time.monotonic_ns()
 
