@@ -147,6 +147,9 @@ def _evaluate(demo: Demo) -> None:
 
 def _live(demo: Demo) -> None:
     profile = demo.profile
+    (demo.root / "live.mcap").unlink(
+        missing_ok=True
+    )  # of a stage that was interrupted; recordings are never overwritten
     port = _free_port()
     losses = [word for start, end in profile.losses_s for word in ("--link-loss", f"{LOST}:{start:g}:{end:g}")]
     simulate: list[str | Path] = [

@@ -72,7 +72,7 @@ def collect(root: Path, seconds: dict[str, float]) -> Figures:
     )
 
 
-def table(figures: Figures) -> TerminalTable:
+def make_table(figures: Figures) -> TerminalTable:
     """The demo's closing table."""
     subsets = [score.subset for score in figures.evaluations["pytorch"].subsets]
     result = TerminalTable(title="What the demo reached", title_style="bold")
@@ -118,15 +118,20 @@ def table(figures: Figures) -> TerminalTable:
     return result
 
 
-def report(root: Path, figures: Figures) -> str:
+def make_report(root: Path, figures: Figures) -> str:
     """The demo's report as HTML."""
     sections = [_quality(figures), _live(root, figures), _resources(figures), _few_label(figures), _origin(figures)]
     summary = (
         "A model was pretrained without labels, fine-tuned, quantised, proven, signed and deployed, then it decided "
-        f"live on two Bluetooth wearables while one of them was lost {len(figures.live_score.losses)} times. "
-        "Recordings: HAPT (Reyes-Ortiz et al., 2016), real people with a phone at the waist; the wearables that played them are virtual."
+        f"live on two Bluetooth wearables while the gyroscope's link was cut {_times(len(figures.live_score.losses))}. "
+        "Recordings: HAPT (Reyes-Ortiz et al., 2016), real people with a phone at the waist; the wearables that played "
+        "them are virtual."
     )
     return page.page("armlet demo", summary, sections)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _quality(figures: Figures) -> page.Section:
@@ -142,8 +147,8 @@ def _quality(figures: Figures) -> page.Section:
     return page.Section(
         "On people never seen, whatever sensor is left",
         f"Macro-F1 of six activities on {figures.evaluations['litert'].windows} windows of nine test people, by the "
-        "very programs in the bundle, for every subset of the sensors; and the spread over people. Below: where the int8 "
-        "LiteRT programs are wrong.",
+        "very programs in the bundle, for every subset of the sensors; and the spread over people. Below: where the "
+        "int8 LiteRT programs are wrong.",
         [page.Table(["programs", "sensors", "macro-F1", "lowest person", "median", "highest"], rows, 2)],
         [page.figure_confusions(confusions, labels)],
     )

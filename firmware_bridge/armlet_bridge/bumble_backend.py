@@ -280,7 +280,9 @@ class BumbleClient(BaseBleakClient):
         if self._connection is not None:
             raise BleakError("the client is already connected")
         if pair:
-            raise NotImplementedError("the bumble back end does not pair")
+            raise WearableError(
+                "the bumble back end does not pair; use --bluetooth system for a wearable that asks for it"
+            )
         try:
             await asyncio.wait_for(self._connect(), kwargs.get("timeout", self._timeout))
         except BaseException:
@@ -345,11 +347,11 @@ class BumbleClient(BaseBleakClient):
 
     async def pair(self, *_args: Any, **_kwargs: Any) -> None:
         """Not offered by this back end."""
-        raise NotImplementedError("the bumble back end does not pair")
+        raise WearableError("the bumble back end does not pair; a wearable that asks for it needs --bluetooth system")
 
     async def unpair(self) -> None:
         """Not offered by this back end."""
-        raise NotImplementedError("the bumble back end does not pair")
+        raise WearableError("the bumble back end does not pair; a wearable that asks for it needs --bluetooth system")
 
     async def read_gatt_char(
         self, characteristic: BleakGATTCharacteristic, *, use_cached: bool = False, **_kwargs: Any

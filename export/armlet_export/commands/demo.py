@@ -24,20 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo, write ``report.html``, and close with the table."""
-    import msgspec
     from rich.console import Console
 
     from armlet_runtime.files import write_atomic
+    from armlet_runtime.outputs import write_json
 
-    from .. import demo, summary
+    from .. import demo
+    from ..quiet import quiet
 
     console = Console()
     seconds = demo.run(args.out, "quick" if args.quick else "demo", console)
-    figures = summary.collect(args.out, seconds)
     report = args.out / "report.html"
-    write_atomic(report, summary.report(args.out, figures).encode())
-    console.print(summary.table(figures))
+    with quiet(args.out / "tools.log"):
+        from ..summary import collect, make_report, make_table
+
+        figures = collect(args.out, seconds)
+        write_atomic(report, make_report(args.out, figures).encode())
+    console.print(make_table(figures))
     console.print(f"Report: {report.resolve()}", highlight=False, soft_wrap=True)
     if args.json:
-        write_atomic(args.json, msgspec.json.format(msgspec.json.encode(figures), indent=2))
+        write_json(args.json, figures)
     return 0

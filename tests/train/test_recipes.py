@@ -1,0 +1,45 @@
+"""Recipes: those that come with armlet are sound, and mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from armlet_runtime.errors import RecipeError
+from armlet_train.recipes import find_recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "train" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_recipe_that_comes_with_armlet_loads(path: Path) -> None:
+    assert find_recipe(path.stem) == path
+    assert load_recipe(path).data.name == "hapt"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("epochs = ", "epoch = ", r"has no key 'epoch'; did you mean 'epochs'\?"),
+        ("[model]", "[modell]", r"\[top level\] has no key 'modell'; did you mean 'model'\?"),
+        ('mask = "token"', 'mask = "tokens"', "mask"),
+        ("dropout = 0.2", 'dropout = "much"', "Expected `float`, got `str` - at `model.dropout`"),
+        ("kernels = [", "kernels = [3, ", "one entry for each layer"),
+        ("[data]", "[data", "cannot read the recipe"),
+        ("token_dim = 64\n", "", "token_dim"),
+    ],
+)
+def test_mistake_is_one_sentence(old: str, new: str, said: str, tmp_path: Path) -> None:
+    text = (RECIPES / "hapt.toml").read_text()
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=said) as refused:
+        load_recipe(path)
+    assert str(path) in str(refused.value)
+
+
+def test_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="hapt, hapt-demo"):
+        find_recipe("wesad")
