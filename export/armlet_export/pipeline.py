@@ -198,8 +198,11 @@ def _quantise(material: Material, work: Path, progress: Progress) -> tuple[Armle
     def report(epoch: EpochReport) -> None:
         epochs.append(epoch)
         scores = ", ".join(f"{score:.3f}" for score in epoch.macro_f1)
-        best = " (best so far)" if epoch.best else ""
-        progress.note(f"epoch {epoch.epoch + 1}: loss {epoch.loss:.3f}, validation macro-F1 {scores}{best}")
+        best = " (nearest so far)" if epoch.best else ""
+        progress.note(
+            f"epoch {epoch.epoch + 1}: loss {epoch.loss:.4f}; on validation people {epoch.divergence:.4f} from the "
+            f"float model, macro-F1 {scores}{best}"
+        )
 
     with progress.stage("Quantisation-aware training", material.qat.epochs * material.batch_count) as advance:
         train(
@@ -283,9 +286,10 @@ def _measure(
                 proof = run_engine(folder, people.windows, engine)
                 rows += _compare(made, engine, people, proof.logits, float_logits, quantised)
                 step()
+    names = sorted({str(person) for person in people.people}, key=_natural)
     chosen = golden_places(material.validation.truth)
     return (
-        certificate(material.certify_name, sorted({str(person) for person in people.people}, key=_natural), len(people.truth), rows),
+        certificate(material.certify_name, names, len(people.truth), rows),
         {name: windows[chosen] for name, windows in material.validation.windows.items()},
         {engine: proof.logits[:, chosen] for engine, proof in proofs.items()},
     )

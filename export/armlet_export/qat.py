@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,10 +23,11 @@ from armlet_runtime.errors import ExportError
 from armlet_runtime.metrics import macro_f1
 from armlet_train import checkpoints
 from armlet_train.data import Scored
-from armlet_train.finetune import Batch, subset_logits, subset_predictions
+from armlet_train.finetune import Batch, subset_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
+from .gate import pytorch_logits
 from .graphs import AGGREGATOR
 from .quantise import input_quantiser, learn_ranges, prepare, set_input_range
 
@@ -41,10 +42,11 @@ INPUT_RANGE_BATCHES = 16
 
 
 class EpochReport(msgspec.Struct, frozen=True):
-    """One epoch: mean loss, and macro-F1 of each subset on validation people."""
+    """One epoch: mean loss; on validation people, the divergence from the float model and macro-F1 of each subset."""
 
     epoch: int
     loss: float
+    divergence: float
     macro_f1: tuple[float, ...]
     best: bool
 
@@ -123,9 +125,9 @@ def train(
     report: Callable[[EpochReport], None],
     advance: Callable[[], None],
 ) -> None:
-    """Train ``student``; it ends with the weights and ranges of its best epoch by mean macro-F1 over the subsets.
+    """Train ``student``; it ends as it was after the epoch nearest to the float model on validation people.
 
-    After every epoch a checkpoint is written; a second call with the same model and recipe goes on from it and ends
+    After every epoch a checkpoint is written; a second call with the same model and numbers goes on from it and ends
     with the same weights as one that was not interrupted.
 
     Args:
@@ -148,7 +150,9 @@ def train(
         recipe.learning_rate,
         weight_decay=0,
     )
-    expected = checkpoints.fingerprint(recipe, checkpoints.state_digest(model))
+    # Not the whole recipe: other bounds for the gate are no reason to train again.
+    numbers = (recipe.epochs, recipe.learning_rate, recipe.distillation, recipe.frozen_epochs)
+    expected = checkpoints.fingerprint(numbers, checkpoints.state_digest(model))
     state = checkpoints.load_checkpoint(folder / CHECKPOINT, expected)
     reports: list[EpochReport] = []
     best: dict[str, Tensor] = {}
@@ -165,6 +169,7 @@ def train(
             for _ in range(batch_count):
                 advance()
 
+    wanted = torch.from_numpy(pytorch_logits(model, validation.windows))
     for epoch in range(len(reports), recipe.epochs):
         _learn_ranges(student, epoch < max(1, recipe.epochs - recipe.frozen_epochs))
         losses = []
@@ -181,11 +186,13 @@ def train(
         if not math.isfinite(sum(losses)):
             raise ExportError("quantisation-aware training lost its way; lower [qat] learning_rate in the recipe")
         _learn_ranges(student, False)  # validation people must not move the ranges
-        scores = _score(student, validation)
-        is_best = all(sum(scores) > sum(earlier.macro_f1) for earlier in reports)
+        logits = pytorch_logits(student, validation.windows)
+        divergence = float(_divergence(torch.from_numpy(logits), wanted))
+        scores = tuple(macro_f1(validation.truth, part.argmax(1), part.shape[1]) for part in logits)
+        is_best = all(divergence < earlier.divergence for earlier in reports)
         if is_best:
             best = {name: value.clone() for name, value in student.state_dict().items()}
-        reports.append(EpochReport(epoch, sum(losses) / len(losses), scores, is_best))
+        reports.append(EpochReport(epoch, sum(losses) / len(losses), divergence, scores, is_best))
         checkpoints.save(
             folder / CHECKPOINT,
             {
@@ -199,12 +206,6 @@ def train(
         report(reports[-1])
     student.load_state_dict(best)
     _learn_ranges(student, False)
-
-
-def _score(student: ArmletModel, validation: Scored) -> tuple[float, ...]:
-    classes = student.aggregator(torch.zeros(1, student.mask_tokens.numel()))[0].shape[1]
-    predicted: Sequence[Tensor] = list(subset_predictions(student, validation.windows))
-    return tuple(macro_f1(validation.truth, row.numpy(), classes) for row in predicted)
 
 
 def _learn_ranges(student: ArmletModel, learn: bool) -> None:

@@ -103,4 +103,6 @@ def _licences(package: str) -> list[dict[str, Any]]:
     text = declared["License"].strip() if "License" in declared else ""
     if text and "\n" not in text and len(text) < 80:
         names = [text]
+    if not names and "License-File" in declared:
+        names = [f"as in {declared['License-File']} of the package"]
     return [{"license": {"name": name}} for name in names]

@@ -1,0 +1,167 @@
+"""A small model of the real kind, fine-tuned for seconds on made signals: all that an export starts from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from armlet_export.assemble import Description
+from armlet_export.pipeline import ExportReport, Material, export_model
+from armlet_export.qat import STAGE, prepare_model, train
+from armlet_runtime.manifest import Presence
+from armlet_runtime.modalities import Modality
+from armlet_runtime.windows import WindowSpec
+from armlet_train import finetune
+from armlet_train.data import Corpus, score_windows
+from armlet_train.models import ArmletModel, fold_batchnorm
+from armlet_train.recipes import AugmentRecipe, FinetuneRecipe, ModelRecipe, QatRecipe
+
+MODALITIES = (Modality("acc", ("x", "y", "z"), "g", 50.0), Modality("gyro", ("x", "y"), "rad/s", 50.0))
+LABELS = ("still", "slow", "fast")
+MODEL = ModelRecipe(
+    channels=(8, 12), kernels=(5, 3), strides=(2, 2), token_dim=16, hidden_dim=24, embedding_dim=16, dropout=0.1
+)
+AUGMENT = AugmentRecipe(rotation_deg=5.0, scale=0.02, jitter=0.02, gap=0.1)
+FINETUNE = FinetuneRecipe(
+    epochs=15, batch=32, learning_rate=5e-3, weight_decay=0.0, label_smoothing=0.0, average=0.9, seed=0, augment=AUGMENT
+)
+QAT = QatRecipe(epochs=2, learning_rate=5e-4, distillation=0.9, frozen_epochs=1, max_f1_loss=0.02, min_agreement=0.97)
+LENGTH = 64
+
+
+def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
+    """Each person stays in each label for a while; a label is a frequency, in both modalities, in noise."""
+    rng = np.random.default_rng(seed)
+    count = 1200
+    signals: dict[str, list[np.ndarray]] = {modality.name: [] for modality in MODALITIES}
+    codes, wearers, ends = [], [], []
+    for person in people:
+        for code, frequency in enumerate((0.0, 3.0, 9.0)):
+            times = np.arange(count) / 50.0
+            for modality in MODALITIES:
+                phase = rng.uniform(0, 6, len(modality.channels))
+                wave = np.sin(2 * np.pi * frequency * times[:, None] + phase) * (frequency > 0)
+                noise = 0.3 * rng.standard_normal((count, len(modality.channels)))
+                signals[modality.name].append((0.5 + wave + noise).astype(np.float32))
+            codes.append(np.full(count, code, np.int64))
+            wearers.append(np.full(count, person))
+            ends.append(np.full(count, count * (len(ends) + 1), np.int64))
+    return Corpus(
+        MODALITIES,
+        {name: np.concatenate(parts) for name, parts in signals.items()},
+        np.concatenate(codes),
+        LABELS,
+        np.concatenate(wearers),
+        np.concatenate(ends),
+        LENGTH,
+        LENGTH // 2,
+    )
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    torch.manual_seed(0)
+    corpus, normalisation = (made := made_corpus(("1", "2"), seed=1)), made.normalisation()
+    validation = score_windows(made_corpus(("3", "10"), seed=2), normalisation)
+    fresh = ArmletModel(MODEL, MODALITIES, len(LABELS), LENGTH)
+    model = finetune.finetune(
+        fresh, corpus, normalisation, validation, FINETUNE, torch.device("cpu"),
+        tmp_path_factory.mktemp("finetune"), lambda report: None, lambda done, total: None,
+    )  # fmt: skip
+    return Material(
+        model=fold_batchnorm(model),
+        description=Description(
+            name="made",
+            version="1",
+            created="2026-01-01T00:00:00Z",
+            modalities=MODALITIES,
+            window=WindowSpec(LENGTH / 50.0, 0.32),
+            normalisation=normalisation,
+            labels=LABELS,
+            token_dim=MODEL.token_dim,
+            embedding_dim=MODEL.embedding_dim,
+            presence=Presence(),
+        ),
+        batches=lambda epoch: finetune.batches(corpus, normalisation, FINETUNE, epoch, stage=STAGE),
+        batch_count=finetune.steps_per_epoch(corpus, FINETUNE.batch),
+        validation=validation,
+        certify=validation,
+        certify_name="made validation",
+        qat=QAT,
+    )
+
+
+def prepared(material: Material) -> ArmletModel:
+    parts = material.description.parts
+    return prepare_model(material.model, {part: material.description.signature(part).example() for part in parts})
+
+
+@pytest.fixture
+def fresh_student(material: Material) -> Callable[[], ArmletModel]:
+    """Makes untrained prepared models."""
+    return lambda: prepared(material)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="session")
+def student(material: Material, work: Path) -> ArmletModel:
+    """Trained to the end, its checkpoint in ``work``."""
+    model = prepared(material)
+    train(
+        material.model, model, material.qat, material.batches, material.batch_count, material.validation, work,
+        lambda report: None, lambda: None,
+    )  # fmt: skip
+    return model
+
+
+@dataclass
+class Recorder:
+    """A progress that keeps what it is told."""
+
+    stages: list[tuple[str, int, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        steps = [0]
+
+        def step() -> None:
+            steps[0] += 1
+
+        yield step
+        self.stages.append((title, steps[0], total))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@dataclass(frozen=True)
+class Exported:
+    report: ExportReport
+    bundle: Path
+    key: Ed25519PrivateKey
+    progress: Recorder
+
+
+@pytest.fixture(scope="session")
+def exported(material: Material, student: ArmletModel, work: Path) -> Exported:
+    """A whole export; its training is found in the checkpoint of ``student``."""
+    key, bundle, progress = Ed25519PrivateKey.generate(), work / "made.armlet", Recorder()
+    report = export_model(material, ("onnx", "litert", "executorch"), key, work, bundle, progress)
+    return Exported(report, bundle, key, progress)
