@@ -95,6 +95,14 @@ def test_normalisation_gives_zero_mean_and_unit_spread() -> None:
     assert np.abs(normal.std(axis=1) - 1).max() < 1e-5
 
 
+def test_knee_keeps_signs_and_one_and_lifts_what_is_small() -> None:
+    numbers = Normalisation((0.0,), (1.0,), knee=0.05)
+    small, one, large, minus = numbers.apply(np.array([[0.01, 1.0, 100.0, -1.0]], np.float32))[0]
+    assert one == pytest.approx(1) and minus == pytest.approx(-1)
+    assert 0.05 < small < 0.06
+    assert 2 < large < 3
+
+
 def test_subsets_are_all_non_empty_ones_whole_first() -> None:
     assert subsets(["acc", "gyro"]) == [("acc", "gyro"), ("acc",), ("gyro",)]
     assert len(subsets(list("abcde"))) == 31

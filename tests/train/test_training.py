@@ -16,7 +16,7 @@ import torch
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording
-from armlet_runtime.windows import fill_gaps
+from armlet_runtime.windows import Normalisation, fill_gaps
 from armlet_train import augment, crossl, finetune
 from armlet_train.models import ArmletModel, fold_batchnorm
 from armlet_train.recipes import find_recipe, load_recipe
@@ -94,6 +94,14 @@ def test_rotations_are_rotations() -> None:
     eye = torch.eye(3).expand(50, 3, 3)
     torch.testing.assert_close(turns @ turns.transpose(1, 2), eye, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.linalg.det(turns), torch.ones(50))
+
+
+@pytest.mark.parametrize("knee", [None, 0.05])
+def test_training_normalises_as_the_board_does(knee: float | None) -> None:
+    numbers = Normalisation((0.1, -0.2, 0.9), (0.3, 0.2, 0.4), knee)
+    windows = torch.randn(20, 3, 128)
+    ours = augment.normalise(windows, numbers).numpy()
+    np.testing.assert_allclose(ours, numbers.apply(windows.numpy()), rtol=1e-5, atol=1e-6)
 
 
 def test_gaps_are_filled_as_the_board_fills_them() -> None:

@@ -29,8 +29,7 @@ class Augment:
             normalisation: By modality, in the model's order.
         """
         self.recipe = recipe
-        self.mean = {name: torch.tensor(numbers.mean)[:, None] for name, numbers in normalisation.items()}
-        self.std = {name: torch.tensor(numbers.std)[:, None] for name, numbers in normalisation.items()}
+        self.normalisation = normalisation
 
     def __call__(self, windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Augment a batch.
@@ -48,11 +47,19 @@ class Augment:
         for name, raw in windows.items():
             window = turn @ raw if raw.shape[1] == 3 else raw
             gain = 1 + self.recipe.scale * torch.randn(len(raw), 1, 1, device=raw.device)
-            normal = (window * gain - self.mean[name].to(raw.device)) / self.std[name].to(raw.device)
+            normal = normalise(window * gain, self.normalisation[name])
             loudness = self.recipe.jitter * torch.rand(len(raw), 1, 1, device=raw.device)
             noisy = normal + loudness * torch.randn_like(normal)
             result[name] = random_gaps(noisy, self.recipe.gap, self.recipe.gap_share)
         return result
+
+
+def normalise(window: Tensor, numbers: Normalisation) -> Tensor:
+    """:meth:`armlet_runtime.windows.Normalisation.apply` for tensors, on their device."""
+    mean = torch.tensor(numbers.mean, device=window.device)[:, None]
+    std = torch.tensor(numbers.std, device=window.device)[:, None]
+    normal = (window - mean) / std
+    return normal if numbers.knee is None else torch.asinh(normal / numbers.knee) / math.asinh(1 / numbers.knee)
 
 
 def random_rotations(count: int, degrees: float, device: torch.device) -> Tensor:

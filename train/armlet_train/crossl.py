@@ -7,7 +7,7 @@ would have said.
 
 Differences from the published code: the two masks of a pair are never empty and never the same (there, more than half
 of the pairs at the default ratio are), a hidden token is a learned one (``mask = "zero"`` gives the published zeros),
-and each view is augmented.
+each view is augmented, and the second view is a window close in time to the first.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def pretrain(
     steps = len(corpus.starts(labelled=False, every=corpus.stride)) // recipe.batch
     signals = {name: torch.from_numpy(signal).to(device) for name, signal in corpus.signals.items()}
     span = torch.arange(corpus.length, device=device)
+    reach = round(recipe.neighbour_s * corpus.modalities[0].rate_hz)
     augment = Augment(recipe.augment, normalisation)
     pairs = mask_pairs(len(model.modalities))
 
@@ -145,11 +146,13 @@ def pretrain(
         sums = torch.zeros(4, device=device)
         for step in range(steps):
             set_learning_rate(optimiser, recipe.learning_rate, epoch * steps + step, recipe.epochs * steps)
-            chosen = torch.from_numpy(order.choice(starts, recipe.batch)).to(device)
-            raw = {name: signal[chosen[:, None] + span].transpose(1, 2) for name, signal in signals.items()}
+            chosen = order.choice(starts, recipe.batch)
+            # One after the other: the first view's windows, then the second's.
+            chosen = np.concatenate([chosen, corpus.neighbours(chosen, reach, order)])
+            index = torch.from_numpy(chosen).to(device)[:, None] + span
+            views = augment({name: signal[index].transpose(1, 2) for name, signal in signals.items()})
             masks = pairs[torch.from_numpy(order.integers(0, len(pairs), recipe.batch))].to(device)
             # Both views go through the encoders as one batch: one pass, and batch statistics over both.
-            views = {name: torch.cat([first, second]) for name, first, second in _both(augment, raw)}
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 tokens = training.model.tokens(views)
                 vectors = training.view(tokens, torch.cat([masks[:, 0], masks[:, 1]]))
@@ -175,11 +178,6 @@ def pretrain(
         )
         report(EpochReport(epoch, *means))
     model.to("cpu").eval()
-
-
-def _both(augment: Augment, raw: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
-    first, second = augment(raw), augment(raw)
-    return [(name, first[name], second[name]) for name in raw]
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:

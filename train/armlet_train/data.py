@@ -34,6 +34,7 @@ class Corpus:
         ends: (n,) index just past the end of each sample's recording.
         length: Samples of a window.
         stride: Samples from window to window in scoring.
+        knee: Modality to the knee of its normalisation, where it has one.
     """
 
     modalities: tuple[Modality, ...]
@@ -44,6 +45,7 @@ class Corpus:
     ends: Int64
     length: int
     stride: int
+    knee: dict[str, float]
 
     @property
     def wearers(self) -> list[str]:
@@ -72,16 +74,25 @@ class Corpus:
             starts = starts[(self.codes[starts] != NO_LABEL) & (self.run_ends[starts] >= starts + self.length)]
         return starts
 
+    def neighbours(self, starts: Int64, reach: int, draw: np.random.Generator) -> Int64:
+        """For each start another one at most ``reach`` samples away, whose window lies in the same recording."""
+        firsts = np.concatenate([[0], np.unique(self.ends)[:-1]])
+        first = firsts[np.searchsorted(firsts, starts, side="right") - 1]
+        moved = starts + draw.integers(-reach, reach, len(starts), endpoint=True)
+        inside: Int64 = np.clip(moved, first, self.ends[starts] - self.length)
+        return inside
+
     def windows(self, starts: Int64) -> dict[str, Float32]:
         """Modality name to (windows, channels, samples) in its unit."""
         return {name: cut(signal, self.length, self.stride, starts) for name, signal in self.signals.items()}
 
     def normalisation(self) -> dict[str, Normalisation]:
-        """Mean and standard deviation of every channel over all samples."""
+        """Mean and standard deviation of every channel over all samples, and the recipe's knees."""
         return {
             name: Normalisation(
                 tuple(map(float, signal.mean(axis=0, dtype=np.float64))),
                 tuple(map(float, signal.std(axis=0, dtype=np.float64))),
+                self.knee.get(name),
             )
             for name, signal in self.signals.items()
         }
@@ -128,6 +139,9 @@ def join(recordings: Sequence[Recording], recipe: DataRecipe) -> Corpus:
     Raises:
         DataError: There is no recording, or one lacks a modality.
     """
+    strange = set(recipe.knee) - set(recipe.modalities)
+    if strange:
+        raise DataError(f"[data] knee names {', '.join(sorted(strange))}, which is not among [data] modalities")
     if not recordings:
         raise DataError(f"{recipe.name} has no recordings of the people asked for")
     modalities = []
@@ -166,6 +180,7 @@ def join(recordings: Sequence[Recording], recipe: DataRecipe) -> Corpus:
         np.concatenate(ends),
         round(recipe.window_s * rate),
         round(recipe.stride_s * rate),
+        dict(recipe.knee),
     )
 
 

@@ -75,39 +75,39 @@ def score(
 
 
 def features(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 512) -> Float32:
-    """(n, modalities * token_dim) tokens of normalised windows (n, channels, samples), side by side."""
+    """(n, modalities * features) of normalised windows (n, channels, samples): what the tokens are linear maps of."""
     count = len(next(iter(windows.values())))
     parts = []
     with torch.no_grad():
         for at in range(0, count, batch):
             part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
-            parts.append(model.tokens(part).flatten(1).numpy())
+            parts.append(torch.cat([model.encoder(name).features(part[name]) for name in model.modalities], 1).numpy())
     return np.concatenate(parts)
 
 
 def few_label(
     model: ArmletModel, unlabelled: Mapping[str, Float32], train: Scored, test: Scored, classes: int
 ) -> list[FewLabelScore]:
-    """Linear probe on frozen tokens: logistic regression on k windows a class of training people, scored on ``test``.
+    """Linear probe on the frozen encoders: logistic regression on k windows a class of training people.
 
     Args:
         model: Pretrained, in evaluation mode.
-        unlabelled: Normalised windows of training people, all of them; the tokens' mean and deviation come from here.
+        unlabelled: Normalised windows of training people, all of them; the features' mean and deviation come from here.
         train: Labelled windows of training people, from which the k are drawn.
         test: Windows to score.
         classes: How many labels there are.
     """
     every = features(model, unlabelled)
     mean, deviation = every.mean(axis=0), every.std(axis=0) + 1e-6  # a dead unit must not be divided by zero
-    train_tokens = (features(model, train.windows) - mean) / deviation
-    test_tokens = (features(model, test.windows) - mean) / deviation
+    train_features = (features(model, train.windows) - mean) / deviation
+    test_features = (features(model, test.windows) - mean) / deviation
     results = []
     for k in FEW_LABELS:
         scores = []
         for seed in range(SEEDS):
             chosen = _few(train.truth, k, classes, np.random.default_rng(seed))
-            probe = LogisticRegression(max_iter=1000).fit(train_tokens[chosen], train.truth[chosen])
-            scores.append(macro_f1(test.truth, probe.predict(test_tokens), classes))
+            probe = LogisticRegression(max_iter=1000).fit(train_features[chosen], train.truth[chosen])
+            scores.append(macro_f1(test.truth, probe.predict(test_features), classes))
         results.append(FewLabelScore(k, SEEDS, float(np.mean(scores)), float(np.std(scores))))
     return results
 

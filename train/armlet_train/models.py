@@ -45,10 +45,14 @@ class Encoder(nn.Module):
         self.pool = nn.AvgPool2d((1, steps), count_include_pad=False)
         self.token = nn.Linear(before, recipe.token_dim)
 
+    def features(self, window: Tensor) -> Tensor:
+        """(B, last of the recipe's channels): what the token is a linear map of."""
+        pooled: Tensor = self.pool(self.layers(window.unsqueeze(2)))
+        return pooled.flatten(1)
+
     def forward(self, window: Tensor) -> Tensor:
         """Encode a batch."""
-        features = self.pool(self.layers(window.unsqueeze(2)))
-        token: Tensor = self.token(features.flatten(1))
+        token: Tensor = self.token(self.features(window))
         return token
 
 
@@ -94,6 +98,12 @@ class ArmletModel(nn.Module):
         self.encoders = nn.ModuleDict({modality.name: Encoder(recipe, modality, length) for modality in modalities})
         self.mask_tokens = nn.Parameter(0.1 * torch.randn(len(modalities), recipe.token_dim))
         self.aggregator = Aggregator(recipe, len(modalities), labels)
+
+    def encoder(self, name: str) -> Encoder:
+        """The encoder of a modality."""
+        encoder = self.encoders[name]
+        assert isinstance(encoder, Encoder)
+        return encoder
 
     def tokens(self, windows: Mapping[str, Tensor]) -> Tensor:
         """(B, modalities, token_dim) of windows that are all there."""

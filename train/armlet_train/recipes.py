@@ -28,6 +28,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window_s: Length of a window.
         stride_s: From window to window in scoring.
         hop_s: From window to window in the live loop.
+        knee: Modality to the knee of its scale, see :class:`armlet_runtime.windows.Normalisation`.
     """
 
     name: Literal["hapt"]
@@ -36,6 +37,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_s: float
     stride_s: float
     hop_s: float
+    knee: dict[str, float] = {}
 
 
 class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +82,8 @@ class PretrainRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         variance: VICReg's variance coefficient.
         covariance: VICReg's covariance coefficient.
         projection_dim: Width of the space in which VICReg compares.
+        neighbour_s: How far the second view's window may lie from the first's, within the same recording. People go on
+            with what they do, so windows close in time belong together, wherever a step begins in them.
         mask: What stands for a hidden token: a learned one (``token``) or zeros (``zero``, as published).
         seed: Of everything random.
         augment: Changes to the windows; each of the two views has its own.
@@ -93,6 +97,7 @@ class PretrainRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     variance: float
     covariance: float
     projection_dim: int
+    neighbour_s: float
     mask: Literal["token", "zero"]
     seed: int
     augment: AugmentRecipe

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_option(parser)
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="people to score on (test)")
     parser.add_argument(
-        "--few-label", action="store_true", help="linear probe on a run's tokens with 1, 5, 10, 20 labels"
+        "--few-label", action="store_true", help="linear probe on a run's encoders with 1, 5, 10, 20 labels a class"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
 
