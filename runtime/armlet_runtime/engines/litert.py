@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -55,8 +59,9 @@ class TfliteProgram:
     def __init__(self, interpreter: Any, program: bytes, inputs: Shapes, outputs: Shapes) -> None:
         self.inputs, self.outputs = dict(inputs), dict(outputs)
         try:
-            self._interpreter = interpreter(model_content=program, num_threads=1)
-            self._interpreter.allocate_tensors()
+            with _no_notes():
+                self._interpreter = interpreter(model_content=program, num_threads=1)
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"the .tflite program does not load: {_one_line(error)}") from error
         # Without a delegate the interpreter is several times slower, and has been seen to overwrite buffers in use.
@@ -105,6 +110,24 @@ class TfliteProgram:
     def close(self) -> None:
         """See :meth:`armlet_runtime.engines.base.Program.close`."""
         self._interpreter = None
+
+
+@contextmanager
+def _no_notes() -> Iterator[None]:
+    """Keep the library's ``INFO:`` lines off the terminal: it has no setting for them. Any other line is passed on."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            caught.seek(0)
+            for line in caught:
+                if not line.startswith(b"INFO: "):
+                    os.write(2, line)
 
 
 def _one_line(error: Exception) -> str:
