@@ -171,6 +171,6 @@ def check(rows: Sequence[GateRow], recipe: QatRecipe, logit_step: float) -> None
             )
         if not row.agreement >= recipe.min_agreement:
             raise ExportError(
-                f"{where}: int8 decides as the float model on {row.agreement:.1%} of the windows, "
-                f"and {recipe.min_agreement:.1%} are asked for; train longer with [qat] epochs in the recipe"
+                f"{where}: int8 decides as the float model on {row.agreement:.2%} of the windows, "
+                f"and {recipe.min_agreement:.2%} are asked for; train longer with [qat] epochs in the recipe"
             )

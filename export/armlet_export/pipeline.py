@@ -198,10 +198,10 @@ def _quantise(material: Material, work: Path, progress: Progress) -> tuple[Armle
     def report(epoch: EpochReport) -> None:
         epochs.append(epoch)
         scores = ", ".join(f"{score:.3f}" for score in epoch.macro_f1)
-        best = " (nearest so far)" if epoch.best else ""
+        nearest = ", nearest so far" if epoch.best else ""
         progress.note(
-            f"epoch {epoch.epoch + 1}: loss {epoch.loss:.4f}; on validation people {epoch.divergence:.4f} from the "
-            f"float model, macro-F1 {scores}{best}"
+            f"epoch {epoch.epoch + 1}: loss {epoch.loss:.4f}; validation: divergence {epoch.divergence:.4f}{nearest}; "
+            f"macro-F1 {scores}"
         )
 
     with progress.stage("Quantisation-aware training", material.qat.epochs * material.batch_count) as advance:

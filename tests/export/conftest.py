@@ -62,6 +62,7 @@ def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
         np.concatenate(ends),
         LENGTH,
         LENGTH // 2,
+        {},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -21,7 +22,7 @@ from armlet_export.gate import GateRow, check, compare, pytorch_logits, run_engi
 from armlet_export.pipeline import Material, export_model, golden_places
 from armlet_export.quiet import quiet
 from armlet_runtime.bundle import Bundle, open_bundle
-from armlet_runtime.errors import ExportError
+from armlet_runtime.errors import ExportError, RunError
 from armlet_runtime.golden import golden_run
 from armlet_runtime.manifest import Certificate
 from armlet_runtime.model import BundleModel
@@ -174,7 +175,7 @@ def test_bounds_stop_a_bundle(material: Material, exported: Exported) -> None:
     with pytest.raises(ExportError, match=r"litert \(int8\), subset acc\+gyro: int8 costs 3.00 points"):
         check([worse], material.qat, step)
     other = msgspec.structs.replace(rows[0], agreement=0.9)
-    with pytest.raises(ExportError, match=r"on 90\.0% of the windows"):
+    with pytest.raises(ExportError, match=r"on 90\.00% of the windows"):
         check([other], material.qat, step)
     far = msgspec.structs.replace(rows[-1], max_distance=float("nan"))
     with pytest.raises(ExportError, match=r"onnx \(fp32\), subset gyro: a logit is nan away"):
@@ -196,6 +197,17 @@ def test_an_unknown_engine_is_refused(material: Material, recorder: Recorder, tm
     out = tmp_path / "out.armlet"
     with pytest.raises(ExportError, match="no programs for tensorrt; choose of litert, executorch, onnx"):
         export_model(material, ("tensorrt",), Ed25519PrivateKey.generate(), tmp_path, out, recorder)
+
+
+def test_the_command_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    from armlet_export.commands import export
+
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    arguments = parser.parse_args([str(tmp_path), "--out", str(tmp_path / "out.armlet")])
+    with pytest.raises(RunError, match="is not a run of armlet"):
+        export.run(arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_windows_are_of_every_label() -> None:

@@ -156,8 +156,8 @@ def _show(report: ExportReport) -> None:
     sizes: dict[str, int] = {}
     for program in report.programs:
         sizes[program.engine] = sizes.get(program.engine, 0) + program.bytes
-    table = Table(title=f"Proven on {report.certificate.windows} windows, {report.certificate.data}")
-    for heading in ("engine", "programs", "subset", "macro-F1", "PyTorch float", "same decision", "mean distance"):
+    table = Table(title=f"Proven on {report.certificate.windows} windows of {report.certificate.data}")
+    for heading in ("engine", "programs", "subset", "macro-F1", "PyTorch", "agree", "distance"):
         table.add_column(heading, justify="left" if heading in ("engine", "subset") else "right")
     precision = {program.engine: program.precision for program in report.programs}
     shown = ""
