@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,22 +128,12 @@ class _Progress:
     @contextlib.contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from armlet_train.commands.training import progress_bar
 
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda: progress.advance(task)
+        with progress_bar(title, self._console) as update:
+            update(0, total)
+            done = itertools.count(1)
+            yield lambda: update(next(done), total)
 
     def note(self, text: str) -> None:
         """A line above the bar."""

@@ -6,6 +6,10 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +24,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that takes steps done and steps in all; begun again training starts where it left off."""
+def progress_bar(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, or on ``console``; it takes steps done and steps in all."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -32,6 +36,6 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
