@@ -238,7 +238,7 @@ def _few_label(figures: Figures) -> page.Section:
     rows = [[str(few.k), f"{few.macro_f1:.3f}", f"± {few.deviation:.3f}"] for few in figures.few_label.few_label]
     return page.Section(
         "Few labels",
-        "A linear probe on the pretrained model's tokens, with k labelled windows of each activity from training "
+        "A linear probe on the pretrained, frozen encoders, with k labelled windows of each activity from training "
         "people, scored on the test people; mean and deviation over 10 draws.",
         [page.Table(["k", "macro-F1", "deviation"], rows)],
     )
