@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from armlet_runtime.cli import ORDER
+from armlet_runtime.cli import ORDER, main
 
 
 def armlet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,3 +66,30 @@ def test_missing_input_is_one_sentence(arguments: tuple[str, ...], tmp_path: Pat
     assert "Traceback" not in refused.stderr
     assert "missing" in refused.stderr or "no-such-recipe" in refused.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("duration", ["nan", "inf", "-1", "soon"])
+@pytest.mark.parametrize("command", ["run", "record"])
+def test_a_duration_is_a_number_of_seconds(command: str, duration: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "x", "--duration", duration])
+    assert f"'{duration}' is not a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "file:taken/slot"),
+        ("deploy", "taken", "file:taken"),
+        ("evaluate", "taken"),
+        ("export", "taken", "--out", "x.armlet"),
+        ("finetune", "hapt-tiny", "--from", "taken", "--out", "x"),
+        ("demo", "--out", "taken"),
+    ],
+)
+def test_a_file_where_a_folder_should_be_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"neither a bundle nor a folder")
+    refused = armlet(*arguments, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "taken" in refused.stderr.splitlines()[-1]

@@ -31,6 +31,8 @@ ESTABLISH_INTERVALS = 6
 # Used if a link's own supervision timeout was not seen; it is also what bumble asks for.
 DEFAULT_SUPERVISION_S = 0.72
 
+MAX_PORT = 65535
+
 _ATT_CID = 4
 _ATT_NOTIFICATION = 0x1B
 _L2CAP_HEAD = struct.Struct("<HH")
@@ -311,7 +313,7 @@ async def serve(air: AirLink, spec: str) -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
     ports: set[_HostPort] = set()
     try:
-        if kind == "tcp-server" and host and port.isdecimal():
+        if kind == "tcp-server" and host and port.isdecimal() and int(port) <= MAX_PORT:
             server = await loop.create_server(lambda: _HostPort(air, ports), host, int(port), family=socket.AF_INET)
             client = f"tcp-client:{host}:{server.sockets[0].getsockname()[1]}"
         elif kind == "unix-server" and where:

@@ -445,8 +445,6 @@ async def open_bluetooth(transport: str | Controller) -> AsyncIterator[Bluetooth
         if isinstance(transport, str):
             try:
                 source, sink = await stack.enter_async_context(await open_transport(transport))
-            except ModuleNotFoundError:
-                raise
             except Exception as error:  # libusb's errors and bumble's bare ones share no base but Exception
                 reason = str(error) or type(error).__name__
                 raise WearableError(f"cannot open the Bluetooth transport '{transport}': {reason}") from error

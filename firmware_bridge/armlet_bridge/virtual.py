@@ -40,6 +40,8 @@ SCALES = {
 """Unit per LSB: +-4 g, +-1000 degrees/s (17.45 rad/s), +-4912 uT, ranges that common 16-bit IMUs have."""
 
 ADVERTISING_INTERVAL_MS = 100
+# Of a device name (Core specification, Vol 3, Part C, 12.1).
+MAX_NAME_BYTES = 248
 # From all subscribed to the first sample: the last subscriber's answer is on its way.
 LEAD_IN_S = 0.1
 
@@ -85,6 +87,8 @@ class ImuProfile:
         first = streams[0]
         if any(not np.array_equal(first.times_ns, stream.times_ns) for stream in streams):
             raise UsageError(f"{names} are not sampled at the same times: give each a wearable of its own")
+        if samples_per_packet < 1:
+            raise UsageError(f"an IMU packet holds one sample at least, not {samples_per_packet}")
         self._samples_per_packet = samples_per_packet
         self._info = imu.ImuInfo(
             first.modality.rate_hz, {stream.modality.name: SCALES[stream.modality.name] for stream in streams}
@@ -384,6 +388,11 @@ async def put_on(
         raise UsageError(f"the recording '{recording.name}' holds {have}, which no virtual wearable can play")
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError("two virtual wearables have the same name")
+    for spec in specs:
+        if len(spec.name.encode()) > MAX_NAME_BYTES:
+            raise UsageError(f"the name '{spec.name}' is longer than the {MAX_NAME_BYTES} bytes that Bluetooth allows")
+    if not math.isfinite(drift_ppm):
+        raise UsageError(f"a clock cannot drift by {drift_ppm:g} ppm")
     played: list[Stream] = []
     wearables: dict[str, VirtualWearable] = {}
     async with AsyncExitStack() as stack:

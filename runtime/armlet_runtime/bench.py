@@ -9,6 +9,7 @@ and their ratios hold. Memory and cold start are taken in fresh processes, sever
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -135,8 +136,8 @@ def bench(
     Raises:
         ArmletError: The bundle or a wanted engine cannot be used, or a fresh process failed.
     """
-    if not seconds > 0:
-        raise UsageError(f"the time to measure must be positive, not {seconds:g} s")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"the time to measure must be positive and finite, not {seconds:g} s")
     bundle = open_bundle(path, keys.trusted_keys(key_files))
     names, skipped = engines_to_measure(bundle, wanted)
     load = os.getloadavg()

@@ -8,6 +8,7 @@ packages only inside ``run``.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib.metadata import entry_points, version
 from types import ModuleType
@@ -57,7 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(_load_commands(argv)).parse_args(argv)
     module: ModuleType = args.module
     try:
-        return int(module.run(args))
+        code = int(module.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough, as 'head' does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+        return 1
     except ModuleNotFoundError as error:
         # A module of ours that is missing is a bug; any other is an extra that is not installed.
         if not module.EXTRA or (error.name or "").startswith("armlet"):
@@ -70,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except ArmletError as error:
         print(f"armlet: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be read: the machine's doing, not a bug
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"armlet: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("armlet: interrupted", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -33,18 +34,27 @@ class Lines:
         Raises:
             UsageError: The file cannot be written.
         """
-        self._file: BinaryIO | None = None
+        self._path = path
+        self._file: FileIO | None = None
         if path is not None:
             try:
-                self._file = path.open("wb")
+                self._file = path.open("wb", buffering=0)
             except OSError as error:
                 raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
     def write(self, line: bytes) -> None:
-        """Write one line at once."""
+        """Write one line at once.
+
+        Raises:
+            UsageError: The line cannot be written, as on a full disk.
+        """
         if self._file is not None:
-            self._file.write(line + b"\n")
-            self._file.flush()
+            left = line + b"\n"
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError as error:
+                raise UsageError(f"cannot write {self._path}: {error.strerror}") from error
 
     def __enter__(self) -> Lines:
         return self

@@ -368,7 +368,8 @@ async def test_bad_transports_are_one_sentence(air: AirLink, tmp_path: Path) -> 
         with pytest.raises(WearableError, match="cannot open the Bluetooth transport"):
             async with open_bluetooth(transport):
                 pass
-    for where in ("tcp-server:127.0.0.1", "tcp-server:127.0.0.1:x", "unix-server:", "tcp-client:127.0.0.1:1"):
+    tcp = ("tcp-server:127.0.0.1", "tcp-server:127.0.0.1:x", "tcp-server:127.0.0.1:65536", "tcp-client:127.0.0.1:1")
+    for where in (*tcp, "unix-server:"):
         with pytest.raises(UsageError, match="give tcp-server:HOST:PORT or unix-server:PATH"):
             async with serve(air, where):
                 pass

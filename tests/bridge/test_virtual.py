@@ -212,7 +212,10 @@ async def test_heart_rate_strap(make_recording: MakeRecording) -> None:
         ([WearableSpec("W", ("ecg",))], 2, "holds acc, gyro, not ecg"),
         ([WearableSpec("W", ("acc",)), WearableSpec("W", ("gyro",))], 2, "same name"),
         ([WearableSpec("W", ("acc", "gyro"))], 43, "514 is the most"),
-        ([WearableSpec("W", ("acc",))], 0, "1 to 120 samples"),
+        ([WearableSpec("W", ("acc",))], 0, "one sample at least, not 0"),
+        ([WearableSpec("W", ("acc",))], -1, "one sample at least, not -1"),
+        ([WearableSpec("W", ("acc",))], 121, "1 to 120 samples"),
+        ([WearableSpec("W" * 249, ("acc",))], 2, "longer than the 248 bytes"),
     ],
 )
 async def test_impossible_wearables_are_refused(
@@ -244,7 +247,9 @@ async def test_nothing_to_play_is_refused(recording: Recording) -> None:
         (["--link-loss", "gyro:nan:1"], "END must come after it"),
         (["--link-loss", "gyro:1:inf"], "END must come after it"),
         (["--link-loss", "hr:1:2"], "no wearable 'hr', only Armlet-Acc, Armlet-Gyro"),
-        (["--duration", "nan"], "--duration"),
+        (["--duration", "nan"], "'nan' is not a number of seconds"),
+        (["--start", "soon"], "'soon' is not a number of seconds"),
+        (["--drift-ppm", "nan"], "cannot drift by nan ppm"),
         (["--listen", "tcp-client:127.0.0.1:1"], "give tcp-server:HOST:PORT or unix-server:PATH"),
         (["--log", "no/such/folder"], "cannot write no/such/folder"),
     ],

@@ -89,6 +89,8 @@ def test_engines_can_be_chosen_and_errors_are_sentences(small_bundle: Any) -> No
         bench(small_bundle.path, key, ["tensorrt"])
     with pytest.raises(UsageError, match="must be positive"):
         bench(small_bundle.path, key, seconds=0)
+    with pytest.raises(UsageError, match="finite"):
+        bench(small_bundle.path, key, seconds=float("inf"))
     with pytest.raises(EngineError, match=r"a fresh process with litert failed: .*cannot read the bundle"):
         fresh_start(Path("nothing.armlet"), key, "litert")
 

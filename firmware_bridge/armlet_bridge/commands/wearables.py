@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from armlet_runtime.commands.bluetooth_arguments import add_bluetooth_option, seconds
 from armlet_runtime.errors import UsageError, WearableError
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="this wearable (or the one of this modality) is out of reach from START to END seconds (repeatable); the "
         "link ends after its supervision timeout (0.72 s), and a shorter absence only delays",
     )
-    simulate.add_argument("--start", type=_seconds, default=0.0, metavar="S", help="begin S seconds into the recording")
-    simulate.add_argument("--duration", type=_seconds, metavar="S", help="play S seconds (default: to the end)")
+    simulate.add_argument("--start", type=seconds, default=0.0, metavar="S", help="begin S seconds into the recording")
+    simulate.add_argument("--duration", type=seconds, metavar="S", help="play S seconds (default: to the end)")
     simulate.add_argument("--log", type=Path, metavar="FILE", help="write the events as JSON lines")
     simulate.set_defaults(act=_simulate)
 
@@ -91,22 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info = actions.add_parser("info", help="connect to one wearable and show what it is")
     info.add_argument("name", metavar="NAME", help="its advertised name")
     for action, act, wait in ((scan, _scan, 5.0), (info, _info, 15.0)):
-        action.add_argument(
-            "--bluetooth",
-            default="system",
-            metavar="NAME",
-            help="'system' (default), or bumble:TRANSPORT such as bumble:usb:0 or bumble:tcp-client:127.0.0.1:9000",
-        )
-        action.add_argument("--seconds", type=_seconds, default=wait, metavar="S", help=f"listen (default {wait:g})")
+        add_bluetooth_option(action)
+        action.add_argument("--seconds", type=seconds, default=wait, metavar="S", help=f"listen (default {wait:g})")
         action.add_argument("--json", type=Path, metavar="FILE", help="write the result")
         action.set_defaults(act=act)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError(text)
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -200,7 +189,7 @@ def _scan(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _listen(bluetooth_name: str, seconds: float) -> list[dict[str, Any]]:
+async def _listen(bluetooth_name: str, wait_s: float) -> list[dict[str, Any]]:
     from bleak import BleakScanner
 
     from armlet_runtime.ble import open_bluetooth
@@ -209,7 +198,7 @@ async def _listen(bluetooth_name: str, seconds: float) -> list[dict[str, Any]]:
     async with open_bluetooth(bluetooth_name) as bluetooth:
         with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_name}'"):
             async with BleakScanner(backend=bluetooth.scanner) as scanner:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(wait_s)
                 heard = scanner.discovered_devices_and_advertisement_data
     found = [
         {
@@ -241,7 +230,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _ask(bluetooth_name: str, name: str, seconds: float) -> dict[str, Any]:
+async def _ask(bluetooth_name: str, name: str, wait_s: float) -> dict[str, Any]:
     from bleak import BleakClient, BleakScanner
     from bleak_retry_connector import establish_connection
 
@@ -250,7 +239,7 @@ async def _ask(bluetooth_name: str, name: str, seconds: float) -> dict[str, Any]
     async with open_bluetooth(bluetooth_name) as bluetooth:
         with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_name}'"):
             async with BleakScanner(backend=bluetooth.scanner) as scanner:
-                device = await _find(scanner, name, seconds)
+                device = await _find(scanner, name, wait_s)
         with _bleak_errors(f"cannot connect to '{name}' on Bluetooth '{bluetooth_name}'"):
             client = await establish_connection(BleakClient, device, name, backend=bluetooth.client)
             try:
@@ -259,7 +248,7 @@ async def _ask(bluetooth_name: str, name: str, seconds: float) -> dict[str, Any]
                 await client.disconnect()
 
 
-async def _find(scanner: BleakScanner, name: str, seconds: float) -> BLEDevice:
+async def _find(scanner: BleakScanner, name: str, wait_s: float) -> BLEDevice:
     found: asyncio.Future[BLEDevice] = asyncio.get_running_loop().create_future()
 
     async def look() -> None:
@@ -269,10 +258,10 @@ async def _find(scanner: BleakScanner, name: str, seconds: float) -> BLEDevice:
                 return
 
     try:
-        await asyncio.wait_for(look(), seconds)
+        await asyncio.wait_for(look(), wait_s)
     except asyncio.TimeoutError:
         raise WearableError(
-            f"no wearable '{name}' was heard in {seconds:g} s: is it on, near, and not in use?"
+            f"no wearable '{name}' was heard in {wait_s:g} s: is it on, near, and not in use?"
         ) from None
     return found.result()
 

@@ -1,24 +1,41 @@
-"""The arguments that every command with Bluetooth wearables has."""
+"""The arguments that commands with Bluetooth wearables share."""
 
 from __future__ import annotations
 
 import argparse
+import math
 
 
-def add_bluetooth_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--bluetooth``, ``--wearables`` and ``--duration``."""
+def seconds(text: str) -> float:
+    """A time on the command line: finite and not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+    return value
+
+
+def add_bluetooth_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--bluetooth``."""
     parser.add_argument(
         "--bluetooth",
         default="system",
         metavar="NAME",
         help="'system' (default), or bumble:TRANSPORT such as bumble:usb:0 or bumble:tcp-client:127.0.0.1:9000",
     )
+
+
+def add_bluetooth_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--bluetooth``, ``--wearables`` and ``--duration``."""
+    add_bluetooth_option(parser)
     parser.add_argument(
         "--wearables",
         metavar="NAME,NAME",
         help="advertised names of the wearables to use (default: all that are known)",
     )
-    parser.add_argument("--duration", type=float, metavar="S", help="end after S seconds (default: at Ctrl-C)")
+    parser.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds (default: at Ctrl-C)")
 
 
 def wearable_names(args: argparse.Namespace) -> tuple[str, ...]:
