@@ -129,7 +129,8 @@ class RecordingWriter:
     """Writes a recording as it comes; what was flushed is readable even if the process is killed.
 
     Use it as a context manager, or call :meth:`close`. Packets are flushed once a second of their own time
-    (:data:`FLUSH_NS`). A file that no :meth:`close` has ended is read back as ``truncated``.
+    (:data:`FLUSH_NS`). A new file that an error leaves without any message is removed, so that its name is free for the
+    next attempt. A file that no :meth:`close` has ended is read back as ``truncated``.
     """
 
     def __init__(self, file: BinaryIO, name: str, person: str, meta: Mapping[str, str] | None = None) -> None:
@@ -137,6 +138,7 @@ class RecordingWriter:
         from mcap.writer import Writer
 
         self._file = file
+        self._created: Path | None = None
         self._writer = Writer(file, enable_data_crcs=True)
         self._channels: dict[str, int] = {}
         self._counts: dict[str, int] = {}
@@ -159,7 +161,9 @@ class RecordingWriter:
             raise DataError(f"{path} exists already: choose another name for the new recording") from error
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror}") from error
-        return cls(file, name, person, meta)
+        writer = cls(file, name, person, meta)
+        writer._created = path
+        return writer
 
     def stream(self, stream: Stream) -> None:
         """Write a whole stream.
@@ -218,6 +222,8 @@ class RecordingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if kind is not None and self._created is not None and not self._counts:
+            self._created.unlink(missing_ok=True)
 
     def _channel(self, topic: str, properties: Mapping[str, object], metadata: dict[str, str]) -> None:
         if topic in self._channels:
@@ -270,6 +276,7 @@ def read_recording(path: Path) -> Recording:
     """
     from mcap.exceptions import EndOfFile, InvalidMagic, RecordLengthLimitExceeded
     from mcap.stream_reader import StreamReader
+    from mcap.writer import MCAP0_MAGIC
 
     content = _Content()
     truncated = False
@@ -283,7 +290,9 @@ def read_recording(path: Path) -> Recording:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except InvalidMagic as error:
         raise DataError(f"{path} is not an MCAP file") from error
-    except (EndOfFile, RecordLengthLimitExceeded):  # the last record is longer than the rest of the file
+    except (EndOfFile, RecordLengthLimitExceeded) as error:  # the last record is longer than the rest of the file
+        if size < len(MCAP0_MAGIC):
+            raise DataError(f"{path} is not an MCAP file: it has {size} bytes") from error
         truncated = True
     except DataError as error:
         raise DataError(f"{path} is damaged: {error}") from error

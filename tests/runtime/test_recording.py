@@ -180,6 +180,17 @@ def test_a_live_recording_overwrites_nothing(tmp_path: Path) -> None:
         RecordingWriter.create(tmp_path / "none" / "r.mcap", "r", "p")
 
 
+def test_an_error_before_the_first_message_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.mcap"
+    with pytest.raises(RuntimeError), RecordingWriter.create(path, "r", "p"):
+        raise RuntimeError
+    assert not path.exists()
+    with pytest.raises(RuntimeError), RecordingWriter.create(path, "r", "p") as writer:
+        writer.packet(Packet(5, "w", "data", "u", b"1"))
+        raise RuntimeError
+    assert len(read_recording(path).packets) == 1
+
+
 def test_meta_added_at_the_end_is_read(tmp_path: Path) -> None:
     with RecordingWriter.create(tmp_path / "r.mcap", "r", "p", {"a": "1"}) as writer:
         writer.add_meta({"ended_ns": "5"})
@@ -232,3 +243,6 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "x.mcap").write_bytes(b"PK\x03\x04 not mcap")
     with pytest.raises(DataError, match="is not an MCAP file"):
         read_recording(tmp_path / "x.mcap")
+    (tmp_path / "empty.mcap").touch()
+    with pytest.raises(DataError, match="is not an MCAP file: it has 0 bytes"):
+        read_recording(tmp_path / "empty.mcap")
