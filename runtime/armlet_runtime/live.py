@@ -42,8 +42,8 @@ KEEP_MARGIN_NS = 1_000_000_000
 # alias the signal or invent some, and the stream is not used.
 RATE_TOLERANCE = 0.1
 
-# Packets further apart are not of one run: the clock they are stamped with was another one.
-LONGEST_SILENCE_NS = 24 * 3600 * 1_000_000_000
+# Packets of a recording that are further apart are not of one run: the clock they are stamped with was another one.
+LONGEST_SILENCE_NS = 7 * 24 * 3600 * 1_000_000_000
 
 
 @dataclass
@@ -97,15 +97,17 @@ class LiveCore:
         """Take in a packet, and give what fell due before it and because of it.
 
         Raises:
-            DataError: It arrived before the one before it, or a day after it.
+            DataError: It arrived before the one before it, or (in a replay) a week after it.
             EngineError: The engine failed.
         """
         at = packet.arrival_ns
-        if self._newest_arrival_ns is not None and not 0 <= at - self._newest_arrival_ns < LONGEST_SILENCE_NS:
-            raise DataError(
-                f"a packet of '{packet.wearable}' arrived at {at} ns, and the one before it at "
-                f"{self._newest_arrival_ns} ns: packets must come in order of arrival, within a day"
-            )
+        if self._newest_arrival_ns is not None:
+            silence_ns = at - self._newest_arrival_ns
+            if silence_ns < 0 or (self._clock_ns is None and silence_ns >= LONGEST_SILENCE_NS):
+                raise DataError(
+                    f"a packet of '{packet.wearable}' arrived at {at} ns, and the one before it at "
+                    f"{self._newest_arrival_ns} ns: packets must come in order of arrival, within a week"
+                )
         decisions = self._decide_until(at - 1)
         self._newest_arrival_ns = at
         self._take_in(packet)

@@ -236,8 +236,20 @@ def test_packets_must_come_in_order(model: CountingModel) -> None:
     feed(core, packets)
     with pytest.raises(DataError, match="in order of arrival"):
         core.packet(packets[0])
-    with pytest.raises(DataError, match="within a day"):
+    with pytest.raises(DataError, match="within a week"):
         core.packet(Packet(START_NS * 1000, "A", "disconnected", "", b""))
+
+
+def test_a_long_silence_ends_a_replay_but_no_live_run(model: CountingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armlet_runtime.live.LONGEST_SILENCE_NS", 4_000_000_000)
+    returned = Packet(at_s(8.0), "A", "connected", "", b"")
+    live = LiveCore(model, lambda: at_s(8.0))
+    feed(live, both(3.0))
+    assert live.packet(returned)[-1].subset == ()
+    replay = LiveCore(model)
+    feed(replay, both(3.0))
+    with pytest.raises(DataError, match="within a week"):
+        replay.packet(returned)
 
 
 def test_live_times_are_measured(model: CountingModel) -> None:

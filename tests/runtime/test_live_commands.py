@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Packet, Recording, Stream, read_recording, write_recording
+from armlet_runtime.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
 
 from .conftest import SmallBundle
 
@@ -133,6 +133,13 @@ def test_replay_gives_the_live_decisions_byte_for_byte(live: Path, small_bundle:
         assert summary[same] == lived[same]
 
 
+def test_a_full_disk_is_one_sentence(live: Path, small_bundle: SmallBundle) -> None:
+    key: list[str | Path] = ["--key", small_bundle.public_key_path]
+    full = armlet("replay", live / "live.mcap", small_bundle.path, *key, "--decisions", "/dev/full")
+    assert full.returncode == 2
+    assert full.stderr.splitlines() == ["armlet: cannot write /dev/full: No space left on device"]
+
+
 def test_replay_in_real_time_takes_as_long(live: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     recording = read_recording(live / "live.mcap")
     recording.packets = recording.packets[:120]
@@ -228,6 +235,7 @@ def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_
     (tmp_path / "broken.mcap").write_bytes(b"no recording")
     backwards = Recording("b", "p", packets=[Packet(5, "w", "connected", "", b""), Packet(4, "w", "data", "", b"")])
     write_recording(tmp_path / "backwards.mcap", backwards)
+    write_recording(tmp_path / "endless.mcap", Recording("e", "p", {ENDED_NS: "9" * 30}, packets=backwards.packets[:1]))
     for arguments, says in (
         (["replay", played, small_bundle.path, *key], "holds no packets, only streams"),
         (["replay", tmp_path / "broken.mcap", small_bundle.path, *key], "is not an MCAP file"),
@@ -238,6 +246,9 @@ def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_
         (["run", small_bundle.path, *key, "--engine", "nonsense"], "nonsense"),
         (["run", tmp_path / "none.armlet", *key], "none.armlet"),
         (["run", small_bundle.path, *key, "--decisions", tmp_path / "no" / "d.jsonl"], "cannot write"),
+        (["record", tmp_path / "r.mcap", "--bluetooth", "bumble:tcp-client:127.0.0.1:1"], "127.0.0.1:1"),
+        (["run", small_bundle.path, *key, "--record", tmp_path / "r.mcap", "--bluetooth", "nonsense"], "nonsense"),
+        (["replay", tmp_path / "endless.mcap", small_bundle.path, *key], "a week after its last packet"),
     ):
         refused = armlet(*arguments)
         assert refused.returncode == 2, arguments

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from ..errors import DataError
-    from ..live import LiveCore
+    from ..live import LONGEST_SILENCE_NS, LiveCore
     from ..outputs import Lines, write_json
     from ..recording import ENDED_NS, read_recording
     from ..summary import Tally, since_process_start_s
@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
                 lines.write(decision.to_json())
                 view.decision(decision, tally.add(decision))
         ended = recording.meta.get(ENDED_NS, "")
-        ended_ns = int(ended) if ended.isdecimal() else recording.packets[-1].arrival_ns
+        newest_ns = recording.packets[-1].arrival_ns
+        ended_ns = int(ended) if ended.isdecimal() else newest_ns
+        if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
+            raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
         for decision in core.advance(ended_ns):
             lines.write(decision.to_json())
             view.decision(decision, tally.add(decision))
