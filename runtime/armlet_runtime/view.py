@@ -76,7 +76,8 @@ class TableView(LineView):
         from rich.live import Live
 
         self._core = core
-        self._live = Live(console=Console(), auto_refresh=False, transient=True)
+        # Names and problems come over the air: they are text, whatever brackets they hold.
+        self._live = Live(console=Console(markup=False), auto_refresh=False, transient=True)
         self._live.start()
         self._links: Mapping[str, LinkView] = {}
         self._newest: Decision | None = None
@@ -108,6 +109,7 @@ class TableView(LineView):
     def _table(self, now: float) -> Any:
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         wearables = Table("wearable", "link", "samples/s", "lost", "problem", box=None, padding=(0, 2))
         for name, link in self._links.items():
@@ -123,12 +125,12 @@ class TableView(LineView):
         newest = self._newest
         if newest is None:
             return Group(wearables, "waiting for the first window")
-        line = f"[bold]{newest.label or 'no sensor'}[/bold]  on {subset_name(newest.subset)}"
+        about = f"  on {subset_name(newest.subset)}"
         if newest.scores:
-            line += f"  score {max(newest.scores):.2f}"
+            about += f"  score {max(newest.scores):.2f}"
         if newest.latency_s is not None:
-            line += f"  latency {newest.latency_s * 1e3:.0f} ms"
-        return Group(wearables, "", line)
+            about += f"  latency {newest.latency_s * 1e3:.0f} ms"
+        return Group(wearables, "", Text.assemble((newest.label or "no sensor", "bold"), about))
 
 
 def make_view(core: LiveCore) -> LineView:
