@@ -117,7 +117,7 @@ def read_state(folder: Path) -> SlotState:
     except FileNotFoundError:
         return SlotState({})
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {folder / STATE}: {error}") from error
+        raise BundleError(f"cannot read {folder / STATE} ({error}): remove it and deploy again") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

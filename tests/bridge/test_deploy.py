@@ -242,7 +242,7 @@ def test_killed_from_outside_at_any_time(make_bundle: MakeBundle, slot: Path, pu
 
 
 def test_command_line(make_bundle: MakeBundle, slot: Path, public: list[Path], tmp_path: Path) -> None:
-    def armlet(bundle: Path) -> subprocess.CompletedProcess[str]:
+    def armlet(bundle: Path | str, slot: Path = slot) -> subprocess.CompletedProcess[str]:
         said = ["--key", str(public[0]), "--json", str(tmp_path / "done.json")]
         return subprocess.run(
             [sys.executable, "-m", "armlet_runtime", "deploy", str(bundle), f"file:{slot}", *said],
@@ -262,3 +262,6 @@ def test_command_line(make_bundle: MakeBundle, slot: Path, public: list[Path], t
     assert refused.returncode == 2
     assert "corrupt" in refused.stderr
     assert "Traceback" not in refused.stderr + failed.stderr
+    copied = armlet(f"file:{slot}", tmp_path / "other")
+    assert copied.returncode == 0, copied.stderr
+    assert digest(current_bundle(tmp_path / "other"), public) == digest(current_bundle(slot), public)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from armlet_runtime.commands.model_arguments import add_bundle_arguments
+
 NAME = "deploy"
 HELP = "Verify a bundle and put it into a slot; the slot keeps its old bundle if anything is wrong with the new one."
 EXAMPLE = "armlet deploy har.armlet file:/var/lib/armlet/slot --json deployed.json"
@@ -14,23 +16,21 @@ EXTRA = ""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("bundle", type=Path, help="bundle (.armlet)")
-    parser.add_argument("target", help="file:FOLDER, a slot on this machine; made if it is not there")
-    parser.add_argument(
-        "--key", type=Path, action="append", default=[], metavar="FILE.pub", help="trusted public key (repeatable)"
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was done as JSON")
+    add_bundle_arguments(parser)
+    parser.add_argument("target", metavar="TARGET", help="file:FOLDER, a slot on this machine; made if not there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Deploy; 1 if the golden run refused the bundle."""
     from armlet_runtime.outputs import write_json
+    from armlet_runtime.slots import bundle_path
 
     from ..deploy import HealthError, deploy, parse_target
 
     folder = parse_target(args.target)
     try:
-        done = deploy(args.bundle, folder, args.key)
+        done = deploy(bundle_path(args.bundle), folder, args.key)
     except HealthError as error:
         print(f"armlet: {error}", file=sys.stderr)
         return 1
