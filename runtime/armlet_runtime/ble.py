@@ -384,4 +384,6 @@ def _say(error: BaseException) -> str:
     """What an error says; its kind if it says nothing."""
     if isinstance(error, FileNotFoundError):  # of the D-Bus socket
         return "the system's D-Bus, over which BlueZ is reached, does not run"
+    if isinstance(error, asyncio.TimeoutError) and not str(error):
+        return "no answer in time"
     return str(error) or type(error).__name__
