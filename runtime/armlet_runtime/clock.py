@@ -146,7 +146,8 @@ class PacketClock:
         if not self._recent:
             first = _Seen(batch.sequence, batch.clock_us, batch.count, arrival_ns)
             if self._before is not None and not self._went_on(self._before, first):
-                self._counts.restarts += 1
+                return self._restart_or_hold(batch, arrival_ns)
+            self._drop_held()
             return [self._open_run(first, batch)]
         newest = self._recent[-1]
         seen = self._unwrap(newest, batch, arrival_ns)

@@ -213,6 +213,22 @@ def test_a_new_link_opens_a_new_run_and_knows_a_restart() -> None:
     assert (counts.connections, counts.restarts, counts.lost, counts.samples) == (3, 1, 0, 300)
 
 
+def test_a_packet_of_before_the_link_loss_does_not_open_the_new_run() -> None:
+    made, wearable = Made(), linked()
+    packets = [made.packet() for _ in range(400)]
+    for taken_ns, data in packets[:200]:
+        wearable.data(imu.DATA_UUID, data, taken_ns + FAST_NS)
+    wearable.disconnected()
+    wearable.connected()
+    wearable.info(imu.INFO_UUID, imu.encode_info(INFO))
+    wearable.data(imu.DATA_UUID, packets[150][1], packets[299][0])
+    for taken_ns, data in packets[300:]:
+        wearable.data(imu.DATA_UUID, data, taken_ns + FAST_NS)
+        assert (errors_ns(wearable, taken_ns) == FAST_NS).all()
+    counts = wearable.counts["imu"]
+    assert (counts.implausible, counts.restarts, counts.samples) == (1, 0, 600)
+
+
 def test_a_burst_after_a_stall_finds_its_times() -> None:
     """Packets of 2 s that were held and come at once belong to those 2 s; also if they are the first of the link."""
     for before in (0, 100):
