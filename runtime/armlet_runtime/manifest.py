@@ -8,7 +8,7 @@ half-understand carries a higher ``schema``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -23,8 +23,8 @@ class ProgramRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a program lies in the bundle, and its promised inputs and outputs (name to shape)."""
 
     member: str
-    inputs: dict[str, tuple[int, ...]]
-    outputs: dict[str, tuple[int, ...]]
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
     precision: str
     """``int8`` or ``fp32``: what the weights and activations are kept in."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -79,7 +79,7 @@ def ordered_inputs(promised: Shapes, given: Mapping[str, Float32]) -> list[Float
     return arrays
 
 
-def match_tensors(kind: str, promised: Shapes, actual: list[tuple[str, tuple[int, ...], str]]) -> list[int]:
+def match_tensors(kind: str, promised: Shapes, actual: Sequence[tuple[str, tuple[int, ...], str]]) -> list[int]:
     """Which of the program's tensors each promised one is.
 
     Args:
