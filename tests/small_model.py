@@ -42,7 +42,8 @@ class Encoder(nn.Module):
 
     def forward(self, window: Tensor) -> Tensor:
         x = torch.relu(self.conv(window.view(1, 3, 1, SAMPLES)))
-        return self.project(x.view(1, 8 * 23))
+        token: Tensor = self.project(x.view(1, 8 * 23))
+        return token
 
 
 class Aggregator(nn.Module):
@@ -65,7 +66,8 @@ class Rounded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ops = torch.ops.quantized_decomposed
         whole = ops.quantize_per_tensor(x, 0.5, 0, -128, 127, torch.int8)
-        return ops.dequantize_per_tensor(whole, 0.5, 0, -128, 127, torch.int8)
+        rounded: Tensor = ops.dequantize_per_tensor(whole, 0.5, 0, -128, 127, torch.int8)
+        return rounded
 
 
 def lower_quantised_kernels(path: Path) -> None:

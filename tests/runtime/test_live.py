@@ -26,6 +26,7 @@ from armlet_runtime.wearables import heart_rate, imu
 START_NS = 7_000_000_000_000
 PERIOD_NS = 20_000_000
 SCALE = {"acc": 0.001, "gyro": 0.01}
+DELAY_NS = (5_000_000,)
 
 
 class CountingModel(BundleModel):
@@ -65,7 +66,7 @@ def samples(
     modality: str,
     from_s: float,
     to_s: float,
-    delay_ns: Sequence[int] = (5_000_000,),
+    delay_ns: Sequence[int] = DELAY_NS,
     value: float = 0.5,
 ) -> list[Packet]:
     """Packets of two samples each, taken every 20 ms from START_NS on."""
@@ -87,9 +88,9 @@ def feed(core: LiveCore, packets: list[Packet], until_ns: int | None = None) -> 
     return decisions + (core.advance(until_ns) if until_ns else [])
 
 
-def both(to_s: float, **options: Sequence[int]) -> list[Packet]:
-    parts = [link_up("A", "acc", START_NS), samples("A", "acc", 0, to_s, **options)]
-    return in_order(*parts, link_up("G", "gyro", START_NS + 2), samples("G", "gyro", 0, to_s, **options))
+def both(to_s: float, delay_ns: Sequence[int] = DELAY_NS) -> list[Packet]:
+    parts = [link_up("A", "acc", START_NS), samples("A", "acc", 0, to_s, delay_ns)]
+    return in_order(*parts, link_up("G", "gyro", START_NS + 2), samples("G", "gyro", 0, to_s, delay_ns))
 
 
 def at_s(seconds: float) -> int:
@@ -119,7 +120,7 @@ def test_decisions_are_the_model_s_own(model: CountingModel) -> None:
     for name, seen in model.asked[-2:]:
         np.testing.assert_allclose(seen, window[name], atol=1e-6)
     logits, embedding = model.predict(dict(model.asked[-2:]))
-    np.testing.assert_array_equal(np.float32(decision.embedding), embedding)
+    np.testing.assert_array_equal(np.asarray(decision.embedding, np.float32), embedding)
     np.testing.assert_allclose(decision.scores, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
 
 
@@ -307,8 +308,8 @@ def test_a_live_run_and_its_replay_agree(model: CountingModel, seed: int, data: 
 def test_any_packets_are_survived(model: CountingModel, events: list[tuple[int, str, str, str, bytes]]) -> None:
     core, at_ns = LiveCore(model), START_NS + 200_000_000
     packets = both(1.0)
-    for step_ns, *rest in events:
+    for step_ns, name, kind, source, data in events:
         at_ns += step_ns
-        packets.append(Packet(at_ns, *rest))
+        packets.append(Packet(at_ns, name, kind, source, data))
     decisions = feed(core, in_order(packets), START_NS + 20_000_000_000)
     assert [decision.index for decision in decisions] == list(range(len(decisions))) and decisions

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from armlet_runtime.cli import main
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
 
@@ -207,6 +208,22 @@ def test_ctrl_c_ends_a_run_cleanly(played: Path, small_bundle: SmallBundle, tmp_
     assert json.loads((tmp_path / "s.json").read_text())["decisions"] == len(lines(tmp_path / "d.jsonl"))
 
 
+def test_a_run_that_loses_its_bluetooth_keeps_what_it_did(
+    played: Path, small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr("armlet_runtime.ble.GIVE_UP_S", 1.0)
+    model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+    live, again, summary, record = (tmp_path / name for name in ("d.jsonl", "again.jsonl", "s.json", "r.mcap"))
+    files = ["--record", str(record), "--decisions", str(live), "--json", str(summary)]
+    with wearables(played, tmp_path, "--duration", "4") as bluetooth:  # then the virtual air is gone
+        assert main(["run", *model, "--bluetooth", bluetooth, "--duration", "60", *files]) == 2
+    said = capfd.readouterr().err
+    assert "Bluetooth cannot be used here (the connection to the Bluetooth controller is lost)" in said
+    assert json.loads(summary.read_text())["decisions"] == len(lines(live)) > 5
+    assert main(["replay", str(record), *model, "--decisions", str(again)]) == 0
+    assert [d["subset"] for d in lines(again)] == [d["subset"] for d in lines(live)]
+
+
 def test_a_killed_run_leaves_a_recording_to_replay(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     with wearables(played, tmp_path) as bluetooth:
         command = ["record", tmp_path / "r.mcap", "--bluetooth", bluetooth, "--person", "p07"]
@@ -231,12 +248,12 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 
 
 def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
-    key = ["--key", small_bundle.public_key_path]
+    key: list[str | Path] = ["--key", small_bundle.public_key_path]
     (tmp_path / "broken.mcap").write_bytes(b"no recording")
     backwards = Recording("b", "p", packets=[Packet(5, "w", "connected", "", b""), Packet(4, "w", "data", "", b"")])
     write_recording(tmp_path / "backwards.mcap", backwards)
     write_recording(tmp_path / "endless.mcap", Recording("e", "p", {ENDED_NS: "9" * 30}, packets=backwards.packets[:1]))
-    for arguments, says in (
+    mistakes: list[tuple[list[str | Path], str]] = [
         (["replay", played, small_bundle.path, *key], "holds no packets, only streams"),
         (["replay", tmp_path / "broken.mcap", small_bundle.path, *key], "is not an MCAP file"),
         (["replay", tmp_path / "none.mcap", small_bundle.path, *key], "cannot be read"),
@@ -249,7 +266,8 @@ def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_
         (["record", tmp_path / "r.mcap", "--bluetooth", "bumble:tcp-client:127.0.0.1:1"], "127.0.0.1:1"),
         (["run", small_bundle.path, *key, "--record", tmp_path / "r.mcap", "--bluetooth", "nonsense"], "nonsense"),
         (["replay", tmp_path / "endless.mcap", small_bundle.path, *key], "a week after its last packet"),
-    ):
+    ]
+    for arguments, says in mistakes:
         refused = armlet(*arguments)
         assert refused.returncode == 2, arguments
         assert says in refused.stderr, refused.stderr

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from armlet_runtime.clock import ENVELOPE_NS, ClockFit
 from armlet_runtime.modalities import Modality
@@ -29,13 +30,14 @@ def acc_packet(sequence: int, clock_us: int, taken_ns: list[int]) -> bytes:
     return imu.encode_data(INFO, sequence, clock_us, {"acc": values})
 
 
-def taken_at(values: np.ndarray) -> np.ndarray:
+def taken_at(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """When the samples of :func:`acc_packet` were taken (ns)."""
     x, y, z = values.astype(np.int64).T
-    return START_NS + x * 10**9 + y * 10**6 + z * 50_000
+    taken: NDArray[np.int64] = START_NS + x * 10**9 + y * 10**6 + z * 50_000
+    return taken
 
 
-def errors_ns(wearable: Wearable, at_ns: int) -> np.ndarray:
+def errors_ns(wearable: Wearable, at_ns: int) -> NDArray[np.int64]:
     """How much later than taken each kept sample is believed to be."""
     times, values = wearable.rings["acc"].samples(at_ns)
     assert (np.diff(times) > 0).all()

@@ -56,7 +56,7 @@ def test_resample_never_invents_a_value_out_of_reach(count: int, start: float, d
     steps = data.draw(st.lists(st.floats(1e-3, 0.2), min_size=count, max_size=count))
     times = np.cumsum(np.asarray(steps))
     values = np.arange(count, dtype=np.float32)[:, None]
-    grid = start + np.arange(30) * 0.02
+    grid = start + np.arange(30, dtype=np.float64) * 0.02
     out, covered = resample(times, values, grid, 0.02)
     assert np.isfinite(out).all()
     for at in grid[covered]:
