@@ -47,10 +47,10 @@ def firmware(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("there is no C compiler")
     folder = tmp_path_factory.mktemp("firmware")
-    (folder / "wrapper.c").write_text(WRAPPER)
     strict = ["-std=c99", "-ffreestanding", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
-    library = folder / "firmware.so"
-    command = [compiler, *strict, "-shared", "-fPIC", f"-I{HEADER.parent}", "-o", library, folder / "wrapper.c"]
+    wrapper, library = folder / "wrapper.c", folder / "firmware.so"
+    wrapper.write_text(WRAPPER)
+    command = [compiler, *strict, "-shared", "-fPIC", f"-I{HEADER.parent}", "-o", str(library), str(wrapper)]
     subprocess.run(command, check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.info.restype = loaded.data.restype = ctypes.c_size_t

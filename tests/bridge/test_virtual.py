@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bleak import BleakClient, BleakScanner
+from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.device import BLEDevice
+from numpy.typing import NDArray
 
 from armlet_bridge.air import AirController, AirLink
 from armlet_bridge.bumble_backend import Bluetooth, open_bluetooth
@@ -68,18 +70,23 @@ class Listener:
             await client.connect()
             info = imu.decode_info(bytes(await client.read_gatt_char(imu.INFO_UUID)))
             into = self.packets.setdefault(name, [])
-            await client.start_notify(
-                imu.DATA_UUID,
-                lambda _, data, info=info, into=into: into.append(
-                    (time.monotonic_ns(), imu.decode_data(info, bytes(data)))
-                ),
-            )
+
+            def heard(
+                _: BleakGATTCharacteristic,
+                data: bytearray,
+                info: imu.ImuInfo = info,
+                into: list[tuple[int, imu.ImuPacket]] = into,
+            ) -> None:
+                into.append((time.monotonic_ns(), imu.decode_data(info, bytes(data))))
+
+            await client.start_notify(imu.DATA_UUID, heard)
             await lost.wait()
 
-    def samples(self, name: str, modality: str) -> np.ndarray:
+    def samples(self, name: str, modality: str) -> NDArray[np.int_]:
         """What was heard of the counting recording's channel x, as sample numbers."""
         values = np.concatenate([packet.samples[modality][:, 0] for _, packet in self.packets[name]])
-        return np.rint(values * 1000).astype(int)
+        numbers: NDArray[np.int_] = np.rint(values * 1000).astype(np.int_)
+        return numbers
 
     def stop(self) -> None:
         for task in self._tasks:
@@ -157,7 +164,7 @@ async def test_link_loss_drops_what_is_due_and_clock_and_counter_go_on(make_reco
 
 def test_packets_break_at_gaps_and_clocks_drift() -> None:
     times_ns = (np.array([0, 1, 2, 5, 6, 7, 8]) * 20_000_000).astype(np.int64)
-    values = np.tile(np.arange(7, dtype=np.float32)[:, None] / 10, (1, 3))
+    values = np.tile(np.arange(7, dtype=np.float32)[:, None] / np.float32(10), (1, 3))
     values[6, 1] = np.nan
     stream = Stream(Modality("acc", ("x", "y", "z"), "g", 50.0), times_ns, values)
     profile = ImuProfile([stream], 2)
@@ -272,8 +279,9 @@ async def test_simulate_in_a_process_of_its_own(kind: str, make_recording: MakeR
     write_recording(tmp_path / "walk.mcap", make_recording(4.0))
     listen = "tcp-server:127.0.0.1:0" if kind == "tcp" else f"unix-server:{tmp_path / 'air'}"
     log = tmp_path / "log.jsonl"
-    command = [sys.executable, "-m", "armlet_runtime", "wearables", "simulate", tmp_path / "walk.mcap"]
-    command += ["--listen", listen, "--start", "0.5", "--duration", "2.5", "--link-loss", "gyro:0.5:1.5", "--log", log]
+    command = [sys.executable, "-m", "armlet_runtime", "wearables", "simulate", str(tmp_path / "walk.mcap")]
+    command += ["--listen", listen, "--start", "0.5", "--duration", "2.5", "--link-loss", "gyro:0.5:1.5"]
+    command += ["--log", str(log)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ready = process.stdout.readline()
@@ -298,7 +306,7 @@ async def test_simulate_in_a_process_of_its_own(kind: str, make_recording: MakeR
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_simulate_ends_cleanly_when_asked(by: signal.Signals, make_recording: MakeRecording, tmp_path: Path) -> None:
     write_recording(tmp_path / "walk.mcap", make_recording(4.0))
-    command = [sys.executable, "-m", "armlet_runtime", "wearables", "simulate", tmp_path / "walk.mcap"]
+    command = [sys.executable, "-m", "armlet_runtime", "wearables", "simulate", str(tmp_path / "walk.mcap")]
     process = subprocess.Popen(
         [*command, "--listen", f"unix-server:{tmp_path / 'air'}"],
         stdout=subprocess.PIPE,
@@ -316,11 +324,12 @@ def test_simulate_ends_cleanly_when_asked(by: signal.Signals, make_recording: Ma
 def test_scan_and_info(make_recording: MakeRecording, tmp_path: Path) -> None:
     write_recording(tmp_path / "walk.mcap", make_recording(1.0))
     armlet = [sys.executable, "-m", "armlet_runtime", "wearables"]
-    simulate = [*armlet, "simulate", tmp_path / "walk.mcap", "--listen", "tcp-server:127.0.0.1:0"]
+    simulate = [*armlet, "simulate", str(tmp_path / "walk.mcap"), "--listen", "tcp-server:127.0.0.1:0"]
     process = subprocess.Popen([*simulate, "--wearable", "acc+gyro=Imu"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        reach = ["--bluetooth", f"bumble:{process.stdout.readline().split()[-1]}", "--json", tmp_path / "out.json"]
+        bluetooth = f"bumble:{process.stdout.readline().split()[-1]}"
+        reach = ["--bluetooth", bluetooth, "--json", str(tmp_path / "out.json")]
         subprocess.run([*armlet, "scan", "--seconds", "0.5", *reach], check=True, capture_output=True)
         (heard,) = json.loads((tmp_path / "out.json").read_text())
         assert (heard["name"], heard["profiles"]) == ("Imu", ["imu"])
