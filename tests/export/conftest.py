@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 from armlet_export.assemble import Description
 from armlet_export.pipeline import ExportReport, Material, export_model
@@ -41,7 +42,9 @@ def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
     rng = np.random.default_rng(seed)
     count = 1200
     signals: dict[str, list[np.ndarray]] = {modality.name: [] for modality in MODALITIES}
-    codes, wearers, ends = [], [], []
+    codes: list[NDArray[np.int64]] = []
+    wearers: list[NDArray[np.str_]] = []
+    ends: list[NDArray[np.int64]] = []
     for person in people:
         for code, frequency in enumerate((0.0, 3.0, 9.0)):
             times = np.arange(count) / 50.0

@@ -29,7 +29,7 @@ from armlet_runtime.model import BundleModel
 from armlet_train.models import ArmletModel
 
 if TYPE_CHECKING:
-    from conftest import Exported, Recorder
+    from .conftest import Exported, Recorder
 
 ENGINES = ("litert", "executorch", "onnx")
 

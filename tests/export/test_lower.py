@@ -37,8 +37,8 @@ def test_tflite_has_exactly_the_trained_ranges(material: Material, student: Arml
         return float(scale[0]), int(zero_point[0])
 
     for operator, layer in zip(operators, layers, strict=True):
-        assert quantisation(operator.inputs[0]) == (np.float32(layer.input.scale), layer.input.zero_point)
-        assert quantisation(operator.outputs[0]) == (np.float32(layer.output.scale), layer.output.zero_point)
+        assert quantisation(operator.inputs[0]) == (float(np.float32(layer.input.scale)), layer.input.zero_point)
+        assert quantisation(operator.outputs[0]) == (float(np.float32(layer.output.scale)), layer.output.zero_point)
         if layer.weight_scale is not None:
             scales = file.scales[operator.inputs[1]]
             assert scales is not None

@@ -13,7 +13,7 @@ from torch import nn
 from armlet_export.gate import pytorch_logits
 from armlet_export.graphs import aten, capture
 from armlet_export.pipeline import Material
-from armlet_export.qat import train
+from armlet_export.qat import prepared_part, train
 from armlet_export.quantise import layer_ranges, prepare, set_input_range
 from armlet_runtime.errors import ExportError
 from armlet_train.models import ArmletModel
@@ -53,11 +53,13 @@ def test_training_quantised_keeps_the_models_decisions(material: Material, stude
 
 
 def test_weights_scales_are_those_of_the_final_weights(student: ArmletModel) -> None:
-    for encoder in student.encoders.values():
+    for name in student.encoders:
+        encoder = prepared_part(student, name)
         weights = dict(encoder.named_parameters())
         layers = [layer for layer in layer_ranges(encoder) if layer.weight is not None]
         assert [layer.operator for layer in layers] == ["conv2d", "conv2d", "linear"]
         for layer in layers:
+            assert layer.weight is not None
             largest = weights[layer.weight].detach().abs().flatten(1).amax(1)
             torch.testing.assert_close(layer.weight_scale, largest / 127, rtol=1e-5, atol=1e-9)
 
