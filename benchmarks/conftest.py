@@ -79,7 +79,7 @@ def measure(benchmark: BenchmarkFixture) -> Callable[[Callable[[], object]], Non
     """Time single calls; p50, p90 and p99 in microseconds go to ``extra_info``."""
 
     def run(call: Callable[[], object]) -> None:
-        # One call a round: a mean over several calls would hide the tail.
+        # One call a round: a mean over several calls would hide the tail. (The library gives pedantic no types.)
         benchmark.pedantic(call, rounds=ROUNDS, iterations=1, warmup_rounds=WARM_UP)  # type: ignore[no-untyped-call]
         if benchmark.stats is not None:  # None under --benchmark-disable
             times = np.asarray(benchmark.stats.stats.data) * 1e6

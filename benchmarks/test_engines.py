@@ -26,4 +26,4 @@ def test_load(benchmark: BenchmarkFixture, bundle: Bundle, engine_name: str) -> 
     def load() -> None:
         BundleModel.from_bundle(bundle, engine_name).close()
 
-    benchmark.pedantic(load, rounds=20, warmup_rounds=2)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(load, rounds=20, warmup_rounds=2)  # type: ignore[no-untyped-call]  # the library gives it none

@@ -22,7 +22,7 @@ def test_fresh_process(benchmark: BenchmarkFixture, bundle_file: tuple[Path, lis
     def start() -> None:
         starts.append(fresh_start(path, key_files, engine_name))
 
-    benchmark.pedantic(start, rounds=ROUNDS)  # type: ignore[no-untyped-call]
+    benchmark.pedantic(start, rounds=ROUNDS)  # type: ignore[no-untyped-call]  # the library gives it none
     for name in FreshStart.__struct_fields__:
         benchmark.extra_info[name] = statistics.median(getattr(start, name) for start in starts)
     assert 0 < benchmark.extra_info["before_engine_bytes"] < benchmark.extra_info["resident_bytes"]
