@@ -25,7 +25,7 @@ from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.client import BaseBleakClient
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData, BaseBleakScanner
-from bleak.exc import BleakDBusError, BleakError
+from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
 from bleak_retry_connector import establish_connection
 
 from .errors import UsageError, WearableError
@@ -384,6 +384,8 @@ def _say(error: BaseException) -> str:
     """What an error says; its kind if it says nothing."""
     if isinstance(error, FileNotFoundError):  # of the D-Bus socket
         return "the system's D-Bus, over which BlueZ is reached, does not run"
+    if isinstance(error, BleakBluetoothNotAvailableError):  # as text it is the pair of its message and its reason
+        return str(error.args[0])
     if isinstance(error, asyncio.TimeoutError) and not str(error):
         return "no answer in time"
     return str(error) or type(error).__name__

@@ -46,6 +46,7 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
     from ..ble import Session, open_bluetooth
     from ..decisions import Decision
     from ..driver import drive
+    from ..errors import WearableError
     from ..live import LiveCore
     from ..outputs import Lines, write_json
     from ..recording import ENDED_NS, Packet, RecordingWriter
@@ -78,14 +79,24 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
                     view.decision(decision, tally.add(decision))
                 view.links(session.links)
 
+            newest_ns = began_ns
+
             def due(packets: list[Packet], now_ns: int) -> int | None:
+                nonlocal newest_ns
+                newest_ns = now_ns
                 for packet in packets:
                     out(take(packet))
                 out(core.advance(now_ns))
                 return core.due_ns()
 
+            failure: WearableError | None = None
             try:
                 ended_ns = await drive(session, due, args.duration)
+            except WearableError as error:
+                if core.start_ns is None:
+                    view.close()
+                    raise
+                failure, ended_ns = error, newest_ns  # Bluetooth is gone; what was done until now still counts
             except BaseException:
                 view.close()
                 raise
@@ -98,4 +109,6 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
         view.end(summary)
     if args.json:
         write_json(args.json, summary)
+    if failure is not None:
+        raise failure
     return 0
