@@ -47,7 +47,7 @@ LEAD_IN_S = 0.1
 
 _BATTERY_SERVICE, _BATTERY_LEVEL = "180f", "2a19"
 _DEVICE_SERVICE, _MAKER, _MODEL, _SERIAL = "180a", "2a29", "2a24", "2a25"
-_BODY_SENSOR_LOCATION, _CHEST = "2a38", bytes([1])
+_CHEST = bytes([1])  # as a Body Sensor Location (0x2A38)
 _SIG_BASE = "-0000-1000-8000-00805f9b34fb"
 _FLAGS_LE_ONLY = bytes([0x06])  # general discoverable, no BR/EDR
 
@@ -130,7 +130,7 @@ class HeartRateProfile:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.data = _characteristic(heart_rate.MEASUREMENT_UUID, Characteristic.Properties.NOTIFY)
-        location = _characteristic(_BODY_SENSOR_LOCATION, Characteristic.Properties.READ, _CHEST)
+        location = _characteristic(heart_rate.LOCATION_UUID, Characteristic.Properties.READ, _CHEST)
         self.service = Service(_uuid(heart_rate.SERVICE_UUID), [self.data, location])
 
     def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[tuple[int, bytes]]:
