@@ -71,6 +71,7 @@ def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    torch.set_num_threads(1)  # as the commands do; sums in another number of threads end in other weights
     torch.manual_seed(0)
     corpus, normalisation = (made := made_corpus(("1", "2"), seed=1)), made.normalisation()
     validation = score_windows(made_corpus(("3", "10"), seed=2), normalisation)

@@ -75,20 +75,24 @@ def score(
 
 
 def features(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 512) -> Float32:
-    """(n, modalities * features) of normalised windows (n, channels, samples): what the tokens are linear maps of."""
+    """(n, modalities * features) of normalised windows (n, channels, samples), for a linear probe.
+
+    They are the square roots of what the tokens are linear maps of: averages of rectified activations, in which a loud
+    movement would otherwise drown a quiet one.
+    """
     count = len(next(iter(windows.values())))
     parts = []
     with torch.no_grad():
         for at in range(0, count, batch):
             part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
             parts.append(torch.cat([model.encoder(name).features(part[name]) for name in model.modalities], 1).numpy())
-    return np.concatenate(parts)
+    return np.sqrt(np.concatenate(parts))
 
 
 def few_label(
     model: ArmletModel, unlabelled: Mapping[str, Float32], train: Scored, test: Scored, classes: int
 ) -> list[FewLabelScore]:
-    """Linear probe on the frozen encoders: logistic regression on k windows a class of training people.
+    """Linear probe on the frozen encoders: logistic regression on :func:`features` of k windows a class.
 
     Args:
         model: Pretrained, in evaluation mode.
