@@ -86,7 +86,8 @@ def features(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 51
         for at in range(0, count, batch):
             part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
             parts.append(torch.cat([model.encoder(name).features(part[name]) for name in model.modalities], 1).numpy())
-    return np.sqrt(np.concatenate(parts))
+    roots: Float32 = np.sqrt(np.concatenate(parts))
+    return roots
 
 
 def few_label(
