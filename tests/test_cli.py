@@ -46,6 +46,12 @@ def test_unknown_command_is_refused_with_the_known_ones() -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_result_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    refused = armlet("bench", "missing.armlet", "--json", "nowhere/result.json", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "armlet: --json nowhere/result.json: there is no folder nowhere\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

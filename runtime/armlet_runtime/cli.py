@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import entry_points, version
 from types import ModuleType
 
-from .errors import ArmletError, MissingExtraError
+from .errors import ArmletError, MissingExtraError, UsageError
 
 GROUP = "armlet.commands"
 # The order of work, which is also the order of ``armlet --help``; a command that is not in it comes last.
@@ -58,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(_load_commands(argv)).parse_args(argv)
     module: ModuleType = args.module
     try:
+        result = getattr(args, "json", None)
+        if result is not None and not result.parent.is_dir():
+            # Said before the work is done, not after it.
+            raise UsageError(f"--json {result}: there is no folder {result.parent}")
         code = int(module.run(args))
         sys.stdout.flush()
         return code

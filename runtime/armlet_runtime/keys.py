@@ -123,8 +123,7 @@ def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
         KeyFileError: The file is there but holds no such key.
     """
     path = home() / "signing.key"
-    if path.exists():
-        return load_private(path), None
-    key = generate(path)
-    trust(key.public_key())
-    return key, path
+    made = not path.exists()
+    key = generate(path) if made else load_private(path)
+    trust(key.public_key())  # every time: whoever was killed after making the key trusts it at the next start
+    return key, path if made else None

@@ -8,7 +8,7 @@ import json
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ EXTRA = "bridge"
 
 # After the last packet: what is on its way arrives before the wearables leave.
 LINGER_S = 1.0
+
+# BlueZ takes 2 s for an orderly disconnect.
+DISCONNECT_S = 5.0
 
 # Characteristics of Device Information (0x180A) and Battery (0x180F) by the names that 'info' gives them.
 _TEXTS = {
@@ -245,7 +248,10 @@ async def _ask(bluetooth_name: str, name: str, wait_s: float) -> dict[str, Any]:
             try:
                 return {"name": name, "address": device.address, **await _read(client)}
             finally:
-                await client.disconnect()
+                with suppress(
+                    TimeoutError, asyncio.TimeoutError
+                ):  # of a wearable that is gone; the link ends by itself
+                    await asyncio.wait_for(client.disconnect(), DISCONNECT_S)
 
 
 async def _find(scanner: BleakScanner, name: str, wait_s: float) -> BLEDevice:
@@ -276,7 +282,8 @@ async def _read(client: BleakClient) -> dict[str, Any]:
         if client.services.get_characteristic(uuid):
             about[key] = (await client.read_gatt_char(uuid)).decode(errors="replace").rstrip("\0")
     if client.services.get_characteristic(_BATTERY_LEVEL):
-        about["battery"] = (await client.read_gatt_char(_BATTERY_LEVEL))[0]
+        level = await client.read_gatt_char(_BATTERY_LEVEL)
+        about["battery"] = level[0] if level else None
     about["modalities"] = []
     for profile in profiles_of_services([service.uuid for service in client.services]):
         info = bytes(await client.read_gatt_char(profile.info_uuid)) if profile.info_uuid else b""
