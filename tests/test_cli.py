@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def test_help_lists_every_command() -> None:
     shown = armlet("--help")
     assert shown.returncode == 0
     for name in ORDER:
-        assert f"\n    {name} " in shown.stdout, name
+        assert re.search(rf"^    {name}\b", shown.stdout, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", ORDER)

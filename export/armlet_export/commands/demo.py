@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 NAME = "demo"
-HELP = "run the whole path on real recordings, from data to live decisions with a sensor lost, and write a report"
+HELP = "Run the whole path on real recordings, from data to live decisions with a sensor lost, and write a report."
 EXAMPLE = "armlet demo --out demo"
 EXTRA = "all"
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..pipeline import ExportReport, Material
 
 NAME = "export"
-HELP = "quantise a fine-tuned run, make programs for the engines, prove each one, and sign them as a bundle"
+HELP = "Quantise a fine-tuned run, make programs for the engines, prove each one, and sign them as a bundle."
 EXAMPLE = "armlet export runs/finetune --out model.armlet --json export.json"
 EXTRA = "export"
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 NAME = "data"
-HELP = "fetch a data set, tell what is in it, or write one of its recordings to a file"
+HELP = "Fetch a data set, tell what is in it, or write one of its recordings to a file."
 EXAMPLE = """armlet data fetch hapt
   armlet data record hapt --person 2 --recording 0 walk.mcap"""
 EXTRA = "train"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..evaluate import Evaluation, SubsetScore
 
 NAME = "evaluate"
-HELP = "score a run, or the programs of a bundle, on every subset of the modalities"
+HELP = "Score a run, or the programs of a bundle, on every subset of the modalities."
 EXAMPLE = """armlet evaluate model.armlet --engine litert --split test --json figures.json
   armlet evaluate runs/pretrain --few-label"""
 EXTRA = "train"

@@ -8,7 +8,7 @@ from pathlib import Path
 from .training import add_training_arguments, progress_bar
 
 NAME = "finetune"
-HELP = "fine-tune a pretrained run with labels, every window seen in every subset of its modalities"
+HELP = "Fine-tune a pretrained run with labels, every window seen in every subset of its modalities."
 EXAMPLE = "armlet finetune hapt --from runs/pretrain --out runs/finetune"
 EXTRA = "train"
 

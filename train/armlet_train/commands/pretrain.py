@@ -7,7 +7,7 @@ import argparse
 from .training import add_training_arguments, progress_bar
 
 NAME = "pretrain"
-HELP = "pretrain a model without labels (CroSSL): whole modalities are hidden in latent space"
+HELP = "Pretrain a model without labels (CroSSL): whole modalities are hidden in latent space."
 EXAMPLE = "armlet pretrain hapt --out runs/pretrain"
 EXTRA = "train"
 
