@@ -39,7 +39,7 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 # Person 9 is one of HAPT's test people (no model of these recipes was trained or selected on them). The played stretch
-# holds sitting, standing, lying, walking and both stairs, and each loss covers several of them.
+# holds all six activities; the losses fall on lying and sitting, on walking, and on both stairs.
 PROFILES = {
     "demo": Profile("hapt-demo", "9", 1, 30.0, 240.0, ((40.0, 80.0), (120.0, 150.0), (180.0, 210.0)), 3.0),
     # For tests: every stage for real, but so short that the model is good for nothing.
