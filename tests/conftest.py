@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tests_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keys that tests make and trust go into a folder of the test run, not into the user's home."""
     home = tmp_path_factory.mktemp("armlet-home")
     os.environ["ARMLET_HOME"] = str(home)

@@ -54,7 +54,7 @@ def test_report_needs_nothing_beside_it(demo_dir: Path) -> None:
 
 def test_killed_demo_goes_on_where_it_stopped(demo_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    shutil.copytree(demo_dir, folder)
+    shutil.copytree(demo_dir, folder, symlinks=True)
     for stage in ("live", "replay", "bench"):
         (folder / "stages" / f"{stage}.json").unlink()
     killed = subprocess.Popen(demo(folder), cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -76,7 +76,7 @@ def test_killed_demo_goes_on_where_it_stopped(demo_dir: Path, tmp_path: Path) ->
 
 def test_failed_stage_says_what_to_do(demo_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    shutil.copytree(demo_dir, folder)
+    shutil.copytree(demo_dir, folder, symlinks=True)
     for stage in ("deploy", "evaluate", "live", "replay", "bench"):
         (folder / "stages" / f"{stage}.json").unlink()
     with (folder / "model.armlet").open("r+b") as bundle:

@@ -127,7 +127,9 @@ def _simulate(args: argparse.Namespace) -> int:
         async def play() -> None:
             task = asyncio.current_task()
             assert task is not None
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            # SIGINT too: a shell without job control starts background processes with it ignored.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
             air = AirLink()
             async with (
                 put_on(recording, air, specs, args.samples_per_packet, args.drift_ppm, log) as wearables,
