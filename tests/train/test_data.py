@@ -91,7 +91,7 @@ def test_file_that_is_not_hapt_is_one_sentence(content: bytes) -> None:
 def test_neighbours_stay_within_reach_and_recording(recordings: list[Recording]) -> None:
     corpus = data.join(recordings[:3], RECIPE)
     starts = corpus.starts(labelled=False, every=37)
-    near = corpus.neighbours(starts, 32, np.random.default_rng(0))
+    near = corpus.neighbours(starts, 0.64, np.random.default_rng(0))
     assert np.abs(near - starts).max() <= 32
     assert len(set(near - starts)) > 50
     assert (near + corpus.length <= corpus.ends[starts]).all()

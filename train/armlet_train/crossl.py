@@ -124,7 +124,6 @@ def pretrain(
     steps = len(corpus.starts(labelled=False, every=corpus.stride)) // recipe.batch
     signals = {name: torch.from_numpy(signal).to(device) for name, signal in corpus.signals.items()}
     span = torch.arange(corpus.length, device=device)
-    reach = round(recipe.neighbour_s * corpus.modalities[0].rate_hz)
     augment = Augment(recipe.augment, normalisation)
     pairs = mask_pairs(len(model.modalities))
 
@@ -148,7 +147,7 @@ def pretrain(
             set_learning_rate(optimiser, recipe.learning_rate, epoch * steps + step, recipe.epochs * steps)
             chosen = order.choice(starts, recipe.batch)
             # One after the other: the first view's windows, then the second's.
-            chosen = np.concatenate([chosen, corpus.neighbours(chosen, reach, order)])
+            chosen = np.concatenate([chosen, corpus.neighbours(chosen, recipe.neighbour_s, order)])
             index = torch.from_numpy(chosen).to(device)[:, None] + span
             views = augment({name: signal[index].transpose(1, 2) for name, signal in signals.items()})
             masks = pairs[torch.from_numpy(order.integers(0, len(pairs), recipe.batch))].to(device)

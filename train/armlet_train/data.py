@@ -74,8 +74,31 @@ class Corpus:
             starts = starts[(self.codes[starts] != NO_LABEL) & (self.run_ends[starts] >= starts + self.length)]
         return starts
 
-    def neighbours(self, starts: Int64, reach: int, draw: np.random.Generator) -> Int64:
-        """For each start another one at most ``reach`` samples away, whose window lies in the same recording."""
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Modality name to samples of a window."""
+        return dict.fromkeys(self.signals, self.length)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the signals are small enough to lie on the device that trains."""
+        return True
+
+    def rows(self, starts: Int64) -> dict[str, Int64]:
+        """Modality name to the first row of each window in its signal."""
+        return dict.fromkeys(self.signals, starts)
+
+    def present(self, starts: Int64) -> NDArray[np.bool_]:
+        """(windows, modalities): which modalities each window has."""
+        return np.ones((len(starts), len(self.modalities)), np.bool_)
+
+    def labels_of(self, starts: Int64) -> Int64:
+        """(windows,) index of each window's label in ``labels``, or :data:`NO_LABEL`."""
+        return self.codes[starts]
+
+    def neighbours(self, starts: Int64, reach_s: float, draw: np.random.Generator) -> Int64:
+        """For each start another one at most ``reach_s`` seconds away, whose window lies in the same recording."""
+        reach = round(reach_s * self.modalities[0].rate_hz)
         firsts = np.concatenate([[0], np.unique(self.ends)[:-1]])
         first = firsts[np.searchsorted(firsts, starts, side="right") - 1]
         moved = starts + draw.integers(-reach, reach, len(starts), endpoint=True)
