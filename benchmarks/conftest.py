@@ -20,6 +20,7 @@ from armlet_runtime.machine import describe
 from armlet_runtime.manifest import named_members
 from armlet_runtime.model import BundleModel, programs_of
 from armlet_runtime.prove import Draft
+from armlet_runtime.trust import trusted_keys
 
 ROUNDS, WARM_UP = 2000, 200
 
@@ -46,14 +47,14 @@ def bundle_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     draft = Draft(folder / "draft")
     key = keys.generate(folder / "signing.key")
     members = {name: draft.read(name) for name in named_members(draft.manifest)}
-    write_bundle(folder / "small.armlet", draft.manifest, members, key)
+    write_bundle(folder / "small.armlet", draft.manifest, members, [key])
     return folder / "small.armlet", [folder / "signing.key.pub"]
 
 
 @pytest.fixture(scope="session")
 def bundle(bundle_file: tuple[Path, list[Path]]) -> Bundle:
     path, key_files = bundle_file
-    return open_bundle(path, keys.trusted_keys(key_files))
+    return open_bundle(path, trusted_keys(key_files))
 
 
 @pytest.fixture(params=engines.NAMES)

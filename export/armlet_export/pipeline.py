@@ -165,7 +165,7 @@ def export_model(
         made.add_proofs(golden, golden_logits, measured)
         with clock.time("sign"):
             finished, public = Path(folder) / "finished.armlet", Path(folder) / "signer.pub"
-            digest = write_bundle(finished, made.manifest, made.members, key)
+            digest = write_bundle(finished, made.manifest, made.members, [key])
             public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
         with clock.time("last run"), progress.stage("Run the finished bundle", len(programs)) as step:
             for engine in programs:

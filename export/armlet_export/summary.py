@@ -14,13 +14,13 @@ from armlet_runtime.bench import BenchReport
 from armlet_runtime.bundle import open_bundle
 from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import DataError
-from armlet_runtime.keys import trusted_keys
 from armlet_runtime.model import BundleModel
 from armlet_runtime.recording import Label, Recording, read_recording
 from armlet_runtime.scoring import LiveScore, PlayEvent, score_live
 from armlet_runtime.slots import current_bundle
 from armlet_runtime.streams import Wearable
 from armlet_runtime.summary import Summary
+from armlet_runtime.trust import trusted_keys
 from armlet_train.evaluate import Evaluation
 
 from . import report as page

@@ -24,7 +24,6 @@ from armlet_runtime.bundle import Bundle, open_bundle
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.golden import GoldenResult
-from armlet_runtime.keys import trusted_keys
 from armlet_runtime.slots import (
     BUNDLE,
     CURRENT,
@@ -37,6 +36,7 @@ from armlet_runtime.slots import (
     current_place,
     read_state,
 )
+from armlet_runtime.trust import trusted_keys
 
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
 RESERVE_BYTES = 1 << 20
@@ -139,7 +139,7 @@ def _deploy(source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path]) ->
         digest=bundle.digest,
         name=manifest.name,
         version=manifest.version,
-        key_id=bundle.key_id,
+        signers=bundle.signers,
         size=len(data),
         deployed=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine=f"{health.engine} {health.version}",

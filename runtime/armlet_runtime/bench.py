@@ -22,13 +22,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from . import engines, keys
+from . import engines
 from .bundle import Bundle, open_bundle
 from .engines.base import Float32
 from .errors import ArmletError, EngineError, UsageError
 from .golden import golden_windows
 from .machine import Machine, describe, peak_resident_bytes, resident_bytes
 from .model import BundleModel, choose_engine
+from .trust import trusted_keys
 
 BLOCK = 20
 """Calls in a turn. Few enough that turns are short against whatever disturbs, many enough to stay in the caches, as
@@ -138,7 +139,7 @@ def bench(
     """
     if not 0 < seconds < math.inf:
         raise UsageError(f"the time to measure must be positive and finite, not {seconds:g} s")
-    bundle = open_bundle(path, keys.trusted_keys(key_files))
+    bundle = open_bundle(path, trusted_keys(key_files))
     names, skipped = engines_to_measure(bundle, wanted)
     load = os.getloadavg()
     models = {name: BundleModel.from_bundle(bundle, name) for name in names}
@@ -253,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--key", type=Path, action="append", default=[])
     args = parser.parse_args(argv)
     try:
-        bundle = open_bundle(args.bundle, keys.trusted_keys(args.key))
+        bundle = open_bundle(args.bundle, trusted_keys(args.key))
         windows = physical_windows(bundle)
         before = resident_bytes()
         model = BundleModel.from_bundle(bundle, args.engine)

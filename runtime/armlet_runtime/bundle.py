@@ -2,24 +2,29 @@
 
 The container, all numbers little-endian::
 
-    8 bytes    magic: "ARMLET", 0, container version 1
+    8 bytes    magic: "ARMLET", 0, container version 2
     u32        length of the header, at most 1 MiB
     header     JSON {"schema": 1, "members": [{"name": .., "size": .., "sha256": hex}, ..]}
+    u8         number of signatures, 1 to 16
+    signatures each: 32 bytes raw Ed25519 public key, 64 bytes signature over SHA-256(DOMAIN + magic + length + header)
     members    back to back in the header's order, without gaps
-    32 bytes   raw Ed25519 public key of the signer
-    64 bytes   Ed25519 signature over SHA-256(DOMAIN + magic + length + header)
 
-There are no bytes after that. The header holds every member's size and SHA-256, so the signature covers every byte
-before the key; another key is not trusted, and another signature is not valid. The first member is ``manifest.json``
-(:class:`~armlet_runtime.manifest.Manifest`), the others follow by name, so equal contents give equal files.
+There are no bytes after that. The header holds every member's size and SHA-256, so each signature covers everything
+but the signatures; and every signature must be valid, also of keys that are not asked for, so no byte of the file can
+change unseen. They stand before the members, so that whoever reads a stream can stop before it takes any. The first
+member is ``manifest.json`` (:class:`~armlet_runtime.manifest.Manifest`), the others follow by name, so equal contents
+give equal files.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +32,6 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from . import keys
 from .errors import (
     BundleError,
     CorruptBundleError,
@@ -40,9 +44,11 @@ from .errors import (
     UntrustedKeyError,
 )
 from .files import write_atomic
+from .keys import home, key_id
 from .manifest import Manifest, decode_manifest, encode_manifest, named_members
+from .trust import Trust
 
-MAGIC = b"ARMLET\x00\x01"
+MAGIC = b"ARMLET\x00\x02"
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MAX_HEADER = 1 << 20
@@ -51,8 +57,13 @@ MAX_HEADER = 1 << 20
 # Keeps a bundle's signature from ever being taken for that of something else signed with the same key.
 DOMAIN = b"armlet bundle signature v1\x00"
 
+MAX_SIGNATURES = 16
+
 _LENGTH = struct.Struct("<I")
 _KEY_SIZE, _SIGNATURE_SIZE = 32, 64
+_CHUNK = 1 << 18
+"""Bytes read at a time while a member is hashed: verification needs this much memory, however large the bundle."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _MAX_NAME = 200
 
@@ -76,29 +87,39 @@ class _AnyHeader(msgspec.Struct):
 class Bundle:
     """A bundle that was verified as a whole.
 
+    It keeps its file open, so that it stays what it is when the path is given to another; members are read when they
+    are asked for, and checked again then.
+
     Attributes:
         manifest: What the board must know about the model.
-        digest: Hex SHA-256 that the signature is over; names the contents, whoever signed them.
-        key_id: Short name of the key that signed it.
+        digest: Hex SHA-256 that the signatures are over; names the contents, whoever signed them.
+        signers: Short names of the trusted keys that signed it.
         sizes: Member name to size in bytes, in the order of the file.
     """
 
     manifest: Manifest
     digest: str
-    key_id: str
+    signers: tuple[str, ...]
     sizes: dict[str, int]
-    _members: Mapping[str, bytes]
+    _file: int
+    _path: str
+    _places: Mapping[str, tuple[int, _Member]]
 
     def read(self, member: str) -> bytes:
         """The bytes of a member.
 
         Raises:
             MissingMemberError: There is no such member.
+            CorruptBundleError: The file was changed since it was opened.
         """
         try:
-            return self._members[member]
+            offset, entry = self._places[member]
         except KeyError:
             raise MissingMemberError(f"the bundle has no member '{member}'") from None
+        data = os.pread(self._file, entry.size, offset)
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CorruptBundleError(f"{self._path} was changed while it was in use; copy it again")
+        return data
 
 
 def _signed_digest(head: bytes) -> bytes:
@@ -115,14 +136,16 @@ def _check_names(names: Sequence[str], error: type[BundleError], where: str) -> 
         seen.add(name)
 
 
-def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes], key: Ed25519PrivateKey) -> str:
+def write_bundle(
+    path: Path, manifest: Manifest, members: Mapping[str, bytes], signers: Sequence[Ed25519PrivateKey]
+) -> str:
     """Write and sign a bundle, atomically: ``path`` holds the old file or the whole new one.
 
     Args:
         path: File to write, ``*.armlet``.
         manifest: Written as the member ``manifest.json``.
         members: All other members, at least those that the manifest names. The same input gives the same bytes.
-        key: Signing key.
+        signers: Signing keys, 1 to 16; :func:`add_signature` adds more later.
 
     Returns:
         The bundle's digest (see :class:`Bundle`).
@@ -147,15 +170,43 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes], k
         raise BundleError(f"the header would take {len(header)} bytes, more than {MAX_HEADER}: too many members")
     head = MAGIC + _LENGTH.pack(len(header)) + header
     digest = _signed_digest(head)
-    tail = key.public_key().public_bytes_raw() + key.sign(digest)
-    write_atomic(path, b"".join([head, *everything.values(), tail]))
+    signatures = {key.public_key().public_bytes_raw(): key.sign(digest) for key in signers}
+    write_atomic(path, b"".join([head, _encode_signatures(signatures), *everything.values()]))
     return digest.hex()
 
 
-def open_bundle(path: Path, trusted: Iterable[Ed25519PublicKey]) -> Bundle:
-    """Read a bundle and verify everything: sizes, signature by a trusted key, every member's hash, the manifest.
+def add_signature(path: Path, key: Ed25519PrivateKey) -> int:
+    """Sign a bundle with one more key, atomically; how many have signed it then.
 
-    The file is read once and kept in memory, so what was verified is what is used, whatever happens to the file.
+    The bundle is not verified against anybody's trust here: look at what you sign (``armlet inspect``).
+
+    Raises:
+        BundleError: It is no whole bundle, one of its signatures is not valid, or there is no place for another.
+    """
+    digest = open_bundle(path, None).digest
+    data = path.read_bytes()
+    _, body = _read_header(data, str(path))
+    signatures, members = _read_signatures(data, body, str(path))
+    if _signed_digest(data[:body]).hex() != digest:
+        raise BundleError(f"{path} was changed while it was signed; nothing was written")
+    signatures[key.public_key().public_bytes_raw()] = key.sign(bytes.fromhex(digest))
+    write_atomic(path, b"".join([data[:body], _encode_signatures(signatures), data[members:]]))
+    return len(signatures)
+
+
+def _encode_signatures(signatures: Mapping[bytes, bytes]) -> bytes:
+    if not 1 <= len(signatures) <= MAX_SIGNATURES:
+        raise BundleError(f"a bundle has 1 to {MAX_SIGNATURES} signatures, not {len(signatures)}")
+    return bytes([len(signatures)]) + b"".join(raw + signatures[raw] for raw in sorted(signatures))
+
+
+def open_bundle(path: Path, trusted: Trust | None) -> Bundle:
+    """Open a bundle and verify everything: signatures by enough trusted keys, sizes, every member's hash, the manifest.
+
+    Args:
+        path: The file.
+        trusted: Whose signatures are needed; None to look at a bundle whoever signed it (to sign or to show it: what
+            it holds must not be run).
 
     Raises:
         TruncatedBundleError: The file ends early.
@@ -164,46 +215,76 @@ def open_bundle(path: Path, trusted: Iterable[Ed25519PublicKey]) -> Bundle:
         NewerSchemaError: The container, header or manifest is newer than this armlet.
         SchemaError: The header or manifest does not follow its schema.
         MissingMemberError: The manifest names a member that is not there.
-        UntrustedKeyError: It is signed by a key that is not among ``trusted``.
-        SignatureError: The signature is not valid.
+        UntrustedKeyError: Too few of the keys that signed it are trusted.
+        SignatureError: A signature is not valid.
         BundleError: The file cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
+        # Not waiting for a writer, should the path be a pipe; what is not a plain file is refused.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from error
-    return _verify(data, str(path), list(trusted))
-
-
-def _verify(data: bytes, path: str, trusted: list[Ed25519PublicKey]) -> Bundle:
-    header, body = _read_header(data, path)
-    sizes = [member.size for member in header.members]
-    end = body + sum(sizes)
-    whole = end + _KEY_SIZE + _SIGNATURE_SIZE
-    if len(data) < whole:
-        raise TruncatedBundleError(f"{path} is truncated: {len(data)} of {whole} bytes are there; copy it again")
-    if len(data) > whole:
-        raise TrailingBytesError(f"{path} has {len(data) - whole} bytes after its end; copy it again from its source")
-
-    digest = _signed_digest(data[:body])
-    signer = _check_signature(data[end : end + _KEY_SIZE], data[end + _KEY_SIZE :], digest, path, trusted)
-
-    members: dict[str, bytes] = {}
-    offset = body
-    for member in header.members:
-        content = data[offset : offset + member.size]
-        if hashlib.sha256(content).hexdigest() != member.sha256:
-            raise CorruptBundleError(f"{path}: the member '{member.name}' is corrupt; copy the bundle again")
-        members[member.name] = content
-        offset += member.size
-    if MANIFEST not in members:
-        raise MissingMemberError(f"{path} has no member '{MANIFEST}'")
     try:
-        manifest = decode_manifest(members[MANIFEST])
-        _check_complete(manifest, members)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise BundleError(f"{path} is not a plain file; give a bundle")
+        bundle = _verify(file, str(path), trusted)
+    except BaseException as error:
+        os.close(file)
+        if isinstance(error, OSError):
+            raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from error
+        raise
+    weakref.finalize(bundle, os.close, file)
+    return bundle
+
+
+def _verify(file: int, path: str, trusted: Trust | None) -> Bundle:
+    most = len(MAGIC) + _LENGTH.size + MAX_HEADER + 1 + MAX_SIGNATURES * (_KEY_SIZE + _SIGNATURE_SIZE)
+    front = b"".join(_chunks(file, 0, most))
+    header, body = _read_header(front, path)
+    signatures, start = _read_signatures(front, body, path)
+    digest = _signed_digest(front[:body])
+    signers = _check_signatures(signatures, digest, path, trusted)
+
+    length = os.fstat(file).st_size
+    whole = start + sum(member.size for member in header.members)
+    if length < whole:
+        raise TruncatedBundleError(f"{path} is truncated: {length} of {whole} bytes are there; copy it again")
+    if length > whole:
+        raise TrailingBytesError(f"{path} has {length - whole} bytes after its end; copy it again from its source")
+    places: dict[str, tuple[int, _Member]] = {}
+    offset = start
+    for member in header.members:
+        if _hash(file, offset, member.size) != member.sha256:
+            raise CorruptBundleError(f"{path}: the member '{member.name}' is corrupt; copy the bundle again")
+        places[member.name] = (offset, member)
+        offset += member.size
+    if MANIFEST not in places:
+        raise MissingMemberError(f"{path} has no member '{MANIFEST}'")
+    sizes = {member.name: member.size for member in header.members}
+    at, entry = places[MANIFEST]
+    try:
+        manifest = decode_manifest(os.pread(file, entry.size, at))
+        _check_complete(manifest, places)
     except SchemaError as error:
         raise type(error)(f"{path}: {error}") from error
-    return Bundle(manifest, digest.hex(), signer, dict(zip(members, sizes, strict=True)), members)
+    return Bundle(manifest, digest.hex(), signers, sizes, file, path, places)
+
+
+def _hash(file: int, offset: int, size: int) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(file, offset, size):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(file: int, offset: int, size: int) -> Iterator[bytes]:
+    end = offset + size
+    while offset < end:
+        chunk = os.pread(file, min(_CHUNK, end - offset), offset)
+        if not chunk:
+            return
+        yield chunk
+        offset += len(chunk)
 
 
 def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
@@ -219,7 +300,10 @@ def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
             f"{MAGIC[-1]}: update armlet, or copy the bundle again if it should be older"
         )
     if data[len(MAGIC) - 1] < MAGIC[-1]:
-        raise CorruptBundleError(f"{path} has a corrupt container version; copy it again")
+        raise SchemaError(
+            f"{path} says that it is of container version {data[len(MAGIC) - 1]}, older than the {MAGIC[-1]} that this "
+            f"armlet knows: export it again, or copy it again if it should be newer"
+        )
     (length,) = _LENGTH.unpack_from(data, len(MAGIC))
     if length > MAX_HEADER:
         raise CorruptBundleError(
@@ -244,28 +328,58 @@ def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
     return header, start + length
 
 
-def _check_signature(
-    raw_key: bytes, signature: bytes, digest: bytes, path: str, trusted: list[Ed25519PublicKey]
-) -> str:
-    """The signer's key id, if its key is trusted and its signature valid."""
-    signer = next((key for key in trusted if key.public_bytes_raw() == raw_key), None)
-    if signer is None:
-        name = hashlib.sha256(raw_key).hexdigest()[:16]
-        known = ", ".join(keys.key_id(key) for key in trusted) or "none"
-        raise UntrustedKeyError(
-            f"{path} is signed by the key {name}, which is not trusted here (trusted: {known}); "
-            f"give the signer's public key with --key, or put it into {keys.home() / 'trusted'}"
+def _read_signatures(data: bytes, start: int, path: str) -> tuple[dict[bytes, bytes], int]:
+    """Raw key to signature, not yet verified, and where they end."""
+    if len(data) <= start:
+        raise TruncatedBundleError(f"{path} is truncated: it ends after its header; copy it again")
+    count = data[start]
+    if not 1 <= count <= MAX_SIGNATURES:
+        raise CorruptBundleError(
+            f"{path} says that it has {count} signatures, not 1 to {MAX_SIGNATURES}: it is corrupt"
         )
-    try:
-        signer.verify(signature, digest)
-    except InvalidSignature as error:
-        raise SignatureError(
-            f"{path} has no valid signature by the key {keys.key_id(signer)}: its header or signature was changed"
-        ) from error
-    return keys.key_id(signer)
+    end = start + 1 + count * (_KEY_SIZE + _SIGNATURE_SIZE)
+    if len(data) < end:
+        raise TruncatedBundleError(f"{path} is truncated: it ends within its signatures; copy it again")
+    signatures: dict[bytes, bytes] = {}
+    for at in range(start + 1, end, _KEY_SIZE + _SIGNATURE_SIZE):
+        signatures[data[at : at + _KEY_SIZE]] = data[at + _KEY_SIZE : at + _KEY_SIZE + _SIGNATURE_SIZE]
+    if len(signatures) < count:
+        raise SignatureError(f"{path} is signed by the same key twice; each key counts once")
+    return signatures, end
 
 
-def _check_complete(manifest: Manifest, members: Mapping[str, bytes]) -> None:
+def _check_signatures(
+    signatures: Mapping[bytes, bytes], digest: bytes, path: str, trusted: Trust | None
+) -> tuple[str, ...]:
+    """The trusted keys that signed it, by their short names, if all signatures are valid and they are enough."""
+    signers = []
+    for raw, signature in signatures.items():
+        key = Ed25519PublicKey.from_public_bytes(raw)
+        try:
+            key.verify(signature, digest)
+        except InvalidSignature as error:
+            raise SignatureError(
+                f"{path} has no valid signature by the key {key_id(key)}: its header or a signature was changed; "
+                f"copy it again"
+            ) from error
+        if trusted is None or trusted.find(raw):
+            signers.append(key_id(key))
+    if trusted is not None and len(signers) < trusted.threshold:
+        by = ", ".join(key_id(Ed25519PublicKey.from_public_bytes(raw)) for raw in signatures)
+        known = ", ".join(key_id(key) for key in trusted.keys) or "none"
+        if trusted.threshold == 1:
+            raise UntrustedKeyError(
+                f"{path} is signed by the key {by}, which is not trusted here (trusted: {known}); "
+                f"give the signer's public key with --key, or put it into {home() / 'trusted'}"
+            )
+        raise UntrustedKeyError(
+            f"{path} is signed by {by}, and {trusted.threshold} of the keys {known} must sign it; "
+            f"have it signed with 'armlet key sign'"
+        )
+    return tuple(sorted(signers))
+
+
+def _check_complete(manifest: Manifest, members: Mapping[str, object]) -> None:
     for member in named_members(manifest):
         if member not in members:
             raise MissingMemberError(f"the manifest names the member '{member}', which is not in the bundle")

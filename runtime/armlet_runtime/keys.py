@@ -1,18 +1,25 @@
-"""Ed25519 keys: who may sign a bundle, and whose bundles a board takes.
+"""Ed25519 keys in files.
 
-Keys are PEM files (PKCS#8 private, SubjectPublicKeyInfo public), as ``openssl genpkey -algorithm ed25519`` makes them.
-What belongs to this person or board lies in the *home*: ``$ARMLET_HOME``, else ``~/.config/armlet``::
+Keys are PEM files (PKCS#8 private, SubjectPublicKeyInfo public), as ``openssl genpkey -algorithm ed25519`` makes them;
+a private one may be encrypted with a passphrase. What belongs to this person or board lies in the *home*:
+``$ARMLET_HOME``, else ``~/.config/armlet``::
 
     signing.key       default signing key, private, mode 0600
     signing.key.pub   its public half
-    trusted/*.pub     public keys whose bundles are taken
+    trusted/*.pub     public keys whose bundles are taken, and
+    trust.json        the set that is in force instead once keys were rotated (:mod:`armlet_runtime.trust`)
+
+A passphrase is asked for on the terminal, or taken from the environment variable ``ARMLET_PASSPHRASE`` where nobody
+sits at one.
 """
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
-from collections.abc import Sequence
+import stat
+import sys
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -38,8 +45,39 @@ def _public_pem(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def generate(path: Path) -> Ed25519PrivateKey:
+PASSPHRASE = "ARMLET_PASSPHRASE"
+"""Environment variable with the passphrase of private keys, for use without a terminal."""
+
+
+def ask_passphrase(path: Path, twice: bool = False) -> bytes:
+    """The passphrase of a private key: from the environment, else from the person at the terminal.
+
+    Args:
+        path: The key's file, for the question.
+        twice: Ask again and compare, for a new passphrase.
+
+    Raises:
+        KeyFileError: There is nobody to ask, nothing was typed, or the two differ.
+    """
+    if PASSPHRASE in os.environ:
+        typed = os.environ[PASSPHRASE]
+    elif not sys.stdin.isatty():
+        raise KeyFileError(f"{path} needs a passphrase: start this on a terminal, or set {PASSPHRASE}")
+    else:
+        typed = getpass.getpass(f"Passphrase of {path}: ")
+        if twice and getpass.getpass("The same again: ") != typed:
+            raise KeyFileError("the two passphrases differ; nothing was written")
+    if not typed:
+        raise KeyFileError(f"the passphrase of {path} is empty; nothing was done")
+    return typed.encode()
+
+
+def generate(path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     """Make a new key: the private half at ``path`` (mode 0600), the public half at ``path`` + ``.pub``.
+
+    Args:
+        path: File of the private half.
+        passphrase: Encrypts the private half (PKCS#8, as OpenSSL does).
 
     Raises:
         KeyFileError: One of the two files exists; a key is never overwritten.
@@ -50,9 +88,8 @@ def generate(path: Path) -> Ed25519PrivateKey:
             raise KeyFileError(f"{existing} exists already, and a key is never overwritten; move it away first")
     key = Ed25519PrivateKey.generate()
     path.parent.mkdir(parents=True, exist_ok=True)
-    private_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    private_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     write_atomic(path, private_pem, mode=0o600)
     write_atomic(public_path, _public_pem(key.public_key()))
     return key
@@ -66,15 +103,25 @@ def _read(path: Path) -> bytes:
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
-    """Read a private key.
+    """Read a private key; its passphrase is asked for where it has one.
 
     Raises:
-        KeyFileError: The file cannot be read or holds no unencrypted Ed25519 private key.
+        KeyFileError: The file cannot be read, may be read by others, holds no Ed25519 private key, or the passphrase is
+            wrong.
     """
+    data = _read(path)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise KeyFileError(f"{path} is a private key that others may read; close it first: chmod 600 {path}")
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyFileError(f"{path} holds no Ed25519 private key in unencrypted PEM") from error
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+        except TypeError:  # what cryptography raises for an encrypted key
+            key = serialization.load_pem_private_key(data, password=ask_passphrase(path))
+    except ValueError as error:
+        wrong = "the passphrase is wrong" if b"ENCRYPTED" in data else "it holds no Ed25519 private key in PEM"
+        raise KeyFileError(f"cannot use the key {path}: {wrong}") from error
+    except UnsupportedAlgorithm as error:
+        raise KeyFileError(f"{path} holds no Ed25519 private key in PEM") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path} holds a private key of another kind; armlet signs with Ed25519")
     return key
@@ -104,15 +151,6 @@ def trust(key: Ed25519PublicKey) -> Path:
     return path
 
 
-def trusted_keys(files: Sequence[Path] = ()) -> list[Ed25519PublicKey]:
-    """The public keys in ``files``; without any, those in ``trusted/*.pub`` of the home (none is not an error here).
-
-    Raises:
-        KeyFileError: One of the files is no Ed25519 public key.
-    """
-    return [load_public(path) for path in files or sorted((home() / "trusted").glob("*.pub"))]
-
-
 def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
     """The signing key of this home; made, and its public half trusted, on first use.
 
@@ -120,7 +158,7 @@ def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
         The key, and its file if it was made just now (tell the user), else None.
 
     Raises:
-        KeyFileError: The file is there but holds no such key.
+        KeyFileError: The file is there but holds no such key, or its passphrase is wrong.
     """
     path = home() / "signing.key"
     made = not path.exists()

@@ -30,11 +30,11 @@ from .engines.base import Float32
 from .errors import ArmletError, BundleError, DataError, EngineError, MissingMemberError
 from .files import write_atomic
 from .golden import run_subsets
-from .keys import trusted_keys
 from .machine import resident_bytes
 from .manifest import Manifest, decode_manifest
 from .modalities import subset_name, subsets
 from .model import BundleModel
+from .trust import trusted_keys
 
 
 class ProofReport(msgspec.Struct, frozen=True):

@@ -43,7 +43,7 @@ class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         digest: The bundle's digest.
         name: Name in its manifest.
         version: Version in its manifest.
-        key_id: Key that signed it.
+        signers: Trusted keys that signed it.
         size: Bytes of the file.
         deployed: UTC, ISO 8601.
         engine: Engine that its golden run passed on here.
@@ -52,7 +52,7 @@ class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
     name: str
     version: str
-    key_id: str
+    signers: tuple[str, ...]
     size: int
     deployed: str
     engine: str
@@ -124,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The health check: prints the golden result as JSON; 0 passed, 1 failed, 2 with one sentence for an error."""
     from .bundle import open_bundle
     from .golden import golden_run
-    from .keys import trusted_keys
     from .model import BundleModel
+    from .trust import trusted_keys
 
     parser = argparse.ArgumentParser(
         prog="python -m armlet_runtime.slots", description="Verify a bundle and make its golden run on this machine."

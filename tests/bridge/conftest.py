@@ -107,7 +107,7 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
         logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
         members["golden/onnx.npy"] = _npy(logits + golden_error)
         path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}.armlet"
-        write_bundle(path, manifest, members, keys.load_private(key))
+        write_bundle(path, manifest, members, [keys.load_private(key)])
         return path
 
     return make

@@ -26,6 +26,7 @@ from armlet_runtime.errors import (
     UsageError,
 )
 from armlet_runtime.slots import bundle_path, current_bundle, current_place, read_state
+from armlet_runtime.trust import trusted_keys
 
 MakeBundle = Callable[..., Path]
 
@@ -50,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 
 def digest(path: Path, public: list[Path]) -> str:
-    return open_bundle(path, keys.trusted_keys(public)).digest
+    return open_bundle(path, trusted_keys(public)).digest
 
 
 def test_first_deploy_makes_the_slot_and_second_takes_the_other_place(
@@ -79,7 +80,7 @@ def spoilt(kind: str, good: Path) -> Path:
     elif kind == "truncated":
         del data[-1:]
     elif kind == "newer":
-        data[7] = 2  # container version
+        data[7] = 3  # container version
     path = good.with_name(f"{kind}.armlet")
     path.write_bytes(data)
     return path

@@ -26,6 +26,7 @@ from armlet_runtime.errors import ExportError, RunError
 from armlet_runtime.golden import golden_run
 from armlet_runtime.manifest import Certificate
 from armlet_runtime.model import BundleModel
+from armlet_runtime.trust import Trust
 from armlet_train.models import ArmletModel
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ ENGINES = ("litert", "executorch", "onnx")
 
 @pytest.fixture(scope="module")
 def bundle(exported: Exported) -> Bundle:
-    return open_bundle(exported.bundle, [exported.key.public_key()])
+    return open_bundle(exported.bundle, Trust((exported.key.public_key(),)))
 
 
 def test_the_bundle_holds_all_engines_in_order(bundle: Bundle, exported: Exported) -> None:

@@ -15,6 +15,7 @@ from armlet_runtime import keys
 from armlet_runtime.bundle import Bundle, open_bundle, write_bundle
 from armlet_runtime.manifest import named_members
 from armlet_runtime.prove import Draft
+from armlet_runtime.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class SmallBundle:
     public_key_path: Path
 
     def open(self) -> Bundle:
-        return open_bundle(self.path, [self.key.public_key()])
+        return open_bundle(self.path, Trust((self.key.public_key(),)))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def small_bundle(small_draft: Path) -> SmallBundle:
     key = keys.generate(key_path)
     draft = Draft(small_draft)
     path = small_draft.parent / "small.armlet"
-    write_bundle(path, draft.manifest, {name: draft.read(name) for name in named_members(draft.manifest)}, key)
+    write_bundle(path, draft.manifest, {name: draft.read(name) for name in named_members(draft.manifest)}, [key])
     return SmallBundle(path, key, key_path.with_name("signing.key.pub"))
 
 

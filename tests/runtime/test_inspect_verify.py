@@ -32,7 +32,7 @@ def test_inspect_shows_what_is_in_it(small_bundle: Any, key: tuple[str, Path], t
     done = armlet("inspect", small_bundle.path, *key, "--json", tmp_path / "i.json")
     assert done.returncode == 0, done.stderr
     opened = small_bundle.open()
-    for word in (opened.digest, opened.key_id, "rad/s at 50 Hz", "lying, sitting", "programs/acc.pte", "acc+gyro"):
+    for word in (opened.digest, *opened.signers, "rad/s at 50 Hz", "lying, sitting", "programs/acc.pte", "acc+gyro"):
         assert word in done.stdout
     written = json.loads((tmp_path / "i.json").read_text())
     assert written["digest"] == opened.digest
@@ -44,7 +44,7 @@ def test_inspect_shows_what_is_in_it(small_bundle: Any, key: tuple[str, Path], t
 def test_verify_says_that_it_is_whole(small_bundle: Any, key: tuple[str, Path], tmp_path: Path) -> None:
     done = armlet("verify", small_bundle.path, *key, "--json", tmp_path / "v.json")
     assert done.returncode == 0, done.stderr
-    assert "signed by the trusted key" in done.stdout and "golden" not in done.stdout
+    assert "signed by trusted keys" in done.stdout and "golden" not in done.stdout
     assert json.loads((tmp_path / "v.json").read_text())["golden"] == []
 
 
@@ -71,7 +71,7 @@ def test_a_golden_run_that_differs_exits_with_1(small_draft: Path, tmp_path: Pat
     np.save(buffer, changed)
     path = tmp_path / "other.armlet"
     signer = keys.generate(tmp_path / "k")
-    write_bundle(path, draft.manifest, members | {"golden/onnx.npy": buffer.getvalue()}, signer)
+    write_bundle(path, draft.manifest, members | {"golden/onnx.npy": buffer.getvalue()}, [signer])
     done = armlet("verify", path, "--key", tmp_path / "k.pub", "--golden", "--json", tmp_path / "v.json")
     assert done.returncode == 1
     assert done.stdout.count(": passed;") == 2 and "golden run on onnx" in done.stdout and "FAILED" in done.stdout

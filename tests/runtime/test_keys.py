@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from armlet_runtime import keys
 from armlet_runtime.errors import KeyFileError
+from armlet_runtime.trust import trusted_keys
 
 
 def test_a_key_pair_is_written_and_read(tmp_path: Path) -> None:
@@ -53,9 +54,13 @@ def test_what_is_no_key_is_refused_with_its_file(tmp_path: Path) -> None:
     text.write_text("hello")
     with pytest.raises(KeyFileError, match=r"text\.pub holds no Ed25519 public key"):
         keys.load_public(text)
-    with pytest.raises(KeyFileError, match=r"text\.pub holds no Ed25519 private key"):
+    with pytest.raises(KeyFileError, match=r"others may read.*chmod 600 .*text\.pub"):
+        keys.load_private(text)
+    text.chmod(0o600)
+    with pytest.raises(KeyFileError, match=r"text\.pub: it holds no Ed25519 private key"):
         keys.load_private(text)
     other = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "ec.key").touch(0o600)
     (tmp_path / "ec.key").write_bytes(
         other.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
@@ -69,17 +74,17 @@ def test_what_is_no_key_is_refused_with_its_file(tmp_path: Path) -> None:
 
 
 def test_the_default_key_is_made_once_and_trusted(armlet_home: Path) -> None:
-    assert keys.trusted_keys() == []
+    assert trusted_keys().keys == ()
     first, made = keys.default_signing_key()
     assert made == armlet_home / "signing.key"
     again, made_again = keys.default_signing_key()
     assert made_again is None
     assert again.private_bytes_raw() == first.private_bytes_raw()
-    assert [keys.key_id(key) for key in keys.trusted_keys()] == [keys.key_id(first.public_key())]
+    assert [keys.key_id(key) for key in trusted_keys().keys] == [keys.key_id(first.public_key())]
 
 
 def test_named_keys_replace_the_trusted_ones(armlet_home: Path, tmp_path: Path) -> None:
     keys.default_signing_key()
     other = keys.generate(tmp_path / "other.key")
-    named = keys.trusted_keys([tmp_path / "other.key.pub"])
-    assert [keys.key_id(key) for key in named] == [keys.key_id(other.public_key())]
+    named = trusted_keys([tmp_path / "other.key.pub"])
+    assert [keys.key_id(key) for key in named.keys] == [keys.key_id(other.public_key())]

@@ -237,7 +237,7 @@ def test_prove_with_torch_in_the_process_proves_nothing(small_draft: Path, tmp_p
 def test_a_draft_becomes_a_bundle_with_its_extra_members(small_draft: Path, small_bundle: Any, tmp_path: Path) -> None:
     draft = Draft(small_draft)
     members = {name: draft.read(name) for name in named_members(draft.manifest)} | {"NOTICE": b"more"}
-    digest = write_bundle(tmp_path / "b.armlet", draft.manifest, members, small_bundle.key)
+    digest = write_bundle(tmp_path / "b.armlet", draft.manifest, members, [small_bundle.key])
     assert digest != small_bundle.open().digest
     assert encode_manifest(small_bundle.open().manifest) == draft.read("manifest.json")
     with pytest.raises(MissingMemberError):

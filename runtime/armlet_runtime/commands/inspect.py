@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("model", f"{manifest.name} {manifest.version}, made {manifest.created}")
     facts.add_row("digest", bundle.digest)
-    facts.add_row("signed by", f"key {bundle.key_id} (trusted)")
+    facts.add_row("signed by", ", ".join(bundle.signers))
     facts.add_row("window", f"{manifest.window.length_s:g} s every {manifest.window.hop_s:g} s")
     for modality in manifest.modalities:
         channels = " ".join(modality.channels)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             args.json,
             {
                 "digest": bundle.digest,
-                "key_id": bundle.key_id,
+                "signers": bundle.signers,
                 "sizes": bundle.sizes,
                 "manifest": manifest,
                 "certificate": certificate,

@@ -48,8 +48,8 @@ def load_bundle(args: argparse.Namespace) -> Bundle:
         KeyFileError: A key cannot be read.
     """
     from ..bundle import open_bundle
-    from ..keys import trusted_keys
     from ..slots import bundle_path
+    from ..trust import trusted_keys
 
     return open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
 

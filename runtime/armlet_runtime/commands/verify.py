@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from ..outputs import write_json
 
     bundle = load_bundle(args)
-    print(f"{args.bundle}: whole, and signed by the trusted key {bundle.key_id}; digest {bundle.digest}")
+    print(f"{args.bundle}: whole, and signed by trusted keys ({', '.join(bundle.signers)}); digest {bundle.digest}")
 
     results, skipped = [], {}
     engines = []
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             args.json,
             {
                 "digest": bundle.digest,
-                "key_id": bundle.key_id,
+                "signers": bundle.signers,
                 "golden": results,
                 "skipped": skipped,
                 "passed": passed,
