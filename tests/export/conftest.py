@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from numpy.typing import NDArray
 
 from armlet_export.assemble import Description
 from armlet_export.pipeline import ExportReport, Material, export_model
 from armlet_export.qat import STAGE, prepare_model, train
 from armlet_runtime.manifest import Presence
 from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Label, Recording, Stream
 from armlet_runtime.windows import WindowSpec
 from armlet_train import finetune
-from armlet_train.data import Corpus, score_windows
+from armlet_train.data import Corpus, join, score_windows
 from armlet_train.models import ArmletModel, fold_batchnorm
-from armlet_train.recipes import AugmentRecipe, FinetuneRecipe, ModelRecipe, QatRecipe
+from armlet_train.recipes import AugmentRecipe, DataRecipe, FinetuneRecipe, ModelRecipe, QatRecipe
 
 MODALITIES = (Modality("acc", ("x", "y", "z"), "g", 50.0), Modality("gyro", ("x", "y"), "rad/s", 50.0))
 LABELS = ("still", "slow", "fast")
@@ -35,38 +35,27 @@ FINETUNE = FinetuneRecipe(
 )
 QAT = QatRecipe(epochs=2, learning_rate=5e-4, distillation=0.9, frozen_epochs=1, max_f1_loss=0.02, min_agreement=0.97)
 LENGTH = 64
+DATA = DataRecipe("made", ("acc", "gyro"), LABELS, LENGTH / 50.0, LENGTH / 100.0, 0.32)
 
 
 def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
     """Each person stays in each label for a while; a label is a frequency, in both modalities, in noise."""
     rng = np.random.default_rng(seed)
     count = 1200
-    signals: dict[str, list[np.ndarray]] = {modality.name: [] for modality in MODALITIES}
-    codes: list[NDArray[np.int64]] = []
-    wearers: list[NDArray[np.str_]] = []
-    ends: list[NDArray[np.int64]] = []
+    recordings = []
     for person in people:
-        for code, frequency in enumerate((0.0, 3.0, 9.0)):
-            times = np.arange(count) / 50.0
+        for label, frequency in zip(LABELS, (0.0, 3.0, 9.0), strict=True):
+            seconds = np.arange(count) / 50.0
+            times_ns = np.arange(count, dtype=np.int64) * 20_000_000
+            streams = {}
             for modality in MODALITIES:
                 phase = rng.uniform(0, 6, len(modality.channels))
-                wave = np.sin(2 * np.pi * frequency * times[:, None] + phase) * (frequency > 0)
+                wave = np.sin(2 * np.pi * frequency * seconds[:, None] + phase) * (frequency > 0)
                 noise = 0.3 * rng.standard_normal((count, len(modality.channels)))
-                signals[modality.name].append((0.5 + wave + noise).astype(np.float32))
-            codes.append(np.full(count, code, np.int64))
-            wearers.append(np.full(count, person))
-            ends.append(np.full(count, count * (len(ends) + 1), np.int64))
-    return Corpus(
-        MODALITIES,
-        {name: np.concatenate(parts) for name, parts in signals.items()},
-        np.concatenate(codes),
-        LABELS,
-        np.concatenate(wearers),
-        np.concatenate(ends),
-        LENGTH,
-        LENGTH // 2,
-        {},
-    )
+                streams[modality.name] = Stream(modality, times_ns, (0.5 + wave + noise).astype(np.float32))
+            whole = Label(0, count * 20_000_000, label)
+            recordings.append(Recording(f"{person}-{label}", person, {}, streams, [whole]))
+    return join(recordings, DATA)
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gzip
 import pickle
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from armlet_runtime.clock import ClockFit
 from armlet_runtime.errors import DataError
+from armlet_runtime.manifest import Presence
+from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
+from armlet_runtime.streams import SampleRing
 from armlet_train import data, hapt
-from armlet_train.recipes import find_recipe, load_recipe
+from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
 
 PERIOD = 20_000_000  # ns
 RECIPE = load_recipe(find_recipe("hapt")).data
@@ -35,15 +41,27 @@ def test_no_person_is_in_two_splits() -> None:
     assert len(people) == len(set(people)) == 30
 
 
-@pytest.mark.parametrize(("split", "every", "labelled"), [("validation", 2215, 1296), ("test", 5053, 2874)])
+@pytest.mark.parametrize(
+    ("split", "every", "labelled"), [("train", 10185, 5847), ("validation", 2215, 1296), ("test", 5053, 2874)]
+)
 def test_windows_of_a_split(recordings: list[Recording], split: str, every: int, labelled: int) -> None:
-    corpus = data.join([r for r in recordings if r.person in hapt.SPLITS[split]], RECIPE)
+    assert recordings
+    corpus = data.load_corpus(RECIPE, split)
+    assert corpus.wearers == sorted(hapt.SPLITS[split])
     assert len(corpus.starts(labelled=False, every=corpus.stride)) == every
     starts = corpus.starts(labelled=True, every=corpus.stride)
     assert len(starts) == labelled
-    for start in starts[::50]:  # one label and one person from end to end
-        assert len(set(corpus.codes[start : start + corpus.length])) == 1
-        assert len(set(corpus.ends[start : start + corpus.length])) == 1
+    for ahead in (1, 63, 127):  # one label and one person from end to end
+        np.testing.assert_array_equal(corpus.labels_of(starts + ahead), corpus.labels_of(starts))
+        np.testing.assert_array_equal(corpus.people_of(starts + ahead), corpus.people_of(starts))
+
+
+def test_draws_are_even_over_all_starts(recordings: list[Recording]) -> None:
+    corpus = data.join(recordings[:5], RECIPE)
+    for labelled in (False, True):
+        starts = corpus.starts(labelled, every=1)
+        drawn = corpus.draw(500, labelled, np.random.default_rng(4))
+        np.testing.assert_array_equal(drawn, np.random.default_rng(4).choice(starts, 500))
 
 
 def test_windows_are_the_samples_themselves(recordings: list[Recording]) -> None:
@@ -51,24 +69,216 @@ def test_windows_are_the_samples_themselves(recordings: list[Recording]) -> None
     corpus = data.join([one], RECIPE)
     windows = corpus.windows(np.array([0, 64, 100]))
     np.testing.assert_array_equal(windows["gyro"][2], one.streams["gyro"].values[100:228].T)
+    assert corpus.present(np.array([0, 64])).all()
 
 
-def test_recording_without_a_modality_is_named() -> None:
-    times = np.arange(200, dtype=np.int64) * PERIOD
-    one = Recording("only-acc", "1", streams={"acc": Stream(hapt.ACC, times, np.zeros((200, 3), np.float32))})
-    with pytest.raises(DataError, match=r"only-acc has no modality 'gyro'.*\[data\] modalities"):
-        data.join([one], RECIPE)
+def test_neighbours_stay_within_reach_and_recording(recordings: list[Recording]) -> None:
+    corpus = data.join(recordings[:3], RECIPE)
+    starts = corpus.starts(labelled=False, every=37)
+    near = corpus.neighbours(starts, 0.64, np.random.default_rng(0))
+    assert np.abs(near - starts).max() <= 32
+    assert len(set(near - starts)) > 50
+    every = corpus.starts(labelled=False, every=1)
+    assert set(near) <= set(every)
+    people = corpus.people_of(near)
+    np.testing.assert_array_equal(people, corpus.people_of(starts))
 
 
-def test_streams_that_do_not_begin_together_are_cut_where_both_are() -> None:
-    acc = Stream(hapt.ACC, np.arange(300, dtype=np.int64) * PERIOD, np.zeros((300, 3), np.float32))
-    values = np.arange(300, dtype=np.float32)[:, None].repeat(3, axis=1)
-    gyro = Stream(hapt.GYRO, (np.arange(300, dtype=np.int64) + 10) * PERIOD, values)
-    corpus = data.join(
-        [Recording("late", "1", {}, {"acc": acc, "gyro": gyro}, [Label(0, 300 * PERIOD, "walking")])], RECIPE
-    )
-    assert len(corpus.codes) == 290
-    np.testing.assert_array_equal(corpus.signals["gyro"][:, 0], values[:290, 0])
+# Made recordings with streams of different rates, gaps and missing modalities.
+ECG = Modality("ecg", ("lead",), "mV", 250.0)
+TEMP = Modality("temp", ("skin",), "degC", 4.0)
+SLOW = DataRecipe("made by hand", ("ecg", "acc", "temp"), ("rest", "walk"), 4.0, 2.0, 1.0)
+
+
+def stream(modality: Modality, seconds: float, seed: int, first_s: float = 0.0) -> Stream:
+    count = round(seconds * modality.rate_hz)
+    times = np.rint((first_s + np.arange(count) / modality.rate_hz) * 1e9).astype(np.int64)
+    values = np.random.default_rng(seed).standard_normal((count, len(modality.channels)))
+    return Stream(modality, times, values.astype(np.float32))
+
+
+def without(one: Stream, first_s: float, last_s: float) -> Stream:
+    """The stream less the samples of a span, as a radio link loses them."""
+    seconds = one.times_ns / 1e9
+    keep = (seconds < first_s) | (seconds >= last_s)
+    return Stream(one.modality, one.times_ns[keep], one.values[keep])
+
+
+def body(seed: int = 0) -> dict[str, Stream]:
+    return {"ecg": stream(ECG, 60, seed), "acc": stream(hapt.ACC, 60, seed + 1), "temp": stream(TEMP, 60, seed + 2)}
+
+
+WHOLE = [Label(0, 30_000_000_000, "rest"), Label(30_000_000_000, 60_000_000_000, "walk")]
+
+
+def test_each_modality_keeps_its_rate_and_windows_lie_on_the_common_time() -> None:
+    streams = body()
+    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW)
+    assert corpus.lengths == {"ecg": 1000, "acc": 200, "temp": 16}
+    assert (corpus.length, corpus.stride) == (1000, 500)  # ticks of the fastest
+    starts = corpus.starts(labelled=True, every=corpus.stride)
+    # Windows of 4 s every 2 s that lie in one of the two halves of 30 s.
+    np.testing.assert_array_equal(starts, 500 * np.array([*range(14), *range(15, 29)]))
+    np.testing.assert_array_equal(corpus.labels_of(starts), [0] * 14 + [1] * 14)
+    windows = corpus.windows(starts)
+    for name, rate in (("ecg", 250), ("acc", 50), ("temp", 4)):
+        for number in (0, 5, 20):
+            first = round(starts[number] / 250 * rate)
+            np.testing.assert_array_equal(
+                windows[name][number], streams[name].values[first : first + corpus.lengths[name]].T
+            )
+
+
+def test_windows_with_gaps_are_those_that_the_board_cuts() -> None:
+    """Every window and its presence, against the ring that live samples go through."""
+    streams = body(seed=10)
+    streams["acc"] = without(without(streams["acc"], 10.0, 11.5), 20.0, 28.0)
+    streams["ecg"] = without(streams["ecg"], 13.0, 15.0)
+    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW, Presence(min_coverage=0.6))
+    starts = corpus.starts(labelled=False, every=125)
+    windows, present = corpus.windows(starts), corpus.present(starts)
+    clock = ClockFit()
+    clock.observe(0, 7_000_000_000)
+    gaps = 0
+    for column, (name, one) in enumerate(streams.items()):
+        ring = SampleRing(one.modality, keep_ns=100_000_000_000)
+        for at, row in zip(one.times_ns, one.values, strict=True):
+            assert ring.add(clock, int(at), row[None])
+        for number, start in enumerate(starts):
+            cut = ring.cut(one.modality, corpus.lengths[name], round((start / 250 + 4.0) * 1e9) + clock.offset_ns)
+            assert present[number, column] == (cut.coverage >= 0.6)
+            gaps += 0.6 <= cut.coverage < 1
+            if cut.coverage > 0 and start / 250 * one.modality.rate_hz % 1 == 0:
+                np.testing.assert_allclose(windows[name][number], cut.window, atol=2e-5)
+    assert gaps > 10
+    assert not present.all()
+
+
+def test_modality_that_a_recording_lacks_is_absent_and_the_others_stay() -> None:
+    whole, bare = body(), body(seed=5)
+    del bare["ecg"]
+    nothing = {"gyro": stream(hapt.GYRO, 60, 9)}
+    recordings = [
+        Recording("bare", "1", {}, bare, WHOLE),
+        Recording("nothing", "1", {}, nothing, WHOLE),
+        Recording("whole", "2", {}, whole, WHOLE),
+    ]
+    corpus = data.join(recordings, SLOW)
+    starts = corpus.starts(labelled=False, every=250)
+    first = corpus.people_of(starts) == "1"
+    np.testing.assert_array_equal(corpus.present(starts[first]).all(axis=0), [False, True, True])
+    assert corpus.present(starts[~first]).all()
+    assert not corpus.windows(starts[first])["ecg"].any()
+    # What is drawn, cut from the joined signals, is what windows() gives.
+    windows, rows = corpus.windows(starts), corpus.rows(starts)
+    for name, signal in corpus.signals.items():
+        np.testing.assert_array_equal(windows[name][7], signal[rows[name][7] :][: corpus.lengths[name]].T)
+
+
+def test_window_without_any_modality_is_never_drawn() -> None:
+    streams = {name: without(one, 20.0, 40.0) for name, one in body().items()}
+    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW)
+    starts = corpus.starts(labelled=False, every=1)
+    assert corpus.present(starts).any(axis=1).all()
+    seconds = starts / 250
+    assert not ((seconds > 19) & (seconds < 37)).any()  # less than 60 % of these is there
+    drawn = corpus.draw(2000, False, np.random.default_rng(0))
+    assert set(drawn) <= set(starts)
+    near = corpus.neighbours(drawn, 5.0, np.random.default_rng(0))
+    assert set(near) <= set(starts)
+
+
+def test_lost_rows_count_neither_as_samples_nor_in_the_normalisation() -> None:
+    streams = body()
+    clean = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW).normalisation()
+    values = streams["acc"].values.copy()
+    values[500:1500, 1] = np.nan  # 20 s
+    streams["acc"] = Stream(hapt.ACC, streams["acc"].times_ns, values)
+    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW)
+    starts = corpus.starts(labelled=False, every=250)
+    missing = ~corpus.present(starts)[:, 1]
+    assert missing.sum() == 21  # those with more than 1.6 of their 4 s in the gap
+    assert np.isfinite(corpus.windows(starts)["acc"]).all()
+    kept = np.delete(streams["acc"].values, np.s_[500:1500], axis=0)
+    numbers = corpus.normalisation()
+    np.testing.assert_allclose(numbers["acc"].mean, kept.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(numbers["acc"].std, kept.std(axis=0), rtol=1e-5)
+    assert numbers["ecg"] == clean["ecg"]
+
+
+def test_streams_that_do_not_begin_together_keep_the_whole_time() -> None:
+    streams = body()
+    streams["acc"] = stream(hapt.ACC, 50, 3, first_s=10.0)
+    corpus = data.join([Recording("late", "1", {}, streams, WHOLE)], SLOW)
+    starts = corpus.starts(labelled=False, every=250)
+    assert len(starts) == 57
+    np.testing.assert_array_equal(corpus.present(starts)[:, 1], starts / 250 >= 10 - 4 * 0.4)
+    np.testing.assert_array_equal(corpus.windows(starts)["acc"][12], streams["acc"].values[100:300].T)
+
+
+def test_held_out_labels_are_in_no_window_of_training_people(recordings: list[Recording]) -> None:
+    assert recordings
+    transitions = tuple(name for name in hapt.LABELS.values() if "-" in name)
+    recipe = msgspec.structs.replace(RECIPE, hold_out=transitions)
+    held = data.load_corpus(recipe, "train")
+    plain = data.load_corpus(msgspec.structs.replace(RECIPE, labels=transitions), "train")
+    starts = held.starts(labelled=False, every=1)
+    assert 0.85 < len(starts) / len(plain.starts(labelled=False, every=1)) < 0.97
+    drawn = held.draw(5000, False, np.random.default_rng(0))
+    for some in (starts[::97], starts[-1:], drawn, held.neighbours(drawn, 5.0, np.random.default_rng(1))):
+        for ahead in range(0, 128, 3):  # the shortest transition lasts longer than that
+            assert (plain.labels_of(some + ahead) == data.NO_LABEL).all()
+    labelled = held.starts(labelled=True, every=1)
+    np.testing.assert_array_equal(labelled, data.load_corpus(RECIPE, "train").starts(labelled=True, every=1))
+    again = held.draw(500, True, np.random.default_rng(4))
+    np.testing.assert_array_equal(again, np.random.default_rng(4).choice(labelled, 500))
+    # Only training is kept from them.
+    assert len(data.load_corpus(recipe, "validation").starts(labelled=False, every=64)) == 2215
+
+
+def test_constant_channel_is_named() -> None:
+    streams = body()
+    streams["temp"] = Stream(TEMP, streams["temp"].times_ns, np.ones_like(streams["temp"].values))
+    with pytest.raises(DataError, match="'temp' never changes in skin"):
+        data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW).normalisation()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"modalities": ("ecg", "spo2")},
+            r"has no modality 'spo2' \(it has ecg, acc, temp\); mend \[data\] modalities",
+        ),
+        ({"knee": {"gyro": 0.05}}, r"\[data\] knee names gyro"),
+        ({"window_s": 61.0}, "no window of 61 s"),
+        ({"labels": ("rest", "run"), "window_s": 31.0}, r"no window of 31 s that carries one label \(rest, run\)"),
+    ],
+)
+def test_what_the_data_lack_is_one_sentence(change: dict[str, Any], said: str) -> None:
+    recipe = msgspec.structs.replace(SLOW, **change)
+    with pytest.raises(DataError, match=said):
+        data.join([Recording("one", "1", {}, body(), WHOLE)], recipe).draw(
+            8, "labels" in change, np.random.default_rng(0)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "said"),
+    [
+        ("hpat", None, "did you mean 'hapt'"),
+        ("hapt", "nowhere", "nothing at nowhere"),
+    ],
+)
+def test_data_set_that_is_not_there_is_one_sentence(name: str, path: str | None, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        data.load_corpus(msgspec.structs.replace(RECIPE, name=name, path=path), "train")
+
+
+def test_label_that_the_data_set_lacks_is_named(recordings: list[Recording]) -> None:
+    assert recordings
+    with pytest.raises(DataError, match="hapt has no label running"):
+        data.load_corpus(msgspec.structs.replace(RECIPE, labels=("walking", "running")), "train")
 
 
 class _Evil:
@@ -86,13 +296,3 @@ def test_pickle_that_names_anything_else_is_refused(capsys: pytest.CaptureFixtur
 def test_file_that_is_not_hapt_is_one_sentence(content: bytes) -> None:
     with pytest.raises(DataError, match="HAPT"):
         hapt.parse(content)
-
-
-def test_neighbours_stay_within_reach_and_recording(recordings: list[Recording]) -> None:
-    corpus = data.join(recordings[:3], RECIPE)
-    starts = corpus.starts(labelled=False, every=37)
-    near = corpus.neighbours(starts, 0.64, np.random.default_rng(0))
-    assert np.abs(near - starts).max() <= 32
-    assert len(set(near - starts)) > 50
-    assert (near + corpus.length <= corpus.ends[starts]).all()
-    assert (corpus.ends[near] == corpus.ends[starts]).all()

@@ -1,8 +1,13 @@
-"""From recordings to training windows: signals on the model's grid, starts of windows, labels, normalisation."""
+"""From recordings to training windows: what can be drawn, what is present, labels, normalisation.
+
+Windows are cut on the common time. A *tick* is one period of the fastest modality; ticks count through all recordings,
+back to back, and a window is named by its first tick. Each modality has its own rate and its own samples a window; a
+slower one begins with the sample that lies nearest to the tick.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,115 +15,298 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError
+from armlet_runtime.manifest import Presence
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording
-from armlet_runtime.windows import Float32, Normalisation, WindowSpec, cut, fill_gaps, resample
+from armlet_runtime.recording import Label, Recording
+from armlet_runtime.windows import Bool, Float32, Normalisation, WindowSpec, fill_gaps
 
-from . import hapt
+from . import datasets
+from .pieces import Int64, Piece, grid_count, merge_moments, on_grid
 from .recipes import DataRecipe
 
-Int64 = NDArray[np.int64]
 NO_LABEL = -1
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The recordings of some people, joined on the model's grid.
+    """The recordings of some people on the model's grid, in memory or memory-mapped.
 
     Attributes:
-        modalities: In the model's order; all of one rate in this version.
-        signals: Modality name to (n, channels) float32 in its unit, recordings back to back.
-        codes: (n,) index of each sample's label in ``labels``, or :data:`NO_LABEL`.
+        pieces: The recordings.
+        modalities: In the model's order, each with its own rate.
         labels: Names of the labels.
-        people: (n,) wearer of each sample.
-        ends: (n,) index just past the end of each sample's recording.
-        length: Samples of a window.
-        stride: Samples from window to window in scoring.
+        window_s: Length of a window.
+        stride_s: From window to window in scoring.
+        min_coverage: Share of a window's samples that a modality needs to be present.
         knee: Modality to the knee of its normalisation, where it has one.
+        hold_out: Labels of which no window may have a sample. (Mean and deviation are those of all samples.)
+        in_memory: Whether the pieces are; else they are mapped from files that may be larger than memory.
     """
 
+    pieces: tuple[Piece, ...]
     modalities: tuple[Modality, ...]
-    signals: dict[str, Float32]
-    codes: Int64
     labels: tuple[str, ...]
-    people: NDArray[np.str_]
-    ends: Int64
-    length: int
-    stride: int
+    window_s: float
+    stride_s: float
+    min_coverage: float
     knee: dict[str, float]
+    hold_out: tuple[str, ...] = ()
+    in_memory: bool = True
+
+    @property
+    def tick_hz(self) -> float:
+        """Ticks a second: the rate of the fastest modality."""
+        return max(modality.rate_hz for modality in self.modalities)
+
+    @property
+    def length(self) -> int:
+        """Ticks of a window."""
+        return round(self.window_s * self.tick_hz)
+
+    @property
+    def stride(self) -> int:
+        """Ticks from window to window in scoring."""
+        return round(self.stride_s * self.tick_hz)
+
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        """Samples of a window, by modality; as :meth:`armlet_runtime.windows.WindowSpec.samples`."""
+        return {modality.name: round(self.window_s * modality.rate_hz) for modality in self.modalities}
 
     @property
     def wearers(self) -> list[str]:
-        """Each of ``people`` once, sorted."""
-        return sorted({str(person) for person in self.people})
+        """Each person once, sorted."""
+        return sorted({piece.person for piece in self.pieces})
 
     @cached_property
-    def run_ends(self) -> Int64:
-        """(n,) index just past the stretch of one label, within one recording, that each sample lies in."""
-        change = np.flatnonzero((np.diff(self.codes) != 0) | (np.diff(self.ends) != 0)) + 1
-        edges = np.concatenate([change, [len(self.codes)]])
-        ends: Int64 = edges[np.searchsorted(change, np.arange(len(self.codes)), side="right")]
-        return ends
+    def _firsts(self) -> Int64:
+        """(pieces + 1,) first tick of each piece, and one past the last."""
+        ticks = [grid_count(piece.duration_s, self.tick_hz) for piece in self.pieces]
+        return np.concatenate([[0], np.cumsum(ticks)]).astype(np.int64)
+
+    @cached_property
+    def _stretches(self) -> tuple[Int64, Int64]:
+        """First start, and one past the last, of each stretch of a recording that windows may be cut from."""
+        first, end, code = self._label_stretches(self.hold_out)
+        first, end = first[code == NO_LABEL], end[code == NO_LABEL]
+        whole = np.array([
+            all(grid_count(piece.duration_s, one.rate_hz) >= self.lengths[one.name] for one in self.modalities)
+            for piece in self.pieces
+        ], np.bool_)  # fmt: skip
+        return first, np.where(whole[self._piece_of(first)], np.maximum(end - self.length + 1, first), first)
+
+    @cached_property
+    def _runs(self) -> tuple[Int64, Int64, Int64]:
+        """:meth:`_label_stretches` of the corpus' labels."""
+        return self._label_stretches(self.labels)
+
+    def _label_stretches(self, names: tuple[str, ...]) -> tuple[Int64, Int64, Int64]:
+        """First tick, one past the last, and index in ``names`` of each stretch of one label within a recording."""
+        firsts, codes = [], []
+        for begin, end, piece in zip(self._firsts, self._firsts[1:], self.pieces, strict=False):
+            first, code = _label_runs(piece.labels, names, self.tick_hz, int(end - begin))
+            firsts.append(begin + first)
+            codes.append(code)
+        first = np.concatenate(firsts)
+        return first, np.concatenate([first[1:], self._firsts[-1:]]), np.concatenate(codes)
+
+    @cached_property
+    def _sample_firsts(self) -> dict[str, Int64]:
+        """By modality, (pieces + 1,) first sample of each piece if all pieces lie back to back."""
+        return {
+            one.name: np.concatenate(
+                [[0], np.cumsum([grid_count(piece.duration_s, one.rate_hz) for piece in self.pieces])]
+            ).astype(np.int64)
+            for one in self.modalities
+        }
+
+    @cached_property
+    def _gaps(self) -> dict[str, tuple[Int64, Int64, Int64]]:
+        """By modality: first samples of all gaps, their lengths, and how many samples are missing before each."""
+        result = {}
+        for modality in self.modalities:
+            firsts = self._sample_firsts[modality.name]
+            parts = [np.zeros((0, 2), np.int64)]
+            for first, end, piece in zip(firsts, firsts[1:], self.pieces, strict=False):
+                gaps = piece.gaps.get(modality.name)
+                parts.append(np.array([[first, end]]) if gaps is None else first + gaps)
+            first, end = np.concatenate(parts).T
+            result[modality.name] = (first, end - first, np.concatenate([[0], np.cumsum(end - first)]))
+        return result
 
     def starts(self, labelled: bool, every: int) -> Int64:
-        """First samples of all windows that lie in one recording.
+        """First ticks of all windows that lie in one recording and have a modality present.
 
         Args:
             labelled: Only windows that carry one of ``labels`` from end to end.
-            every: Samples from start to start, counted from each recording's first sample; 1 for all windows.
+            every: Ticks from start to start, counted from the first of each recording (and of what follows a held-out
+                label); 1 for all windows.
         """
-        firsts = np.concatenate([[0], np.unique(self.ends)[:-1]])
-        regular = [np.arange(first, self.ends[first] - self.length + 1, every) for first in firsts]
-        starts = np.concatenate(regular).astype(np.int64)
+        parts = [np.zeros(0, np.int64)]
+        parts += [np.arange(first, last, every) for first, last in zip(*self._stretches, strict=True)]
+        starts = np.concatenate(parts)
         if labelled:
-            starts = starts[(self.codes[starts] != NO_LABEL) & (self.run_ends[starts] >= starts + self.length)]
-        return starts
+            _, ends, codes = self._runs
+            run = self._run_of(starts)
+            starts = starts[(codes[run] != NO_LABEL) & (ends[run] >= starts + self.length)]
+        return starts[self.present(starts).any(axis=1)]
 
-    @property
-    def lengths(self) -> dict[str, int]:
-        """Modality name to samples of a window."""
-        return dict.fromkeys(self.signals, self.length)
+    def draw(self, count: int, labelled: bool, rng: np.random.Generator) -> Int64:
+        """``count`` random starts, each of those of :meth:`starts` at every tick equally likely.
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the signals are small enough to lie on the device that trains."""
-        return True
+        Raises:
+            DataError: There is no window to draw.
+        """
+        firsts, lasts = self._labelled_starts if labelled else self._stretches
+        ends = np.cumsum(lasts - firsts)
+        if not len(ends) or ends[-1] == 0:
+            kind = f" that carries one label ({', '.join(self.labels)}) from end to end" if labelled else ""
+            raise DataError(f"the recordings have no window of {self.window_s:g} s{kind}")
 
-    def rows(self, starts: Int64) -> dict[str, Int64]:
-        """Modality name to the first row of each window in its signal."""
-        return dict.fromkeys(self.signals, starts)
+        def some(count: int) -> Int64:
+            number = rng.integers(0, ends[-1], count)
+            at = np.searchsorted(ends, number, side="right")
+            return np.asarray(lasts[at] - (ends[at] - number), np.int64)
 
-    def present(self, starts: Int64) -> NDArray[np.bool_]:
-        """(windows, modalities): which modalities each window has."""
-        return np.ones((len(starts), len(self.modalities)), np.bool_)
+        starts = some(count)
+        for _ in range(1000):
+            absent = ~self.present(starts).any(axis=1)
+            if not absent.any():
+                return starts
+            starts[absent] = some(int(absent.sum()))
+        raise DataError("hardly a window of the recordings has a modality present; see 'armlet data check'")
 
-    def labels_of(self, starts: Int64) -> Int64:
-        """(windows,) index of each window's label in ``labels``, or :data:`NO_LABEL`."""
-        return self.codes[starts]
+    @cached_property
+    def _labelled_starts(self) -> tuple[Int64, Int64]:
+        """First start, and one past the last, of each stretch of one label that windows may be cut from."""
+        run, end, code = self._runs
+        first, last = self._stretches
+        # A stretch may begin or end within a run, and a run within a stretch: all edges cut both.
+        edges = np.unique(np.concatenate([run, first, last + self.length - 1]))
+        inside = np.maximum(self._stretch_of(edges), 0)
+        of = self._run_of(edges)
+        until = np.minimum(end[of] - self.length + 1, last[inside])
+        good = (code[of] != NO_LABEL) & (edges >= first[inside]) & (edges < until)
+        return edges[good], until[good]
 
-    def neighbours(self, starts: Int64, reach_s: float, draw: np.random.Generator) -> Int64:
-        """For each start another one at most ``reach_s`` seconds away, whose window lies in the same recording."""
-        reach = round(reach_s * self.modalities[0].rate_hz)
-        firsts = np.concatenate([[0], np.unique(self.ends)[:-1]])
-        first = firsts[np.searchsorted(firsts, starts, side="right") - 1]
-        moved = starts + draw.integers(-reach, reach, len(starts), endpoint=True)
-        inside: Int64 = np.clip(moved, first, self.ends[starts] - self.length)
-        return inside
+    def neighbours(self, starts: Int64, reach_s: float, rng: np.random.Generator) -> Int64:
+        """For each start another one at most ``reach_s`` away in the same recording; itself where nothing is there."""
+        reach = round(reach_s * self.tick_hz)
+        first, last = self._stretches
+        stretch = self._stretch_of(starts)
+        moved = starts + rng.integers(-reach, reach, len(starts), endpoint=True)
+        moved = np.clip(moved, first[stretch], last[stretch] - 1)
+        near: Int64 = np.where(self.present(moved).any(axis=1), moved, starts)
+        return near
 
     def windows(self, starts: Int64) -> dict[str, Float32]:
-        """Modality name to (windows, channels, samples) in its unit."""
-        return {name: cut(signal, self.length, self.stride, starts) for name, signal in self.signals.items()}
+        """Modality name to (windows, channels, samples) in its unit.
+
+        Gaps are filled within each window, as on the board; an absent modality's window is zeros.
+        """
+        piece = self._piece_of(starts)
+        result = {}
+        for modality in self.modalities:
+            length = self.lengths[modality.name]
+            base = self._sample_firsts[modality.name]
+            rows = self._rows(modality, starts, piece)
+            missing = self._missing(modality, rows)
+            out = np.zeros((len(starts), length, len(modality.channels)), np.float32)
+            there = np.flatnonzero(missing < length)
+            local = rows - base[piece]
+            for row, at, first in zip(there.tolist(), piece[there].tolist(), local[there].tolist(), strict=True):
+                out[row] = self.pieces[at].signals[modality.name][first : first + length]
+            for row in np.flatnonzero((missing > 0) & (missing < length)).tolist():
+                gaps = self.pieces[piece[row]].gaps[modality.name]
+                out[row] = fill_gaps(out[row], _covered(gaps - local[row], length))
+            result[modality.name] = np.ascontiguousarray(out.transpose(0, 2, 1))
+        return result
+
+    def present(self, starts: Int64) -> Bool:
+        """(windows, modalities): whether at least ``min_coverage`` of the modality's samples are there."""
+        piece = self._piece_of(starts)
+        columns = []
+        for modality in self.modalities:
+            length = self.lengths[modality.name]
+            covered = length - self._missing(modality, self._rows(modality, starts, piece))
+            columns.append(covered / length >= self.min_coverage)
+        return np.stack(columns, axis=1)
+
+    def labels_of(self, starts: Int64) -> Int64:
+        """(windows,) index in ``labels`` of the label at each window's first tick, or :data:`NO_LABEL`."""
+        codes: Int64 = self._runs[2][self._run_of(starts)]
+        return codes
+
+    def people_of(self, starts: Int64) -> NDArray[np.str_]:
+        """(windows,) wearers."""
+        return np.array([piece.person for piece in self.pieces])[self._piece_of(starts)]
+
+    @cached_property
+    def signals(self) -> dict[str, Float32]:
+        """Modality name to (samples of all recordings, channels), for a device that cuts windows itself.
+
+        Gaps are held over the whole recording; what a recording lacks is zeros.
+        """
+        return {
+            modality.name: np.concatenate([
+                piece.signals[modality.name] if modality.name in piece.signals
+                else np.zeros((grid_count(piece.duration_s, modality.rate_hz), len(modality.channels)), np.float32)
+                for piece in self.pieces
+            ])
+            for modality in self.modalities
+        }  # fmt: skip
+
+    def rows(self, starts: Int64) -> dict[str, Int64]:
+        """Modality name to (windows,) first row of each window in :attr:`signals`."""
+        piece = self._piece_of(starts)
+        return {modality.name: self._rows(modality, starts, piece) for modality in self.modalities}
 
     def normalisation(self) -> dict[str, Normalisation]:
-        """Mean and standard deviation of every channel over all samples, and the recipe's knees."""
-        return {
-            name: Normalisation(
-                tuple(map(float, signal.mean(axis=0, dtype=np.float64))),
-                tuple(map(float, signal.std(axis=0, dtype=np.float64))),
-                self.knee.get(name),
-            )
-            for name, signal in self.signals.items()
-        }
+        """Mean and standard deviation of every channel over all samples that are there, and the recipe's knees.
+
+        Raises:
+            DataError: A channel never changes.
+        """
+        result = {}
+        for modality in self.modalities:
+            name = modality.name
+            every = merge_moments(piece.moments[name] for piece in self.pieces if name in piece.moments)
+            if every.count == 0:
+                raise DataError(f"none of the people asked for has a sample of '{name}'; mend [data] modalities")
+            flat = [channel for channel, square in zip(modality.channels, every.squares, strict=True) if square <= 0]
+            if flat:
+                raise DataError(f"'{name}' never changes in {', '.join(flat)}; leave it out of [data] modalities")
+            std = tuple(float(np.sqrt(square / every.count)) for square in every.squares)
+            result[name] = Normalisation(every.mean, std, self.knee.get(name))
+        return result
+
+    def _piece_of(self, starts: Int64) -> Int64:
+        return np.searchsorted(self._firsts, starts, side="right") - 1
+
+    def _stretch_of(self, starts: Int64) -> Int64:
+        return np.searchsorted(self._stretches[0], starts, side="right") - 1
+
+    def _run_of(self, starts: Int64) -> Int64:
+        return np.searchsorted(self._runs[0], starts, side="right") - 1
+
+    def _rows(self, modality: Modality, starts: Int64, piece: Int64) -> Int64:
+        """First sample, in :attr:`signals`, of each window; moved by one where it would leave the recording."""
+        base = self._sample_firsts[modality.name]
+        local = np.rint((starts - self._firsts[piece]) * (modality.rate_hz / self.tick_hz)).astype(np.int64)
+        return np.asarray(np.minimum(base[piece] + local, base[piece + 1] - self.lengths[modality.name]), np.int64)
+
+    def _missing(self, modality: Modality, rows: Int64) -> Int64:
+        """How many samples of each window are not there."""
+        first, size, before = self._gaps[modality.name]
+        if not len(first):
+            return np.zeros(len(rows), np.int64)
+
+        def missing_before(sample: Int64) -> Int64:
+            gap = np.searchsorted(first, sample, side="right") - 1
+            inside = np.clip(sample - first[gap], 0, size[gap])
+            return np.where(gap >= 0, before[gap] + inside, 0)
+
+        return missing_before(rows + self.lengths[modality.name]) - missing_before(rows)
 
 
 @dataclass(frozen=True)
@@ -126,14 +314,16 @@ class Scored:
     """Windows to score: regular ones with one label each, of some people.
 
     Attributes:
-        windows: Modality name to (n, channels, samples) normalised float32.
+        windows: Modality name to (n, channels, samples) normalised float32; anything where it is not present.
         truth: (n,) label indices.
         people: (n,) wearers.
+        present: (n, modalities) which modalities each window really has.
     """
 
     windows: dict[str, Float32]
     truth: Int64
     people: NDArray[np.str_]
+    present: Bool
 
 
 def window_spec(recipe: DataRecipe) -> WindowSpec:
@@ -141,88 +331,99 @@ def window_spec(recipe: DataRecipe) -> WindowSpec:
     return WindowSpec(recipe.window_s, recipe.hop_s)
 
 
-def load_corpus(recipe: DataRecipe, split: str) -> Corpus:
+def load_corpus(recipe: DataRecipe, split: str, presence: Presence | None = None) -> Corpus:
     """The recordings of one split (``train``, ``validation`` or ``test``) of the recipe's data set.
+
+    Args:
+        recipe: What to learn from.
+        split: Whose recordings.
+        presence: When a modality counts as present; the default rules if not given.
 
     Raises:
         DataError: The data cannot be had, or lack one of the recipe's modalities or labels.
     """
-    recordings = [recording for recording in hapt.load() if recording.person in hapt.SPLITS[split]]
-    unknown = set(recipe.labels) - set(hapt.LABELS.values())
-    if unknown:
-        raise DataError(
-            f"{recipe.name} has no label {', '.join(sorted(unknown))}; it has {', '.join(hapt.LABELS.values())}"
-        )
-    return join(recordings, recipe)
+    data_set, entries = datasets.open_data_set(recipe.name, recipe.path)
+    modalities = _pick(recipe, data_set.name, data_set.modalities, data_set.labels)
+    recordings = (entry.read() for entry in entries if entry.split == split)
+    pieces = [on_grid(recording, modalities) for recording in recordings]
+    return assemble(pieces, modalities, recipe, presence, recipe.hold_out if split == "train" else ())
 
 
-def join(recordings: Sequence[Recording], recipe: DataRecipe) -> Corpus:
-    """Bring recordings onto the model's grid and put them back to back.
+def join(recordings: Sequence[Recording], recipe: DataRecipe, presence: Presence | None = None) -> Corpus:
+    """Bring recordings that are at hand onto the model's grid.
 
     Raises:
-        DataError: There is no recording, or one lacks a modality.
+        DataError: There is no recording, or none has one of the modalities.
     """
-    strange = set(recipe.knee) - set(recipe.modalities)
-    if strange:
-        raise DataError(f"[data] knee names {', '.join(sorted(strange))}, which is not among [data] modalities")
-    if not recordings:
+    known = {name: stream.modality for recording in recordings for name, stream in recording.streams.items()}
+    modalities = _pick(recipe, recipe.name, tuple(known.values()), (*recipe.labels, *recipe.hold_out))
+    return assemble([on_grid(recording, modalities) for recording in recordings], modalities, recipe, presence)
+
+
+def assemble(
+    pieces: Iterable[Piece | None],
+    modalities: tuple[Modality, ...],
+    recipe: DataRecipe,
+    presence: Presence | None = None,
+    hold_out: tuple[str, ...] = (),
+    in_memory: bool = True,
+) -> Corpus:
+    """A corpus of pieces, less those that have none of the modalities.
+
+    Raises:
+        DataError: None is left.
+    """
+    kept = tuple(piece for piece in pieces if piece is not None)
+    if not kept:
         raise DataError(f"{recipe.name} has no recordings of the people asked for")
-    modalities = []
-    for name in recipe.modalities:
-        lacking = next((recording for recording in recordings if name not in recording.streams), None)
-        if lacking is not None:
-            has = ", ".join(lacking.streams)
-            raise DataError(f"recording {lacking.name} has no modality '{name}' (it has {has}); mend [data] modalities")
-        modalities.append(recordings[0].streams[name].modality)
-    rate = modalities[0].rate_hz
-    if any(modality.rate_hz != rate for modality in modalities):
-        raise DataError("modalities of different rates cannot be trained on together in this version")
-
-    signals: dict[str, list[Float32]] = {modality.name: [] for modality in modalities}
-    codes, people, ends = [], [], []
-    total = 0
-    for recording in recordings:
-        grid_ns, values = _on_grid(recording, modalities)
-        for name, part in values.items():
-            signals[name].append(part)
-        code = np.full(len(grid_ns), NO_LABEL, np.int64)
-        for label in recording.labels:
-            if label.name in recipe.labels:
-                first, last = np.searchsorted(grid_ns, [label.start_ns, label.end_ns])
-                code[first:last] = recipe.labels.index(label.name)
-        total += len(grid_ns)
-        codes.append(code)
-        people.append(np.full(len(grid_ns), recording.person))
-        ends.append(np.full(len(grid_ns), total, np.int64))
     return Corpus(
-        tuple(modalities),
-        {name: np.concatenate(parts) for name, parts in signals.items()},
-        np.concatenate(codes),
-        recipe.labels,
-        np.concatenate(people),
-        np.concatenate(ends),
-        round(recipe.window_s * rate),
-        round(recipe.stride_s * rate),
-        dict(recipe.knee),
-    )
-
-
-def _on_grid(recording: Recording, modalities: Sequence[Modality]) -> tuple[Int64, dict[str, Float32]]:
-    """A recording's signals at the model's rate, over the time that all of them cover; gaps held as on the board."""
-    streams = [recording.streams[modality.name] for modality in modalities]
-    start = max(int(stream.times_ns[0]) for stream in streams)
-    end = min(int(stream.times_ns[-1]) for stream in streams)
-    rate = modalities[0].rate_hz
-    grid = np.arange(int((end - start) / 1e9 * rate + 1e-6) + 1) / rate
-    values = {}
-    for modality, stream in zip(modalities, streams, strict=True):
-        on_grid, covered = resample((stream.times_ns - start) / 1e9, stream.values, grid, 1 / stream.modality.rate_hz)
-        values[modality.name] = fill_gaps(on_grid, covered)
-    return start + np.round(grid * 1e9).astype(np.int64), values
+        kept, modalities, recipe.labels, recipe.window_s, recipe.stride_s,
+        (presence or Presence()).min_coverage, dict(recipe.knee), hold_out, in_memory,
+    )  # fmt: skip
 
 
 def score_windows(corpus: Corpus, normalisation: dict[str, Normalisation]) -> Scored:
     """The windows that figures are computed on."""
     starts = corpus.starts(labelled=True, every=corpus.stride)
     windows = {name: normalisation[name].apply(raw) for name, raw in corpus.windows(starts).items()}
-    return Scored(windows, corpus.codes[starts], corpus.people[starts])
+    return Scored(windows, corpus.labels_of(starts), corpus.people_of(starts), corpus.present(starts))
+
+
+def _pick(
+    recipe: DataRecipe, name: str, modalities: tuple[Modality, ...], labels: tuple[str, ...]
+) -> tuple[Modality, ...]:
+    """The recipe's modalities, in its order, out of what the data have."""
+    strange = set(recipe.knee) - set(recipe.modalities)
+    if strange:
+        raise DataError(f"[data] knee names {', '.join(sorted(strange))}, which is not among [data] modalities")
+    known = {modality.name: modality for modality in modalities}
+    for wanted in recipe.modalities:
+        if wanted not in known:
+            raise DataError(f"{name} has no modality '{wanted}' (it has {', '.join(known)}); mend [data] modalities")
+    unknown = [label for label in (*recipe.labels, *recipe.hold_out) if label not in labels]
+    if unknown:
+        raise DataError(f"{name} has no label {', '.join(unknown)}; it has {', '.join(labels)}")
+    return tuple(known[wanted] for wanted in recipe.modalities)
+
+
+def _label_runs(spans: Sequence[Label], names: Sequence[str], tick_hz: float, ticks: int) -> tuple[Int64, Int64]:
+    """First tick and code of each stretch of one label in a piece; where spans overlap, the later one holds."""
+    chosen = [(span, names.index(span.name)) for span in spans if span.name in names]
+    # A tick belongs to a span if its time, rounded to nanoseconds, lies in it; 1e-6 ticks are less than that.
+    edges = np.array([[span.start_ns, span.end_ns] for span, _ in chosen], np.float64).reshape(-1, 2)
+    inside = np.clip(np.ceil(edges / 1e9 * tick_hz - 1e-6), 0, ticks).astype(np.int64)
+    firsts = np.unique(np.concatenate([[0], inside.ravel()]))
+    firsts = firsts[firsts < ticks]
+    codes = np.full(len(firsts), NO_LABEL, np.int64)
+    for (first, last), (_, code) in zip(inside, chosen, strict=True):
+        codes[np.searchsorted(firsts, first) : np.searchsorted(firsts, last)] = code
+    change = np.concatenate([[True], np.diff(codes) != 0])
+    return firsts[change], codes[change]
+
+
+def _covered(gaps: Int64, length: int) -> Bool:
+    """(length,) which samples of a window are there, from gaps counted from its first sample."""
+    covered = np.ones(length, np.bool_)
+    for first, last in np.clip(gaps, 0, length):
+        covered[first:last] = False
+    return covered

