@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from armlet_runtime.admission import admit
 from armlet_runtime.bundle import Bundle, open_bundle
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.files import write_atomic
@@ -34,9 +35,10 @@ from armlet_runtime.slots import (
     PlaceState,
     SlotState,
     current_place,
+    read_board,
     read_state,
 )
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.trust import Trust, trusted_keys
 
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
 RESERVE_BYTES = 1 << 20
@@ -84,31 +86,38 @@ def parse_target(target: str) -> Path:
     return Path(folder)
 
 
-def deploy(source: Path, folder: Path, keys: Sequence[Path] = ()) -> Deployment:
+def deploy(source: Path, folder: Path, keys: Sequence[Path] = (), permission: bytes | None = None) -> Deployment:
     """Put a bundle into a slot; the slot is made if it is not there.
 
     Args:
         source: The bundle.
         folder: The slot.
-        keys: Files of trusted public keys; those of the home without any.
+        keys: Files of trusted public keys; what the home trusts without any.
+        permission: The owner's signed permission to go back (:mod:`armlet_runtime.admission`).
 
     Raises:
-        BundleError: The bundle is not whole, not signed by a trusted key, or of a newer schema. Nothing was touched.
+        BundleError: The bundle is not whole, not signed as it must be, of a newer schema, or may not come onto this
+            board. The slot is as it was.
         DeployError: No room, no permission, or another deploy is under way. The slot is as it was.
         HealthError: The golden run failed. The slot is as it was.
     """
-    bundle = open_bundle(source, trusted_keys(keys))
+    trusted = trusted_keys(keys)
+    bundle = open_bundle(source, trusted)
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
             _flush(folder.parent)
         with _locked(folder):
-            return _deploy(source, bundle, folder, keys)
+            return _deploy(source, bundle, folder, keys, trusted, permission)
     except OSError as error:
         raise DeployError(f"cannot deploy into {folder}: {error.strerror or error}; {_AS_IT_WAS}") from error
 
 
-def _deploy(source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path]) -> Deployment:
+def _deploy(
+    source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path], trusted: Trust, permission: bytes | None
+) -> Deployment:
+    state = read_state(folder)
+    admitted = admit(bundle, state, read_board(folder), trusted, permission)
     old = current_place(folder)
     new = PLACES[1] if old == PLACES[0] else PLACES[0]
     _sweep(folder, new)
@@ -118,9 +127,8 @@ def _deploy(source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path]) ->
         raise DeployError(
             f"no room in {folder}: the bundle needs {len(data) + RESERVE_BYTES} bytes and {free} are free; {_AS_IT_WAS}"
         )
-    state = read_state(folder)
     kept = {place: entry for place, entry in state.places.items() if place == old}
-    _write_state(folder, SlotState(kept))
+    _write_state(folder, msgspec.structs.replace(state, places=kept))
     place = folder / new
     if not place.is_dir():
         place.mkdir()
@@ -128,7 +136,7 @@ def _deploy(source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path]) ->
     path = place / BUNDLE
     write_atomic(path, data)
     try:
-        if open_bundle(path, trusted_keys(keys)).digest != bundle.digest:
+        if open_bundle(path, trusted).digest != bundle.digest:
             raise DeployError(f"{source} was changed while it was deployed; {_AS_IT_WAS}")
         health = _check_health(path, keys)
     except BaseException:
@@ -144,7 +152,7 @@ def _deploy(source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path]) ->
         deployed=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine=f"{health.engine} {health.version}",
     )
-    _write_state(folder, SlotState({**kept, new: entry}))
+    _write_state(folder, msgspec.structs.replace(admitted, places={**kept, new: entry}))
     _switch(folder, new)
     previous = kept[old].digest if old in kept else None
     return Deployment(str(folder), new, bundle.digest, previous, manifest.name, manifest.version, health)

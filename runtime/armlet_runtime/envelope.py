@@ -7,7 +7,6 @@ JSON is needed, and one kind of document is never taken for another.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -103,7 +102,7 @@ def _signed_by(key: Ed25519PublicKey, envelope: _Envelope, message: bytes) -> bo
             continue
         try:
             key.verify(base64.b64decode(signature.sig, validate=True), message)
-        except (InvalidSignature, binascii.Error):
+        except (InvalidSignature, ValueError):  # ValueError: no base64
             continue
         return True
     return False
@@ -118,5 +117,5 @@ def _parse(data: bytes, kind: str, document: type[Document], where: str) -> tupl
         if envelope.payloadType != kind:
             raise SignatureError(f"{where} is a signed document of another kind ({envelope.payloadType}), not {kind}")
         return msgspec.json.decode(payload, type=document), envelope, payload
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, binascii.Error) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise SignatureError(f"{where} is not a signed document ({error}); copy it again from its source") from error

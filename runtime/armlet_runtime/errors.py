@@ -65,6 +65,10 @@ class UntrustedKeyError(SignatureError):
     """A bundle is signed by a key that is not trusted here."""
 
 
+class AdmissionError(BundleError):
+    """A bundle is whole and signed, but not for this board, not any more, or not without its owner's permission."""
+
+
 class KeyFileError(ArmletError):
     """A key file cannot be read, or must not be overwritten."""
 

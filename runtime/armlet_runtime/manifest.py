@@ -7,6 +7,7 @@ half-understand carries a higher ``schema``.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,9 @@ from .modalities import Modality
 from .windows import Normalisation, WindowSpec
 
 SCHEMA = 1
+
+MAX_RELEASE = (1 << 53) - 1
+"""Largest release: what every JSON reader keeps exactly."""
 
 
 class ProgramRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,6 +101,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     presence: Presence = Presence()
     prototypes: str | None = None
     """Member: ``.npy``, (labels, embedding_dim) float32, for a few-shot head; none for a classifier head."""
+    release: int = 0
+    """Counts up over an owner's bundles (export writes the Unix seconds of ``created``): a board takes no lower one."""
+    expires: str | None = None
+    """UTC, ISO 8601: from then on it is not put on a board any more; one that is in use goes on."""
+    boards: tuple[str, ...] = ()
+    """Classes of boards that it is made for, such as ``raspberry-pi-5``; none for any."""
 
 
 class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,6 +174,25 @@ def named_members(manifest: Manifest) -> list[str]:
     return sorted(set(named))
 
 
+def _is_time(text: str) -> bool:
+    try:
+        return seconds_of(text) >= 0
+    except ValueError:
+        return False
+
+
+def seconds_of(time: str) -> float:
+    """Unix seconds of a time in ISO 8601 with its zone, as manifests have it.
+
+    Raises:
+        ValueError: It is no such time.
+    """
+    parsed = datetime.datetime.fromisoformat(time.replace("Z", "+00:00"))  # Python 3.10 does not know the Z
+    if parsed.tzinfo is None:
+        raise ValueError(f"{time} names no zone")
+    return parsed.timestamp()
+
+
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     names = [modality.name for modality in manifest.modalities]
     if manifest.schema != SCHEMA:
@@ -172,6 +201,12 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield "it needs at least one modality, and none twice"
     if len(manifest.labels) < 1 or len(set(manifest.labels)) != len(manifest.labels):
         yield "it needs at least one label, and none twice"
+    if not 0 <= manifest.release <= MAX_RELEASE:
+        yield f"the release must be 0 to {MAX_RELEASE}"
+    if not _is_time(manifest.created):
+        yield f"'{manifest.created}' is no time; created is written as 2026-01-31T12:00:00Z"
+    if manifest.expires is not None and not _is_time(manifest.expires):
+        yield f"'{manifest.expires}' is no time; expires is written as 2027-01-31T12:00:00Z"
     if manifest.token_dim < 1 or manifest.embedding_dim < 1:
         yield "token_dim and embedding_dim must be positive"
     if not (0 < manifest.window.length_s < math.inf and 0 < manifest.window.hop_s < math.inf):

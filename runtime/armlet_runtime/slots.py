@@ -7,6 +7,7 @@
       a/model.armlet     two places; a deploy writes the one that is not in use
       b/model.armlet
       state.json         what was put into each place, and when (:class:`SlotState`)
+      board.json         what this board is, for bundles that are made for some boards only (:class:`Board`); may lack
       .lock              held by a deploy (flock)
 
 This is the reading side; ``armlet deploy`` writes. A bundle passes its golden run in its place before ``current``
@@ -30,6 +31,7 @@ PLACES = ("a", "b")
 CURRENT = "current"
 BUNDLE = "model.armlet"
 STATE = "state.json"
+BOARD = "board.json"
 LOCK = ".lock"
 
 SCHEME = "file:"
@@ -59,9 +61,33 @@ class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``state.json``: by place. Which place is in use says only the link."""
+    """``state.json``.
+
+    Attributes:
+        places: By place. Which place is in use says only the link.
+        floors: Highest release that was ever in use, by who had signed it (key names, joined by ``+``); see
+            :mod:`armlet_runtime.admission`.
+        permission: When the last permission to go back that was used here had been signed, Unix seconds.
+        newest: Latest time that a bundle in use here named as that of its making, Unix seconds: the clock cannot be
+            earlier.
+    """
 
     places: dict[str, PlaceState]
+    floors: dict[str, int] = {}
+    permission: int = 0
+    newest: float = 0.0
+
+
+class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``board.json``.
+
+    Attributes:
+        board: Class of this board, as in :attr:`armlet_runtime.manifest.Manifest.boards`.
+        modalities: Names of the modalities that its wearables have; None if that is not said.
+    """
+
+    board: str
+    modalities: tuple[str, ...] | None = None
 
 
 def current_place(folder: Path) -> str | None:
@@ -118,6 +144,20 @@ def read_state(folder: Path) -> SlotState:
         return SlotState({})
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"cannot read {folder / STATE} ({error}): remove it and deploy again") from error
+
+
+def read_board(folder: Path) -> Board | None:
+    """What ``board.json`` says; None without one.
+
+    Raises:
+        BundleError: The file does not follow its schema.
+    """
+    try:
+        return msgspec.json.decode((folder / BOARD).read_bytes(), type=Board)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {folder / BOARD} ({error}): mend it, or remove it for any board") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

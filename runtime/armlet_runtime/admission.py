@@ -1,0 +1,138 @@
+"""Whether a bundle that is whole and signed may come onto this board now.
+
+A signature says who made a bundle, not that it is still the one to use. Whoever sits between an owner and a board could
+bring an old bundle with a known fault (rollback), keep bringing the same one for ever (freeze), or bring one made for
+another board. So a slot remembers what it has had (:class:`~armlet_runtime.slots.SlotState`), and:
+
+- It takes no bundle of a lower *release* than it has had, unless the owner signs a :class:`Permission` for this very
+  bundle over this very release. A permission works once.
+- The releases it remembers count only while those who signed them are still trusted, so that whoever stole a key and
+  signed a release of 2^50 does not lock the board for good (fast-forward): rotating the key out ends it.
+- It takes no bundle that has expired. A board without a clock battery may believe that it is 1970; it then goes by the
+  latest time that it knows from a bundle, which is early enough to lock nobody out.
+- It takes no bundle that is made for other classes of boards, or needs modalities that its wearables do not have.
+
+The attacks and their names are those of The Update Framework (specification 1.0.33, section 1.5.2).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from .bundle import Bundle
+from .envelope import open_envelope, seal
+from .errors import AdmissionError
+from .manifest import seconds_of
+from .slots import Board, SlotState
+from .trust import Trust
+
+KIND = "application/vnd.armlet.permission+json"
+
+
+class Permission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An owner's word that a board may go back.
+
+    Attributes:
+        digest: Digest of the bundle that may come.
+        over: Release that it may take the place of.
+        issued: When it was signed, Unix seconds; a board uses no permission that is not newer than the last it used.
+    """
+
+    digest: str
+    over: int
+    issued: int
+
+
+def permit(bundle: Bundle, over: int, signers: list[Ed25519PrivateKey]) -> bytes:
+    """The signed permission for ``bundle`` to take the place of one of release ``over``."""
+    return seal(Permission(bundle.digest, over, int(time.time())), KIND, signers)
+
+
+def floor(state: SlotState, trusted: Trust) -> int:
+    """Highest release that this slot has had from those whom it still trusts; 0 without one."""
+    return max((release for who, release in state.floors.items() if trusted.reaches(who.split("+"))), default=0)
+
+
+def admit(
+    bundle: Bundle, state: SlotState, board: Board | None, trusted: Trust, permission: bytes | None = None
+) -> SlotState:
+    """Check that a verified bundle may come into a slot.
+
+    Args:
+        bundle: Opened with ``trusted``.
+        state: The slot's.
+        board: What the slot's board is, if that is said.
+        trusted: Whom it trusts.
+        permission: The owner's signed permission to go back, if the bundle needs one.
+
+    Returns:
+        The slot's state with what it has to remember once the bundle is in use.
+
+    Raises:
+        AdmissionError: It may not come; the sentence says why and what would help.
+        SignatureError: The permission is not signed as it must be.
+    """
+    manifest = bundle.manifest
+    name = f"{manifest.name} {manifest.version}"
+    _check_board(bundle, board)
+    now = max(time.time(), state.newest)
+    if manifest.expires is not None and seconds_of(manifest.expires) <= now:
+        raise AdmissionError(f"{name} has expired at {manifest.expires}; export it again, or bring a newer one")
+    lowest = floor(state, trusted)
+    remembered = state
+    if manifest.release < lowest:
+        remembered = _go_back(bundle, state, lowest, trusted, permission)
+    floors = _raised(remembered.floors, bundle)
+    newest = max(remembered.newest, seconds_of(manifest.created))
+    return msgspec.structs.replace(remembered, floors=floors, newest=newest)
+
+
+def _check_board(bundle: Bundle, board: Board | None) -> None:
+    manifest = bundle.manifest
+    if board is None:
+        if manifest.boards:
+            raise AdmissionError(
+                f"{manifest.name} is made for {', '.join(manifest.boards)} only, and this slot does not say what board "
+                f"it is on; write its board.json"
+            )
+        return
+    if manifest.boards and board.board not in manifest.boards:
+        raise AdmissionError(f"{manifest.name} is made for {', '.join(manifest.boards)}; this board is {board.board}")
+    if board.modalities is not None:
+        missing = [modality.name for modality in manifest.modalities if modality.name not in board.modalities]
+        if missing:
+            raise AdmissionError(
+                f"{manifest.name} needs {', '.join(missing)}, which this board's wearables do not have "
+                f"({', '.join(board.modalities)})"
+            )
+
+
+def _go_back(bundle: Bundle, state: SlotState, lowest: int, trusted: Trust, permission: bytes | None) -> SlotState:
+    manifest = bundle.manifest
+    if permission is None:
+        raise AdmissionError(
+            f"{manifest.name} {manifest.version} is of release {manifest.release}, and this slot has had release "
+            f"{lowest}: going back needs the owner's signed permission (--allow-older, or 'armlet key permit')"
+        )
+    allowed = open_envelope(permission, KIND, Permission, [(trusted.keys, trusted.threshold)], "the permission")
+    if allowed.digest != bundle.digest:
+        raise AdmissionError(
+            f"the permission is for the bundle {allowed.digest[:12]}, and this one is {bundle.digest[:12]}"
+        )
+    if allowed.over != lowest:
+        raise AdmissionError(
+            f"the permission is to go back from release {allowed.over}, and this slot has had {lowest}; sign a new one"
+        )
+    if allowed.issued <= state.permission:
+        raise AdmissionError("this permission, or a later one, was used here before; sign a new one")
+    # What the board has seen is forgotten by the owner's word: the old bundle is the newest from now on.
+    return msgspec.structs.replace(state, floors={}, permission=allowed.issued)
+
+
+def _raised(floors: Mapping[str, int], bundle: Bundle) -> dict[str, int]:
+    who = "+".join(bundle.signers)
+    return {**floors, who: max(floors.get(who, 0), bundle.manifest.release)}

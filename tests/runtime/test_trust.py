@@ -1,0 +1,137 @@
+"""Trust sets: thresholds and rotation; and the envelopes that carry them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armlet_runtime import keys, trust
+from armlet_runtime.envelope import MAX_BYTES, open_envelope, seal
+from armlet_runtime.errors import ArmletError, KeyFileError, SignatureError
+from armlet_runtime.trust import KIND, Trust, TrustSet, install, next_set, trusted_keys
+
+ALICE, BOB, CAROL, MALLORY = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 5))
+ALICES, BOBS, CAROLS = (key.public_key() for key in (ALICE, BOB, CAROL))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ARMLET_HOME", str(tmp_path))
+    keys.trust(ALICES)
+    return tmp_path
+
+
+def test_a_rotation_takes_the_place_of_the_key_files(home: Path) -> None:
+    first = next_set(trusted_keys(), [ALICES, BOBS], 2, [ALICE, BOB])
+    assert install(first, "1").threshold == 2
+    now = trusted_keys()
+    assert (now.version, now.threshold, now.keys) == (1, 2, tuple(sorted((ALICES, BOBS), key=_raw)))
+    second = next_set(now, [BOBS, CAROLS], 1, [ALICE, BOB])
+    install(second, "2")
+    assert [key.public_bytes_raw() for key in trusted_keys().keys] == sorted(map(_raw, (BOBS, CAROLS)))
+    keys.trust(MALLORY.public_key())
+    assert trusted_keys().find(_raw(MALLORY.public_key())) is None, "a file beside the trust set must not count"
+
+
+def _raw(key: object) -> bytes:
+    return bytes(key.public_bytes_raw())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("signers", "threshold", "words"),
+    [
+        ([MALLORY, BOB, CAROL], 2, "0 of the 1 keys"),  # not by the present set
+        ([ALICE, BOB], 3, "2 of the 3 keys"),  # the new set does not show all its keys
+        ([ALICE, ALICE, ALICE], 2, "1 of the 2 keys"),  # one key three times counts once
+    ],
+)
+def test_a_set_needs_the_old_and_the_new_owners(
+    home: Path, signers: list[Ed25519PrivateKey], threshold: int, words: str
+) -> None:
+    with pytest.raises(SignatureError, match=words):
+        next_set(trusted_keys(), [ALICES, BOBS, CAROLS], threshold, signers)
+    document = TrustSet(1, threshold, tuple(_raw(key).hex() for key in (ALICES, BOBS, CAROLS)))
+    with pytest.raises(SignatureError, match=words):
+        install(seal(document, KIND, signers), "trust-1.json")
+    assert trusted_keys().version == 0
+
+
+def test_versions_come_one_after_the_other(home: Path) -> None:
+    first = next_set(trusted_keys(), [BOBS], 1, [ALICE, BOB])
+    install(first, "1")
+    with pytest.raises(SignatureError, match=r"is version 1 .* version 1 is in force"):
+        install(first, "1 again")
+    ahead = next_set(Trust((BOBS,), version=2), [CAROLS], 1, [BOB, CAROL])
+    with pytest.raises(SignatureError, match=r"is version 3 .* give version 2"):
+        install(ahead, "3")
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (TrustSet(1, 0, (_raw(ALICES).hex(),)), "asks for 0 signatures"),
+        (TrustSet(1, 2, (_raw(ALICES).hex(),)), "asks for 2 signatures of 1 keys"),
+        (TrustSet(1, 1, ()), "1 to 16 keys"),
+        (TrustSet(1, 1, (_raw(ALICES).hex(),) * 2), "none twice"),
+        (TrustSet(1, 1, ("abc",)), "not 32 bytes"),
+    ],
+)
+def test_a_set_that_cannot_be_is_refused(home: Path, document: TrustSet, words: str) -> None:
+    with pytest.raises(KeyFileError, match=words):
+        install(seal(document, KIND, [ALICE]), "trust-1.json")
+    assert not (home / trust.FILE).exists()
+
+
+def test_without_a_first_key_nobody_can_rotate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARMLET_HOME", str(tmp_path / "new"))
+    document = TrustSet(1, 1, (_raw(ALICES).hex(),))
+    with pytest.raises(SignatureError, match="no key is trusted here yet"):
+        install(seal(document, KIND, [ALICE]), "trust-1.json")
+
+
+def test_a_document_of_another_kind_is_not_taken(home: Path) -> None:
+    """One signed word must not pass as another, whatever both look like."""
+    document = TrustSet(1, 1, (_raw(BOBS).hex(),))
+    other = seal(document, "application/vnd.armlet.permission+json", [ALICE, BOB])
+    with pytest.raises(SignatureError, match="of another kind"):
+        install(other, "x")
+    renamed = json.loads(other)
+    renamed["payloadType"] = KIND
+    with pytest.raises(SignatureError, match="0 of the 1 keys"):
+        install(json.dumps(renamed).encode(), "x")
+
+
+def test_an_envelope_is_as_the_specification_says() -> None:
+    """The signed bytes by DSSE's protocol.md, written here once more by hand."""
+    document = TrustSet(7, 1, ("00",))
+    envelope = json.loads(seal(document, KIND, [ALICE]))
+    payload = base64.b64decode(envelope["payload"])
+    assert json.loads(payload) == {"version": 7, "threshold": 1, "keys": ["00"]}
+    message = f"DSSEv1 {len(KIND)} {KIND} {len(payload)} ".encode() + payload
+    ALICES.verify(base64.b64decode(envelope["signatures"][0]["sig"]), message)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_no_changed_envelope_is_taken(data: st.DataObject) -> None:
+    document = TrustSet(7, 1, ("00",))
+    good = seal(document, KIND, [ALICE])
+    start = data.draw(st.integers(0, len(good)))
+    end = data.draw(st.integers(start, min(len(good), start + 30)))
+    changed = good[:start] + data.draw(st.binary(max_size=30)) + good[end:]
+    try:
+        opened = open_envelope(changed, KIND, TrustSet, [((ALICES,), 1)], "x")
+    except ArmletError:
+        return
+    assert opened == document, "only what changes nothing, such as a blank, may pass"
+
+
+def test_an_endless_envelope_is_not_read() -> None:
+    with pytest.raises(SignatureError, match="more than the 65536"):
+        open_envelope(b" " * (MAX_BYTES + 1), KIND, TrustSet, [((ALICES,), 1)], "x")
