@@ -10,12 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.clock import ClockFit
 from armlet_runtime.errors import DataError
 from armlet_runtime.manifest import Presence
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
-from armlet_runtime.streams import SampleRing
+from armlet_runtime.windows import fill_gaps, resample, sample_times
 from armlet_train import data, hapt
 from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
 
@@ -130,26 +129,25 @@ def test_each_modality_keeps_its_rate_and_windows_lie_on_the_common_time() -> No
 
 
 def test_windows_with_gaps_are_those_that_the_board_cuts() -> None:
-    """Every window and its presence, against the ring that live samples go through."""
+    """Every window and its presence, cut from the samples as :meth:`SampleRing.cut` of the runtime does it."""
     streams = body(seed=10)
     streams["acc"] = without(without(streams["acc"], 10.0, 11.5), 20.0, 28.0)
     streams["ecg"] = without(streams["ecg"], 13.0, 15.0)
     corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW, Presence(min_coverage=0.6))
     starts = corpus.starts(labelled=False, every=125)
     windows, present = corpus.windows(starts), corpus.present(starts)
-    clock = ClockFit()
-    clock.observe(0, 7_000_000_000)
     gaps = 0
     for column, (name, one) in enumerate(streams.items()):
-        ring = SampleRing(one.modality, keep_ns=100_000_000_000)
-        for at, row in zip(one.times_ns, one.values, strict=True):
-            assert ring.add(clock, int(at), row[None])
+        rate = one.modality.rate_hz
         for number, start in enumerate(starts):
-            cut = ring.cut(one.modality, corpus.lengths[name], round((start / 250 + 4.0) * 1e9) + clock.offset_ns)
-            assert present[number, column] == (cut.coverage >= 0.6)
-            gaps += 0.6 <= cut.coverage < 1
-            if cut.coverage > 0 and start / 250 * one.modality.rate_hz % 1 == 0:
-                np.testing.assert_allclose(windows[name][number], cut.window, atol=2e-5)
+            end_ns = round((start / 250 + 4.0) * 1e9)
+            grid = sample_times(0.0, rate, corpus.lengths[name])
+            values, covered = resample((one.times_ns - end_ns) / 1e9, one.values, grid, 1 / rate)
+            coverage = covered.mean()
+            assert present[number, column] == (coverage >= 0.6)
+            gaps += 0.6 <= coverage < 1
+            if coverage > 0 and start / 250 * rate % 1 == 0:
+                np.testing.assert_allclose(windows[name][number], fill_gaps(values, covered).T, atol=2e-5)
     assert gaps > 10
     assert not present.all()
 
@@ -234,6 +232,32 @@ def test_held_out_labels_are_in_no_window_of_training_people(recordings: list[Re
     np.testing.assert_array_equal(again, np.random.default_rng(4).choice(labelled, 500))
     # Only training is kept from them.
     assert len(data.load_corpus(recipe, "validation").starts(labelled=False, every=64)) == 2215
+
+
+def test_short_stretches_are_seen_in_their_middle(recordings: list[Recording]) -> None:
+    assert recordings
+    transitions = tuple(name for name in hapt.LABELS.values() if "-" in name)
+    corpus = data.load_corpus(msgspec.structs.replace(RECIPE, labels=transitions), "test")
+    starts = corpus.centred()
+    wanted = [
+        (recording.name, label)
+        for recording in recordings
+        for label in recording.labels
+        if recording.person in hapt.SPLITS["test"] and label.name in transitions
+    ]
+    assert len(starts) == len(wanted) > 100
+    np.testing.assert_array_equal(corpus.recordings_of(starts), [name for name, _ in wanted])
+    codes = corpus.labels_of(starts + corpus.length // 2)
+    np.testing.assert_array_equal(codes, [transitions.index(label.name) for _, label in wanted])
+
+
+def test_scale_takes_the_place_of_mean_and_deviation() -> None:
+    recipe = msgspec.structs.replace(SLOW, scale={"ecg": 100.0})
+    numbers = data.join([Recording("one", "1", {}, body(), WHOLE)], recipe).normalisation()
+    assert (numbers["ecg"].mean, numbers["ecg"].std) == ((0.0,), (100.0,))
+    assert numbers["temp"].std[0] < 2
+    with pytest.raises(DataError, match=r"\[data\] scale names emg"):
+        data.join([Recording("one", "1", {}, body(), WHOLE)], msgspec.structs.replace(SLOW, scale={"emg": 1.0}))
 
 
 def test_constant_channel_is_named() -> None:

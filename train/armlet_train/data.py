@@ -39,6 +39,7 @@ class Corpus:
         stride_s: From window to window in scoring.
         min_coverage: Share of a window's samples that a modality needs to be present.
         knee: Modality to the knee of its normalisation, where it has one.
+        scale: Modality to the constant that it is divided by, instead of mean and deviation, where it has one.
         hold_out: Labels of which no window may have a sample. (Mean and deviation are those of all samples.)
         in_memory: Whether the pieces are; else they are mapped from files that may be larger than memory.
     """
@@ -50,6 +51,7 @@ class Corpus:
     stride_s: float
     min_coverage: float
     knee: dict[str, float]
+    scale: dict[str, float]
     hold_out: tuple[str, ...] = ()
     in_memory: bool = True
 
@@ -189,6 +191,19 @@ class Corpus:
         good = (code[of] != NO_LABEL) & (edges >= first[inside]) & (edges < until)
         return edges[good], until[good]
 
+    def centred(self) -> Int64:
+        """(stretches of one label,) first ticks of the windows around their middles, however short they are.
+
+        A window that would leave its recording is moved inside. Those without any modality present are left out.
+        """
+        first, end, code = self._runs
+        middle = ((first + end) // 2)[code != NO_LABEL]
+        begin, last = self._stretches
+        stretch = np.maximum(self._stretch_of(middle), 0)
+        starts: Int64 = np.clip(middle - self.length // 2, begin[stretch], last[stretch] - 1)
+        starts = starts[last[stretch] > begin[stretch]]
+        return starts[self.present(starts).any(axis=1)]
+
     def neighbours(self, starts: Int64, reach_s: float, rng: np.random.Generator) -> Int64:
         """For each start another one at most ``reach_s`` away in the same recording; itself where nothing is there."""
         reach = round(reach_s * self.tick_hz)
@@ -241,6 +256,10 @@ class Corpus:
         """(windows,) wearers."""
         return np.array([piece.person for piece in self.pieces])[self._piece_of(starts)]
 
+    def recordings_of(self, starts: Int64) -> NDArray[np.str_]:
+        """(windows,) names of the recordings."""
+        return np.array([piece.name for piece in self.pieces])[self._piece_of(starts)]
+
     @cached_property
     def signals(self) -> dict[str, Float32]:
         """Modality name to (samples of all recordings, channels), for a device that cuts windows itself.
@@ -262,14 +281,17 @@ class Corpus:
         return {modality.name: self._rows(modality, starts, piece) for modality in self.modalities}
 
     def normalisation(self) -> dict[str, Normalisation]:
-        """Mean and standard deviation of every channel over all samples that are there, and the recipe's knees.
+        """Mean and standard deviation of every channel over all samples that are there, or the recipe's scale; knees.
 
         Raises:
             DataError: A channel never changes.
         """
         result = {}
         for modality in self.modalities:
-            name = modality.name
+            name, channels = modality.name, len(modality.channels)
+            if name in self.scale:
+                result[name] = Normalisation((0.0,) * channels, (self.scale[name],) * channels, self.knee.get(name))
+                continue
             every = merge_moments(piece.moments[name] for piece in self.pieces if name in piece.moments)
             if every.count == 0:
                 raise DataError(f"none of the people asked for has a sample of '{name}'; mend [data] modalities")
@@ -378,7 +400,7 @@ def assemble(
         raise DataError(f"{recipe.name} has no recordings of the people asked for")
     return Corpus(
         kept, modalities, recipe.labels, recipe.window_s, recipe.stride_s,
-        (presence or Presence()).min_coverage, dict(recipe.knee), hold_out, in_memory,
+        (presence or Presence()).min_coverage, dict(recipe.knee), dict(recipe.scale), hold_out, in_memory,
     )  # fmt: skip
 
 
@@ -393,9 +415,10 @@ def _pick(
     recipe: DataRecipe, name: str, modalities: tuple[Modality, ...], labels: tuple[str, ...]
 ) -> tuple[Modality, ...]:
     """The recipe's modalities, in its order, out of what the data have."""
-    strange = set(recipe.knee) - set(recipe.modalities)
-    if strange:
-        raise DataError(f"[data] knee names {', '.join(sorted(strange))}, which is not among [data] modalities")
+    for key, table in (("knee", recipe.knee), ("scale", recipe.scale)):
+        strange = set(table) - set(recipe.modalities)
+        if strange:
+            raise DataError(f"[data] {key} names {', '.join(sorted(strange))}, which is not among [data] modalities")
     known = {modality.name: modality for modality in modalities}
     for wanted in recipe.modalities:
         if wanted not in known:

@@ -31,6 +31,8 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         knee: Modality to the knee of its scale, see :class:`armlet_runtime.windows.Normalisation`.
         path: Where a person keeps a data set that cannot be fetched.
         hold_out: Labels kept out of training: no window of training people touches one.
+        scale: Modality to the constant that its values are divided by, instead of the training people's mean and
+            deviation: what a pretrained encoder expects, such as 100 for its 100 uV.
     """
 
     name: str
@@ -42,6 +44,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     knee: dict[str, float] = {}
     path: str | None = None
     hold_out: tuple[str, ...] = ()
+    scale: dict[str, float] = {}
 
 
 class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
