@@ -56,6 +56,21 @@ def seal(document: msgspec.Struct, kind: str, signers: Sequence[Ed25519PrivateKe
     return msgspec.json.format(msgspec.json.encode(envelope), indent=1) + b"\n"
 
 
+def add_signature(data: bytes, key: Ed25519PrivateKey, where: str) -> bytes:
+    """The envelope with one more signature, of whatever kind its document is; look at what you sign.
+
+    Raises:
+        SignatureError: It is no envelope.
+    """
+    envelope, payload = _decode(data, where)
+    name = key_id(key.public_key())
+    signature = key.sign(_authenticated(envelope.payloadType, payload))
+    others = tuple(other for other in envelope.signatures if other.keyid != name)
+    signatures = (*others, _Signature(name, base64.b64encode(signature).decode()))
+    signed = msgspec.structs.replace(envelope, signatures=signatures)
+    return msgspec.json.format(msgspec.json.encode(signed), indent=1) + b"\n"
+
+
 def peek(data: bytes, kind: str, document: type[Document], where: str) -> Document:
     """The document in an envelope, NOT verified: for what is needed to know whose signatures to ask for.
 
@@ -109,13 +124,20 @@ def _signed_by(key: Ed25519PublicKey, envelope: _Envelope, message: bytes) -> bo
 
 
 def _parse(data: bytes, kind: str, document: type[Document], where: str) -> tuple[Document, _Envelope, bytes]:
+    envelope, payload = _decode(data, where)
+    if envelope.payloadType != kind:
+        raise SignatureError(f"{where} is a signed document of another kind ({envelope.payloadType}), not {kind}")
+    try:
+        return msgspec.json.decode(payload, type=document), envelope, payload
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SignatureError(f"{where} does not say what such a document says ({error}); update armlet") from error
+
+
+def _decode(data: bytes, where: str) -> tuple[_Envelope, bytes]:
     if len(data) > MAX_BYTES:
         raise SignatureError(f"{where} has {len(data)} bytes, more than the {MAX_BYTES} of any signed document")
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
-        payload = base64.b64decode(envelope.payload, validate=True)
-        if envelope.payloadType != kind:
-            raise SignatureError(f"{where} is a signed document of another kind ({envelope.payloadType}), not {kind}")
-        return msgspec.json.decode(payload, type=document), envelope, payload
+        return envelope, base64.b64decode(envelope.payload, validate=True)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise SignatureError(f"{where} is not a signed document ({error}); copy it again from its source") from error

@@ -45,6 +45,9 @@ def _public_pem(key: Ed25519PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+SIGNING = "signing.key"
+"""File of the default signing key in the home."""
+
 PASSPHRASE = "ARMLET_PASSPHRASE"
 """Environment variable with the passphrase of private keys, for use without a terminal."""
 
@@ -160,7 +163,7 @@ def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
     Raises:
         KeyFileError: The file is there but holds no such key, or its passphrase is wrong.
     """
-    path = home() / "signing.key"
+    path = home() / SIGNING
     made = not path.exists()
     key = generate(path) if made else load_private(path)
     trust(key.public_key())  # every time: whoever was killed after making the key trusts it at the next start

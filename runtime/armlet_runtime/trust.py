@@ -84,22 +84,20 @@ def trusted_keys(files: Sequence[Path] = ()) -> Trust:
 def next_set(
     now: Trust, keys: Sequence[Ed25519PublicKey], threshold: int, signers: Sequence[Ed25519PrivateKey]
 ) -> bytes:
-    """The signed document of the set that follows ``now``; :func:`install` takes it.
+    """The signed document of the set that follows ``now``; :func:`install` takes it once enough have signed it.
 
     Args:
         now: What is trusted at present.
         keys: What is to be trusted.
         threshold: How many of them must sign.
-        signers: Enough keys of ``now`` and enough of the new ones.
+        signers: Keys that sign it now; :func:`armlet_runtime.envelope.add_signature` adds others.
 
     Raises:
-        SignatureError: Too few sign it.
         KeyFileError: The set would not be usable.
     """
     document = TrustSet(now.version + 1, threshold, tuple(sorted({key.public_bytes_raw().hex() for key in keys})))
-    data = seal(document, KIND, signers)
-    _open_next(data, now, "the new trust set")
-    return data
+    _trust(document, "the new trust set")
+    return seal(document, KIND, signers)
 
 
 def install(data: bytes, where: str) -> Trust:
@@ -113,13 +111,19 @@ def install(data: bytes, where: str) -> Trust:
         SignatureError: It is not the next version, or too few keys of the present set or its own have signed it.
         KeyFileError: It holds no usable set.
     """
-    trust = _open_next(data, trusted_keys(), where)
+    trust = check_next(data, trusted_keys(), where)
     home().mkdir(parents=True, exist_ok=True)
     write_atomic(home() / FILE, data)
     return trust
 
 
-def _open_next(data: bytes, now: Trust, where: str) -> Trust:
+def check_next(data: bytes, now: Trust, where: str) -> Trust:
+    """What a trust set's document says, if it may follow ``now``.
+
+    Raises:
+        SignatureError: It is not the next version, or too few keys of ``now`` or its own have signed it.
+        KeyFileError: It holds no usable set.
+    """
     claimed = _trust(peek(data, KIND, TrustSet, where), where)
     if claimed.version != now.version + 1:
         raise SignatureError(
