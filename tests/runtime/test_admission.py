@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_runtime import admission
 from armlet_runtime.admission import admit, floor, permit
 from armlet_runtime.bundle import Bundle, add_signature, open_bundle, write_bundle
 from armlet_runtime.errors import AdmissionError, BundleError, SchemaError, SignatureError, UntrustedKeyError
@@ -27,7 +27,7 @@ NOW = 1_800_000_000.0  # 2027-01-15
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission.time, "time", lambda: NOW)
+    monkeypatch.setattr(time, "time", lambda: NOW)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_freeze_ends_when_the_bundle_expires(make: Any) -> None:
 
 
 def test_a_board_without_a_clock_is_not_locked_out(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission.time, "time", lambda: 12.0)  # 1970
+    monkeypatch.setattr(time, "time", lambda: 12.0)  # 1970
     state = admit(make(created="2027-01-10T00:00:00Z", expires="2027-02-01T00:00:00Z"), EMPTY, None, TRUST)
     assert state.newest > NOW - 10 * 86400
     with pytest.raises(AdmissionError, match="has expired"):
@@ -130,8 +130,8 @@ def test_a_bundle_is_for_its_boards(make: Any, fields: dict[str, Any], board: Bo
         admit(make(**fields), EMPTY, board, TRUST)
 
 
-@pytest.mark.parametrize("time", ["yesterday", "2027-01-15", "2027-01-15T00:00:00", "1960-01-01T00:00:00Z"])
-def test_a_time_that_is_none_is_refused(make: Any, time: str) -> None:
+@pytest.mark.parametrize("text", ["yesterday", "2027-01-15", "2027-01-15T00:00:00", "1960-01-01T00:00:00Z"])
+def test_a_time_that_is_none_is_refused(make: Any, text: str) -> None:
     for field in ("created", "expires"):
         with pytest.raises(SchemaError, match="is no time"):
-            make(**{field: time})
+            make(**{field: text})
