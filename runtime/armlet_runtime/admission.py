@@ -23,7 +23,7 @@ from collections.abc import Mapping
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from .bundle import Bundle
+from .bundle import Bundle, Front
 from .envelope import open_envelope, seal
 from .errors import AdmissionError
 from .manifest import seconds_of
@@ -47,7 +47,7 @@ class Permission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issued: int
 
 
-def permit(bundle: Bundle, over: int, signers: list[Ed25519PrivateKey]) -> bytes:
+def permit(bundle: Bundle | Front, over: int, signers: list[Ed25519PrivateKey]) -> bytes:
     """The signed permission for ``bundle`` to take the place of one of release ``over``."""
     return seal(Permission(bundle.digest, over, int(time.time())), KIND, signers)
 
@@ -58,12 +58,12 @@ def floor(state: SlotState, trusted: Trust) -> int:
 
 
 def admit(
-    bundle: Bundle, state: SlotState, board: Board | None, trusted: Trust, permission: bytes | None = None
+    bundle: Bundle | Front, state: SlotState, board: Board | None, trusted: Trust, permission: bytes | None = None
 ) -> SlotState:
     """Check that a verified bundle may come into a slot.
 
     Args:
-        bundle: Opened with ``trusted``.
+        bundle: Opened with ``trusted``; its beginning is enough.
         state: The slot's.
         board: What the slot's board is, if that is said.
         trusted: Whom it trusts.
@@ -91,7 +91,7 @@ def admit(
     return msgspec.structs.replace(remembered, floors=floors, newest=newest)
 
 
-def _check_board(bundle: Bundle, board: Board | None) -> None:
+def _check_board(bundle: Bundle | Front, board: Board | None) -> None:
     manifest = bundle.manifest
     if board is None:
         if manifest.boards:
@@ -111,7 +111,9 @@ def _check_board(bundle: Bundle, board: Board | None) -> None:
             )
 
 
-def _go_back(bundle: Bundle, state: SlotState, lowest: int, trusted: Trust, permission: bytes | None) -> SlotState:
+def _go_back(
+    bundle: Bundle | Front, state: SlotState, lowest: int, trusted: Trust, permission: bytes | None
+) -> SlotState:
     manifest = bundle.manifest
     if permission is None:
         raise AdmissionError(
@@ -133,6 +135,6 @@ def _go_back(bundle: Bundle, state: SlotState, lowest: int, trusted: Trust, perm
     return msgspec.structs.replace(state, floors={}, permission=allowed.issued)
 
 
-def _raised(floors: Mapping[str, int], bundle: Bundle) -> dict[str, int]:
+def _raised(floors: Mapping[str, int], bundle: Bundle | Front) -> dict[str, int]:
     who = "+".join(bundle.signers)
     return {**floors, who: max(floors.get(who, 0), bundle.manifest.release)}

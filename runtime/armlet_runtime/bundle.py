@@ -24,7 +24,7 @@ import re
 import stat
 import struct
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +57,16 @@ MAX_HEADER = 1 << 20
 # Keeps a bundle's signature from ever being taken for that of something else signed with the same key.
 DOMAIN = b"armlet bundle signature v1\x00"
 
+MAX_MANIFEST = 1 << 20
+"""Bytes; a manifest of seven modalities and four engines takes a hundredth."""
+
 MAX_SIGNATURES = 16
 
 _LENGTH = struct.Struct("<I")
 _KEY_SIZE, _SIGNATURE_SIZE = 32, 64
+MAX_FRONT = len(MAGIC) + _LENGTH.size + MAX_HEADER + 1 + MAX_SIGNATURES * (_KEY_SIZE + _SIGNATURE_SIZE) + MAX_MANIFEST
+"""Bytes in which a bundle's beginning, down to the end of its manifest, certainly lies."""
+
 _CHUNK = 1 << 18
 """Bytes read at a time while a member is hashed: verification needs this much memory, however large the bundle."""
 
@@ -68,7 +74,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _MAX_NAME = 200
 
 
-class _Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A member as the header has it: its name, bytes, and SHA-256 in hex."""
+
     name: str
     size: int
     sha256: str
@@ -76,11 +84,32 @@ class _Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
-    members: list[_Member]
+    members: list[Member]
 
 
 class _AnyHeader(msgspec.Struct):
     schema: int
+
+
+@dataclass(frozen=True)
+class Front:
+    """A bundle's beginning, verified: header, signatures and manifest. The other members may still be to come.
+
+    Attributes:
+        data: Its bytes, from the bundle's first to the manifest's last.
+        manifest: What the board must know about the model.
+        digest: As in :class:`Bundle`.
+        signers: As in :class:`Bundle`.
+        members: All members, in the order of the file; the manifest is the first.
+        size: Bytes of the whole bundle.
+    """
+
+    data: bytes
+    manifest: Manifest
+    digest: str
+    signers: tuple[str, ...]
+    members: tuple[Member, ...]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +132,7 @@ class Bundle:
     sizes: dict[str, int]
     _file: int
     _path: str
-    _places: Mapping[str, tuple[int, _Member]]
+    _places: Mapping[str, tuple[int, Member]]
 
     def read(self, member: str) -> bytes:
         """The bytes of a member.
@@ -163,7 +192,7 @@ def write_bundle(
     header = msgspec.json.encode(
         _Header(
             SCHEMA,
-            [_Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in everything.items()],
+            [Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in everything.items()],
         )
     )
     if len(header) > MAX_HEADER:
@@ -238,36 +267,55 @@ def open_bundle(path: Path, trusted: Trust | None) -> Bundle:
 
 
 def _verify(file: int, path: str, trusted: Trust | None) -> Bundle:
-    most = len(MAGIC) + _LENGTH.size + MAX_HEADER + 1 + MAX_SIGNATURES * (_KEY_SIZE + _SIGNATURE_SIZE)
-    front = b"".join(_chunks(file, 0, most))
-    header, body = _read_header(front, path)
-    signatures, start = _read_signatures(front, body, path)
-    digest = _signed_digest(front[:body])
-    signers = _check_signatures(signatures, digest, path, trusted)
-
+    front = open_front(b"".join(_chunks(file, 0, MAX_FRONT)), path, trusted)
     length = os.fstat(file).st_size
-    whole = start + sum(member.size for member in header.members)
-    if length < whole:
-        raise TruncatedBundleError(f"{path} is truncated: {length} of {whole} bytes are there; copy it again")
-    if length > whole:
-        raise TrailingBytesError(f"{path} has {length - whole} bytes after its end; copy it again from its source")
-    places: dict[str, tuple[int, _Member]] = {}
-    offset = start
-    for member in header.members:
+    if length < front.size:
+        raise TruncatedBundleError(f"{path} is truncated: {length} of {front.size} bytes are there; copy it again")
+    if length > front.size:
+        raise TrailingBytesError(f"{path} has {length - front.size} bytes after its end; copy it again from its source")
+    places: dict[str, tuple[int, Member]] = {}
+    offset = len(front.data) - front.members[0].size
+    for member in front.members:
         if _hash(file, offset, member.size) != member.sha256:
             raise CorruptBundleError(f"{path}: the member '{member.name}' is corrupt; copy the bundle again")
         places[member.name] = (offset, member)
         offset += member.size
-    if MANIFEST not in places:
-        raise MissingMemberError(f"{path} has no member '{MANIFEST}'")
-    sizes = {member.name: member.size for member in header.members}
-    at, entry = places[MANIFEST]
+    sizes = {member.name: member.size for member in front.members}
+    return Bundle(front.manifest, front.digest, front.signers, sizes, file, path, places)
+
+
+def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
+    """Verify the beginning of a bundle: signatures by enough trusted keys, and the manifest.
+
+    Args:
+        data: The bundle's first :data:`MAX_FRONT` bytes, all if it has fewer, or at least a :attr:`Front.data`.
+        path: Name of the bundle, for errors.
+        trusted: As for :func:`open_bundle`.
+
+    Raises:
+        BundleError: As :func:`open_bundle`, for what stands there.
+    """
+    header, body = _read_header(data, path)
+    signatures, start = _read_signatures(data, body, path)
+    digest = _signed_digest(data[:body])
+    signers = _check_signatures(signatures, digest, path, trusted)
+    if not header.members or header.members[0].name != MANIFEST:
+        raise MissingMemberError(f"{path} has no member '{MANIFEST}' in the first place")
+    first = header.members[0]
+    if first.size > MAX_MANIFEST:
+        raise SchemaError(f"{path} has a manifest of {first.size} bytes, more than the {MAX_MANIFEST} allowed")
+    end = start + first.size
+    if len(data) < end:
+        raise TruncatedBundleError(f"{path} is truncated: it ends within its manifest; copy it again")
+    if hashlib.sha256(data[start:end]).hexdigest() != first.sha256:
+        raise CorruptBundleError(f"{path}: the member '{MANIFEST}' is corrupt; copy the bundle again")
     try:
-        manifest = decode_manifest(os.pread(file, entry.size, at))
-        _check_complete(manifest, places)
+        manifest = decode_manifest(data[start:end])
+        _check_complete(manifest, [member.name for member in header.members])
     except SchemaError as error:
         raise type(error)(f"{path}: {error}") from error
-    return Bundle(manifest, digest.hex(), signers, sizes, file, path, places)
+    size = start + sum(member.size for member in header.members)
+    return Front(data[:end], manifest, digest.hex(), signers, tuple(header.members), size)
 
 
 def _hash(file: int, offset: int, size: int) -> str:
@@ -379,7 +427,7 @@ def _check_signatures(
     return tuple(sorted(signers))
 
 
-def _check_complete(manifest: Manifest, members: Mapping[str, object]) -> None:
+def _check_complete(manifest: Manifest, members: Collection[str]) -> None:
     for member in named_members(manifest):
         if member not in members:
             raise MissingMemberError(f"the manifest names the member '{member}', which is not in the bundle")

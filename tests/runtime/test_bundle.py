@@ -247,8 +247,15 @@ def test_a_header_that_asks_for_much_is_not_read() -> None:
     nested = b'{"schema": 1, "members": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     with pytest.raises(BundleError):
         verify(forge(nested, b""))
-    with pytest.raises(TruncatedBundleError):
-        verify(forge({"schema": 1, "members": [{"name": "a", "size": 1 << 60, "sha256": "0" * 64}]}, b""))
+    manifest = encode_manifest(tiny_manifest())
+    members = {"manifest.json": manifest} | MEMBERS
+    endless = [entry(name, data) for name, data in members.items()] + [
+        {"name": "z", "size": 1 << 60, "sha256": "0" * 64}
+    ]
+    with pytest.raises(TruncatedBundleError, match="of 115292150460684"):
+        verify(forge({"schema": 1, "members": endless}, b"".join(members.values())))
+    with pytest.raises(SchemaError, match="manifest of 1152921504606846976 bytes, more than"):
+        verify(forge({"schema": 1, "members": [{"name": "manifest.json", "size": 1 << 60, "sha256": "0" * 64}]}, b""))
 
 
 @pytest.mark.parametrize(
