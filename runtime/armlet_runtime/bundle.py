@@ -150,6 +150,10 @@ class Bundle:
             raise CorruptBundleError(f"{self._path} was changed while it was in use; copy it again")
         return data
 
+    def sha256(self, member: str) -> str:
+        """Hex SHA-256 of a member of this bundle."""
+        return self._places[member][1].sha256
+
 
 def _signed_digest(head: bytes) -> bytes:
     return hashlib.sha256(DOMAIN + head).digest()
@@ -316,6 +320,20 @@ def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
         raise type(error)(f"{path}: {error}") from error
     size = start + sum(member.size for member in header.members)
     return Front(data[:end], manifest, digest.hex(), signers, tuple(header.members), size)
+
+
+def read_front(path: Path, trusted: Trust | None) -> Front:
+    """The verified beginning of a bundle in a file.
+
+    Raises:
+        BundleError: As :func:`open_front`, or the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FRONT)
+    except OSError as error:
+        raise BundleError(f"cannot read the bundle {path}: {error.strerror}") from error
+    return open_front(data, str(path), trusted)
 
 
 def _hash(file: int, offset: int, size: int) -> str:

@@ -1,0 +1,301 @@
+"""The board's side of a deploy: ``python -m armlet_bridge.agent PREFIX``, started over SSH, speaks frames on its pipes.
+
+What lies under the prefix::
+
+    venv/                the board's Python environment
+    home/                whom this board trusts (``ARMLET_HOME``)
+    slot/                the bundle in use and the one before it (:mod:`armlet_runtime.slots`)
+    incoming/SHA256      members of a bundle that have arrived; SHA256.part while they do
+    incoming/front       the beginning of the bundle that they are for
+    update.json          the last update, as it stands (:class:`armlet_bridge.updates.Update`)
+    update.log           what its process said
+
+A bundle comes in three steps. *Offer*: its beginning, with the signatures and the manifest; nothing else is taken from
+whom the board does not trust. The answer names the members that the board has neither in use nor received before, so
+a second start goes on where the first was cut off, and a bundle much like the present one costs little. *Put*: their
+bytes. *Install*: a process of its own, which lives on when the link or the workstation is gone, puts the bundle
+together and deploys it into the slot as ``armlet deploy`` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from armlet_runtime import engines, machine
+from armlet_runtime.admission import admit
+from armlet_runtime.bundle import Front, Member, open_bundle, open_front, read_front
+from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError
+from armlet_runtime.files import write_atomic
+from armlet_runtime.slots import BUNDLE, PLACES, current_place, read_board, read_state
+from armlet_runtime.trust import trusted_keys
+
+from . import frames
+from .deploy import RESERVE_BYTES
+from .updates import Result, State, Update, result_of
+
+HOME, SLOT, INCOMING, FRONT, UPDATE, LOG = "home", "slot", "incoming", "front", "update.json", "update.log"
+# How often the state of an install is looked at while it runs, and how long it may take before we stop watching.
+WATCH_S, PATIENCE_S = 0.05, 300.0
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A member that the board lacks, and how many of its bytes it has already."""
+
+    sha256: str
+    size: int
+    have: int
+
+
+class NoRoomError(DeployError):
+    """The board's disk is too full for the bundle."""
+
+
+class Agent:
+    """Answers requests about one prefix."""
+
+    def __init__(self, prefix: Path) -> None:
+        """Work under ``prefix``, which is made if it is not there."""
+        self.prefix = prefix
+        self.slot = prefix / SLOT
+        self.incoming = prefix / INCOMING
+        self.incoming.mkdir(parents=True, exist_ok=True)
+
+    def hello(self) -> dict[str, Any]:
+        """What this board is and has."""
+        places = read_state(self.slot).places
+        place = current_place(self.slot) if self.slot.is_dir() else None
+        return {
+            "machine": machine.describe(),
+            "memory_available": _available_memory(),
+            "free_bytes": shutil.disk_usage(self.prefix).free,
+            "engines": engines.available(),
+            "clock": time.time(),
+            "place": place,
+            "places": places,
+            "update": self.update(),
+        }
+
+    def update(self) -> Update:
+        """The last update, as it stands."""
+        try:
+            return msgspec.json.decode((self.prefix / UPDATE).read_bytes(), type=Update)
+        except FileNotFoundError:
+            return Update(State.IDLE, Result.INITIAL, "", "this board has had no update yet", 0.0)
+
+    def offer(self, data: bytes, permission: bytes | None) -> list[Wanted]:
+        """Take the beginning of a bundle, if it may come here; what is missing of the rest.
+
+        Raises:
+            BundleError: It is not signed as it must be, or may not come onto this board.
+            NoRoomError: The disk is too full.
+        """
+        trusted = trusted_keys()
+        front = open_front(data, "the offered bundle", trusted)
+        admit(front, read_state(self.slot), read_board(self.slot), trusted, permission)
+        there = self._local_members()
+        lacking = {member.sha256: member for member in front.members[1:] if member.sha256 not in there}
+        wanted = [Wanted(member.sha256, member.size, self._received(member)) for member in lacking.values()]
+        # The parts that still come, and the bundle put together from them.
+        needs = sum(part.size - part.have for part in wanted) + front.size + RESERVE_BYTES
+        free = shutil.disk_usage(self.prefix).free
+        if free < needs:
+            raise NoRoomError(f"the board has {free / 1e6:.1f} MB free and needs {needs / 1e6:.1f} MB for this bundle")
+        write_atomic(self.incoming / FRONT, data)
+        self._set(State.DOWNLOADING, Result.INITIAL, front.digest, "the bundle's parts are coming")
+        return wanted
+
+    def put(self, sha256: str, offset: int, data: bytes) -> int:
+        """Take bytes of an offered member; how many of it are there now.
+
+        Raises:
+            DeployError: It is not part of the offer, or the bytes do not follow those that are there.
+            CorruptBundleError: The whole member is not what was signed; it has to come again from its first byte.
+        """
+        member = next((m for m in self._front().members if m.sha256 == sha256), None)
+        if member is None:
+            raise DeployError(f"the board was not offered a part {sha256[:12]}; offer the bundle again")
+        have = self._received(member)
+        if offset != have or have + len(data) > member.size:
+            raise DeployError(f"the part '{member.name}' has {have} of {member.size} bytes here, not {offset}")
+        part = self.incoming / f"{sha256}.part"
+        with part.open("ab") as file:
+            file.write(data)
+            if have + len(data) < member.size:
+                return have + len(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+            part.unlink()
+            raise CorruptBundleError(f"the part '{member.name}' did not arrive as it was signed; send it again")
+        part.replace(self.incoming / sha256)
+        return member.size
+
+    def install(self, digest: str, permission: bytes | None) -> Iterator[Update]:
+        """Start the process that installs what was offered; its states, until it has ended.
+
+        Raises:
+            DeployError: Something else was offered since.
+        """
+        front = self._front()
+        if front.digest != digest:
+            raise DeployError(f"the board was last offered {front.digest[:12]}, not {digest[:12]}; offer it again")
+        self._set(State.DOWNLOADED, Result.INITIAL, digest, "all parts are there")
+        with (self.prefix / LOG).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "armlet_bridge.agent", str(self.prefix), "--install"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # not ended with the SSH session
+            )
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(permission or b"")
+        seen = None
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            ended = process.poll() is not None
+            update = self.update()
+            if update != seen:
+                yield update
+                seen = update
+            if update.state is State.IDLE:
+                return
+            if ended:
+                said = (self.prefix / LOG).read_text(errors="replace").strip().splitlines()
+                self._set(State.IDLE, Result.UPDATE_FAILED, digest, said[-1] if said else "the installer was killed")
+                continue
+            time.sleep(WATCH_S)
+
+    def installing(self, permission: bytes | None) -> None:
+        """Put the offered bundle together and deploy it: the process of :meth:`install`."""
+        from .deploy import deploy
+
+        front = self._front()
+        self._set(State.UPDATING, Result.INITIAL, front.digest, "the bundle is put together, verified and tried")
+        path = self.incoming / BUNDLE
+        try:
+            self._assemble(front, path)
+            done = deploy(path, self.slot, (), permission)
+        except ArmletError as error:
+            self._set(State.IDLE, result_of(error), front.digest, str(error))
+            return
+        shutil.rmtree(self.incoming)
+        self._set(
+            State.IDLE, Result.SUCCESS, front.digest,
+            f"{done.name} {done.version} is in use, place {done.place}; golden run on {done.health.engine}: largest "
+            f"difference {done.health.max_difference:g}, {done.health.tolerance:g} allowed",
+        )  # fmt: skip
+
+    def _assemble(self, front: Front, path: Path) -> None:
+        there = self._local_members()
+        with path.open("wb") as file:
+            file.write(front.data)
+            for member in front.members[1:]:
+                received = self.incoming / member.sha256
+                if received.exists():
+                    file.write(received.read_bytes())
+                elif member.sha256 in there:
+                    file.write(there[member.sha256]())
+                else:
+                    raise DeployError(f"the part '{member.name}' is missing on the board; send the bundle again")
+
+    def _front(self) -> Front:
+        try:
+            return read_front(self.incoming / FRONT, trusted_keys())
+        except BundleError as error:
+            raise DeployError(f"the board was offered no bundle yet ({error})") from error
+
+    def _received(self, member: Member) -> int:
+        if (self.incoming / member.sha256).exists():
+            return member.size
+        part = self.incoming / f"{member.sha256}.part"
+        return part.stat().st_size if part.exists() else 0
+
+    def _local_members(self) -> dict[str, Callable[[], bytes]]:
+        """SHA-256 of what the slot's bundles hold, to a reader of it."""
+        found: dict[str, Callable[[], bytes]] = {}
+        for place in PLACES:
+            path = self.slot / place / BUNDLE
+            if not path.exists():
+                continue
+            try:
+                bundle = open_bundle(path, None)
+            except BundleError:  # a deploy that was cut off; it counts for nothing
+                continue
+            for name in bundle.sizes:
+                found[bundle.sha256(name)] = lambda bundle=bundle, name=name: bundle.read(name)  # type: ignore[misc]
+        return found
+
+    def _set(self, state: State, result: Result, digest: str, message: str) -> None:
+        update = Update(state, result, digest, message, time.time())
+        write_atomic(self.prefix / UPDATE, msgspec.json.encode(update))
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def serve(agent: Agent, source: BinaryIO, sink: BinaryIO) -> None:
+    """Answer frames until the other side is gone."""
+
+    def answer(message: dict[str, Any], data: bytes = b"") -> None:
+        sink.write(frames.pack(message, data))
+        sink.flush()
+
+    while prefix := source.read(frames.LENGTHS.size):
+        text, data = frames.sizes(prefix)
+        request, payload = frames.unpack(source.read(text)), source.read(data)
+        try:
+            for message in _handle(agent, request, payload):
+                answer(message)
+        except ArmletError as error:
+            result = Result.NOT_ENOUGH_STORAGE if isinstance(error, NoRoomError) else result_of(error)
+            answer({"error": str(error), "result": int(result)})
+        except OSError as error:
+            answer({"error": f"the board says: {error.strerror or error}", "result": int(Result.UPDATE_FAILED)})
+
+
+def _handle(agent: Agent, request: dict[str, Any], payload: bytes) -> Iterator[dict[str, Any]]:
+    match request:
+        case {"op": "hello"}:
+            yield msgspec.to_builtins(agent.hello())
+        case {"op": "offer", "permission": int(permission)}:
+            data, permitted = payload[permission:], payload[:permission] or None
+            yield {"wanted": msgspec.to_builtins(agent.offer(data, permitted))}
+        case {"op": "put", "sha256": str(sha256), "offset": int(offset)}:
+            yield {"have": agent.put(sha256, offset, payload)}
+        case {"op": "install", "digest": str(digest)}:
+            for update in agent.install(digest, payload or None):
+                yield {"update": msgspec.to_builtins(update)}
+        case _:
+            raise DeployError(f"this board's agent does not know the request {request.get('op')!r}; update the board")
+
+
+def main() -> int:
+    """Serve the prefix named on the command line, or install what was offered there."""
+    prefix = Path(sys.argv[1]).expanduser()
+    os.environ["ARMLET_HOME"] = str(prefix / HOME)
+    agent = Agent(prefix)
+    if sys.argv[2:] == ["--install"]:
+        agent.installing(sys.stdin.buffer.read() or None)
+    else:
+        serve(agent, sys.stdin.buffer, sys.stdout.buffer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

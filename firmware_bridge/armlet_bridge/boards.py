@@ -1,0 +1,349 @@
+"""Boards over SSH: what a workstation says to a board's agent (:mod:`armlet_bridge.agent`).
+
+The SSH library is asyncssh; it reads ``~/.ssh/config`` and uses the agent and key files as OpenSSH does. A host key
+must stand in ``known_hosts``; a new one is written there only for a person who names its fingerprint. What is started
+on the board is one constant command, and everything else goes through its pipes, so nothing that a person or a bundle
+says is ever part of a shell's line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from armlet_runtime.bundle import Front, open_bundle, read_front
+from armlet_runtime.errors import DeployError, UsageError
+from armlet_runtime.trust import Trust
+
+from . import frames
+from .updates import Result, State, Update
+
+PREFIX = ".local/share/armlet"
+"""Where armlet lies on a board, from the home folder of the person that logs in."""
+
+COMMAND = f"{PREFIX}/venv/bin/python -m armlet_bridge.agent {PREFIX}"
+CHUNK = 1 << 16
+"""Bytes of a part sent at a time: what is lost at most when a link breaks, and how fine progress is shown."""
+
+CONNECT_S, ANSWER_S = 20.0, 60.0
+# Waiting between attempts after a link was lost; when all have failed one after the other, the deploy is given up.
+RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+KEEPALIVE_S = 5.0
+
+
+class BoardError(DeployError):
+    """A board refused what was asked of it, or could not do it.
+
+    Attributes:
+        result: As LwM2M numbers it.
+    """
+
+    def __init__(self, message: str, result: Result) -> None:
+        """Keep the result beside the sentence."""
+        super().__init__(message)
+        self.result = result
+
+
+class LinkError(DeployError):
+    """A board cannot be reached, or was lost."""
+
+
+class Reader(Protocol):
+    """What frames are read from."""
+
+    async def readexactly(self, n: int) -> bytes:
+        """That many bytes, or asyncio.IncompleteReadError."""
+        ...
+
+
+class Writer(Protocol):
+    """What frames are written to."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until there is room for more."""
+        ...
+
+
+class Target(msgspec.Struct, frozen=True):
+    """``ssh://[user@]host[:port]``."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        """As a person writes it."""
+        return "ssh://" + (f"{self.user}@" if self.user else "") + self.host + (f":{self.port}" if self.port else "")
+
+
+def parse_target(text: str) -> Target:
+    """Read a target.
+
+    Raises:
+        UsageError: It is none.
+    """
+    name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+    match = re.fullmatch(rf"ssh://(?:({name})@)?({name}|\[[0-9A-Fa-f:.]+\])(?::([0-9]{{1,5}}))?/?", text)
+    if match is None or (match[3] and not 0 < int(match[3]) < 65536):
+        raise UsageError(f"'{text}' is no board: write ssh://user@host, or ssh://user@host:port")
+    return Target(match[2].strip("[]"), match[1], int(match[3]) if match[3] else None)
+
+
+class Board:
+    """A board's agent at the other end of a link."""
+
+    def __init__(self, reader: Reader, writer: Writer) -> None:
+        """Speak over these."""
+        self._reader, self._writer = reader, writer
+
+    async def _send(self, message: dict[str, Any], data: bytes) -> None:
+        self._writer.write(frames.pack(message, data))
+        await self._writer.drain()
+
+    async def _receive(self) -> dict[str, Any]:
+        try:
+            text, data = frames.sizes(await asyncio.wait_for(self._reader.readexactly(frames.LENGTHS.size), ANSWER_S))
+            message = frames.unpack(await asyncio.wait_for(self._reader.readexactly(text + data), ANSWER_S))
+        except asyncio.IncompleteReadError:
+            raise LinkError("the link to the board ended") from None
+        except TimeoutError:
+            raise LinkError(f"the board has not answered for {ANSWER_S:.0f} s") from None
+        if "error" in message:
+            raise BoardError(str(message["error"]), Result(message["result"]))
+        return message
+
+    async def hello(self) -> dict[str, Any]:
+        """What the board is and has (:meth:`armlet_bridge.agent.Agent.hello`)."""
+        await self._send({"op": "hello"}, b"")
+        return await self._receive()
+
+    async def offer(self, front: Front, permission: bytes | None) -> list[dict[str, Any]]:
+        """Offer a bundle; the parts that the board lacks."""
+        first = permission or b""
+        await self._send({"op": "offer", "permission": len(first)}, first + front.data)
+        wanted: list[dict[str, Any]] = (await self._receive())["wanted"]
+        return wanted
+
+    async def put(self, sha256: str, offset: int, data: bytes) -> None:
+        """Send bytes of a part."""
+        await self._send({"op": "put", "sha256": sha256, "offset": offset}, data)
+        await self._receive()
+
+    async def install(self, digest: str, permission: bytes | None) -> AsyncIterator[Update]:
+        """Install what was offered; the states until it has ended."""
+        await self._send({"op": "install", "digest": digest}, permission or b"")
+        while True:
+            update = msgspec.convert((await self._receive())["update"], Update)
+            yield update
+            if update.state is State.IDLE:
+                return
+
+
+Connect = Callable[[], contextlib.AbstractAsyncContextManager[Board]]
+
+
+@contextlib.asynccontextmanager
+async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[Board]:
+    """Log in and start the board's agent.
+
+    Args:
+        target: The board.
+        host_key: Fingerprint (``SHA256:...``) of a host key that may be written to ``known_hosts``.
+
+    Raises:
+        LinkError: It cannot be reached, its host key is not known, or it lets nobody of ours in.
+        DeployError: It has no agent: it was not set up.
+    """
+    import asyncssh
+
+    async with login(target, host_key) as connection:
+        process = await connection.create_process(COMMAND, encoding=None)
+        try:
+            yield Board(process.stdout, process.stdin)
+        except LinkError as error:
+            # A shell that does not find the agent ends at once, with 127 or a word of its own.
+            with contextlib.suppress(TimeoutError, asyncssh.Error):
+                ended = await asyncio.wait_for(process.wait(), 1.0)
+                said = bytes(ended.stderr or b"").decode(errors="replace").strip().splitlines()
+                if ended.exit_status in (126, 127) or any("No module named" in line for line in said):
+                    raise DeployError(f"{target} has no armlet yet: 'armlet board setup {target}'") from error
+            raise
+        finally:
+            process.close()
+
+
+@contextlib.asynccontextmanager
+async def login(target: Target, host_key: str | None = None) -> AsyncIterator[Any]:
+    """An SSH connection (``asyncssh.SSHClientConnection``) to a board.
+
+    Raises:
+        LinkError: As :func:`connect`.
+    """
+    import asyncssh
+
+    options: dict[str, Any] = {
+        "keepalive_interval": KEEPALIVE_S,
+        "connect_timeout": CONNECT_S,
+        "login_timeout": CONNECT_S,
+    }
+    if target.user:
+        options["username"] = target.user
+    if target.port:
+        options["port"] = target.port
+    if host_key:
+        await _accept(target, host_key)
+    try:
+        connection = await asyncssh.connect(target.host, **options)
+    except asyncssh.HostKeyNotVerifiable:
+        found = await _host_key(target)
+        name = found.get_fingerprint() if found else "unknown"
+        raise LinkError(
+            f"the host key of {target} is not in your known_hosts; it says that it is {name}: compare that on the "
+            f"board (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then repeat this with --host-key {name}"
+        ) from None
+    except asyncssh.PermissionDenied as error:
+        raise LinkError(
+            f"{target} lets nobody in with the keys at hand ({error.reason}); add your public key to its "
+            f"~/.ssh/authorized_keys, for example with ssh-copy-id"
+        ) from None
+    except (OSError, asyncssh.Error, TimeoutError) as error:
+        raise LinkError(f"cannot reach {target}: {str(error) or type(error).__name__}") from None
+    async with connection:
+        try:
+            yield connection
+        except (asyncssh.Error, ConnectionError) as error:
+            raise LinkError(f"the link to {target} was lost: {str(error) or type(error).__name__}") from None
+
+
+async def _host_key(target: Target) -> Any:
+    """The key that a board shows (``asyncssh.SSHKey``), None if it shows none."""
+    import asyncssh
+
+    return await asyncssh.get_server_host_key(target.host, target.port or ())
+
+
+async def _accept(target: Target, fingerprint: str) -> None:
+    """Write a host key to known_hosts if it is the one that the person named."""
+    import asyncssh
+
+    try:
+        found = await _host_key(target)
+    except (OSError, asyncssh.Error) as error:
+        raise LinkError(f"cannot reach {target}: {str(error) or type(error).__name__}") from None
+    if found is None or found.get_fingerprint() != fingerprint:
+        named = found.get_fingerprint() if found else "none"
+        raise LinkError(f"{target} shows the host key {named}, not {fingerprint}; nothing was written to known_hosts")
+    path = Path.home() / ".ssh" / "known_hosts"
+    name = f"[{target.host}]:{target.port}" if target.port and target.port != 22 else target.host
+    line = f"{name} {found.export_public_key('openssh').decode().strip()}\n"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if not path.exists() or line not in path.read_text():
+        with path.open("a") as file:
+            file.write(line)
+
+
+class Deployed(msgspec.Struct, frozen=True):
+    """What a deploy onto a board did.
+
+    Attributes:
+        board: The target.
+        digest: Digest of the bundle.
+        result: How it ended.
+        message: One sentence of the board's.
+        bytes_sent: Bytes of parts that went over the link, repeats included.
+        bytes_bundle: Bytes of the bundle.
+        links_lost: How often the link was lost on the way.
+        seconds: From first to last.
+    """
+
+    board: str
+    digest: str
+    result: Result
+    message: str
+    bytes_sent: int
+    bytes_bundle: int
+    links_lost: int
+    seconds: float
+
+
+async def deploy(
+    bundle: Path,
+    name: str,
+    connecting: Connect,
+    trusted: Trust | None = None,
+    permission: bytes | None = None,
+    progress: Callable[[str, int, int], None] = lambda state, done, total: None,
+    retries_s: tuple[float, ...] = RETRIES_S,
+) -> Deployed:
+    """Bring a bundle onto a board; a link that is lost is taken up again where it broke.
+
+    Args:
+        bundle: The bundle's file.
+        name: What to call the board.
+        connecting: Opens a link to its agent; called again after a loss.
+        trusted: Verify the bundle against these first; the board goes by its own keys in any case.
+        permission: The owner's signed permission to go back.
+        progress: Called with the state, bytes done and bytes in all.
+        retries_s: Waits between attempts; the count starts anew whenever bytes got through.
+
+    Returns:
+        What was done; ``result`` says whether the bundle is in use now.
+
+    Raises:
+        BundleError: The bundle is not whole or not signed; nothing was sent.
+        LinkError: The board could not be reached in all attempts; it keeps what it has.
+    """
+    whole = open_bundle(bundle, trusted)  # all of it, before the first byte goes out
+    front = read_front(bundle, trusted)
+    names = {member.sha256: member.name for member in front.members}
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    sent = lost = failed = 0
+
+    async def once() -> Update:
+        nonlocal sent, failed
+        async with connecting() as board:
+            wanted = await board.offer(front, permission)
+            missing = sum(part["size"] - part["have"] for part in wanted)
+            done = 0
+            for part in wanted:
+                content = whole.read(names[part["sha256"]])
+                offset = part["have"]
+                while offset < part["size"] or part["size"] == 0 == offset:
+                    chunk = content[offset : offset + CHUNK]
+                    await board.put(part["sha256"], offset, chunk)
+                    offset += len(chunk)
+                    sent += len(chunk)
+                    done += len(chunk)
+                    failed = 0
+                    progress("downloading", done, missing)
+                    if not chunk:
+                        break
+            async for update in board.install(front.digest, permission):
+                progress(update.state.name.lower(), done, missing)
+            return update
+
+    while True:
+        try:
+            update = await once()
+            break
+        except LinkError:
+            lost += 1
+            if failed == len(retries_s):
+                raise
+            await asyncio.sleep(retries_s[failed])
+            failed += 1
+        except BoardError as error:
+            update = Update(State.IDLE, error.result, front.digest, str(error), 0.0)
+            break
+    return Deployed(name, front.digest, update.result, update.message, sent, front.size, lost, loop.time() - began)

@@ -1,0 +1,186 @@
+"""Deploying to a board's agent: over a pipe, over links that break, and over a real sshd on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armlet_bridge import boards, frames
+from armlet_bridge.boards import Board, BoardError, LinkError, deploy, parse_target
+from armlet_bridge.updates import Result
+from armlet_runtime import keys
+from armlet_runtime.bundle import open_bundle, read_front
+from armlet_runtime.errors import DeployError, UsageError
+from armlet_runtime.slots import current_bundle
+
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def prefix(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A board that trusts the signing key."""
+    path = tmp_path / "board"
+    monkeypatch.setenv("ARMLET_HOME", str(path / "home"))
+    keys.trust(keys.load_public(signing_key.with_name(signing_key.name + ".pub")))
+    monkeypatch.setenv("ARMLET_HOME", str(tmp_path / "workstation"))
+    return path
+
+
+def connecting(prefix: Path, cut_after: list[int] | None = None) -> boards.Connect:
+    """Links to the board's agent; each of the first ones is cut after that many bytes sent to it."""
+
+    @contextlib.asynccontextmanager
+    async def connect() -> AsyncIterator[Board]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "armlet_bridge.agent", str(prefix),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        writer: Any = Cut(process, cut_after.pop(0)) if cut_after else process.stdin
+        try:
+            yield Board(process.stdout, writer)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    return connect
+
+
+class Cut:
+    """A writer whose other side is gone after some bytes, as when the radio link is lost in the middle."""
+
+    def __init__(self, process: asyncio.subprocess.Process, left: int) -> None:
+        self.process, self.left = process, left
+
+    def write(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(data[: self.left])
+        self.left -= len(data)
+
+    async def drain(self) -> None:
+        if self.left < 0:
+            self.process.kill()
+            await self.process.wait()
+
+
+def digest(prefix: Path) -> str:
+    return open_bundle(current_bundle(prefix / "slot"), None).digest
+
+
+async def test_a_bundle_reaches_a_board_and_the_next_costs_only_its_changes(
+    make_bundle: MakeBundle, prefix: Path
+) -> None:
+    states: list[str] = []
+    first = await deploy(make_bundle(1), "b", connecting(prefix), progress=lambda state, *_: states.append(state))
+    assert (first.result, first.links_lost) == (Result.SUCCESS, 0), first.message
+    assert list(dict.fromkeys(states)) == ["downloading", "downloaded", "updating", "idle"]
+    front = read_front(make_bundle(1), None)
+    old = {member.sha256: member.size for member in front.members}
+    assert first.bytes_sent == sum(old.values()) - front.members[0].size and digest(prefix) == first.digest
+    second = await deploy(make_bundle(2), "b", connecting(prefix))
+    assert second.result is Result.SUCCESS and digest(prefix) == second.digest != first.digest
+    new = {member.sha256: member.size for member in read_front(make_bundle(2), None).members[1:]}
+    assert second.bytes_sent == sum(size for sha256, size in new.items() if sha256 not in old) < first.bytes_sent
+    assert not (prefix / "incoming").exists()
+
+
+async def test_a_link_that_breaks_is_taken_up_where_it_broke(
+    make_bundle: MakeBundle, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "CHUNK", 500)
+    bundle = make_bundle(1)
+    front = len(read_front(bundle, None).data)
+    cuts = [10, front // 2, front + 900, front + 100, front + 900]
+    done = await deploy(bundle, "b", connecting(prefix, cuts), retries_s=(0.0,) * 3)
+    assert (done.result, done.links_lost) == (Result.SUCCESS, 5), done.message
+    whole = done.bytes_bundle - front
+    assert whole - 10 <= done.bytes_sent <= whole + 5 * 500, "more was sent again than the chunk that was under way"
+    assert digest(prefix) == done.digest
+
+
+async def test_a_board_out_of_reach_is_given_up(make_bundle: MakeBundle, prefix: Path) -> None:
+    with pytest.raises(LinkError, match="link to the board ended"):
+        await deploy(make_bundle(1), "b", connecting(prefix, [3] * 4), retries_s=(0.0,) * 3)
+    assert not (prefix / "slot").exists()
+
+
+async def test_a_refusal_is_the_boards_own_sentence(make_bundle: MakeBundle, prefix: Path, tmp_path: Path) -> None:
+    good = await deploy(make_bundle(1), "b", connecting(prefix))
+    keys.generate(tmp_path / "stranger")
+    strange = await deploy(make_bundle(2, key=tmp_path / "stranger"), "b", connecting(prefix))
+    assert strange.result is Result.INTEGRITY_CHECK_FAILED and strange.bytes_sent == 0
+    assert "the offered bundle is signed by the key" in strange.message
+    broken = await deploy(make_bundle(2, golden_error=0.5), "b", connecting(prefix))
+    assert broken.result is Result.UPDATE_FAILED and "golden run on onnx differs by 0.5" in broken.message
+    assert digest(prefix) == good.digest
+    async with connecting(prefix)() as board:
+        said = await board.hello()
+        assert said["update"]["result"] == Result.UPDATE_FAILED and said["places"]["a"]["digest"] == good.digest
+
+
+async def test_an_install_goes_on_without_the_workstation(make_bundle: MakeBundle, prefix: Path) -> None:
+    bundle = make_bundle(1)
+    front, whole = read_front(bundle, None), open_bundle(bundle, None)
+    async with connecting(prefix)() as board:
+        for part in await board.offer(front, None):
+            name = next(member.name for member in front.members if member.sha256 == part["sha256"])
+            await board.put(part["sha256"], 0, whole.read(name))
+        async for _ in board.install(front.digest, None):
+            break  # the workstation goes away at the first word
+    for _ in range(600):
+        if (prefix / "slot" / "current").exists():
+            break
+        await asyncio.sleep(0.1)
+    assert digest(prefix) == front.digest
+
+
+async def test_what_does_not_follow_the_protocol_is_refused(make_bundle: MakeBundle, prefix: Path) -> None:
+    front = read_front(make_bundle(1), None)
+    async with connecting(prefix)() as board:
+        with pytest.raises(BoardError, match="was offered no bundle yet"):
+            await board.put("0" * 64, 0, b"x")
+        wanted = await board.offer(front, None)
+        part = max(wanted, key=lambda part: int(part["size"]))
+        with pytest.raises(BoardError, match="was not offered a part"):
+            await board.put("0" * 64, 0, b"x")
+        with pytest.raises(BoardError, match=r"has 0 of \d+ bytes here, not 5"):
+            await board.put(part["sha256"], 5, b"x")
+        with pytest.raises(BoardError, match=r"has 0 of \d+ bytes here"):
+            await board.put(part["sha256"], 0, bytes(part["size"] + 1))  # endless data
+        with pytest.raises(BoardError, match="did not arrive as it was signed"):
+            await board.put(part["sha256"], 0, bytes(part["size"]))
+        with pytest.raises(BoardError, match="last offered"):
+            async for _ in board.install("0" * 64, None):
+                pass
+        await board._send({"op": "explode"}, b"")
+        with pytest.raises(BoardError, match="does not know the request 'explode'"):
+            await board._receive()
+
+
+async def test_a_login_that_prints_something_is_told() -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"Welcome to Raspberry Pi OS\n" * 3)
+    with pytest.raises(DeployError, match="does not speak armlet's protocol"):
+        await Board(reader, asyncio.StreamReader())._receive()  # type: ignore[arg-type]
+    with pytest.raises(DeployError, match="no JSON object"):
+        frames.unpack(b"[1]")
+
+
+@pytest.mark.parametrize(
+    "text", ["pi@board", "ssh://", "ssh://a b", "ssh://-oProxyCommand", "ssh://x:99999", "http://x"]
+)
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no board"):
+        parse_target(text)
+
+
+def test_targets_are_read() -> None:
+    assert str(parse_target("ssh://pi@board.local:2222")) == "ssh://pi@board.local:2222"
+    assert parse_target("ssh://[fe80::1]").host == "fe80::1"
