@@ -1,8 +1,9 @@
 """The virtual air: bumble's virtual controllers and link, mended so that a wearable can walk away and return.
 
 bumble 0.0.236's own link knows neither distance nor loss, and its controller has gaps that a central meets in practice:
-a cancelled connect is never forgotten, a reset keeps the links, and data are sent from whatever address the controller
-uses at the moment instead of the connection's own. The two subclasses here mend exactly these.
+a cancelled connect is never forgotten, a reset keeps the links, a scan response repeats the advertisement, and data are
+sent from whatever address the controller uses at the moment instead of the connection's own. The two subclasses here
+mend exactly these.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,16 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         """Whether a controller is within everyone's reach."""
         return controller not in self._absent
 
+    def scan_response_of(self, address: hci.Address) -> bytes:
+        """What the advertiser of an address answers to a scan request."""
+        for controller in self.controllers:
+            if controller.le_legacy_advertiser.enabled and controller.le_legacy_advertiser.address == address:
+                return bytes(controller.le_legacy_advertiser.scan_response_data)
+            for one in controller.advertising_sets.values():
+                if one.enabled and one.address == address:
+                    return bytes(one.scan_response_data)
+        return b""
+
     def leave(self, controller: AirController) -> None:
         """Put a controller out of everyone's reach; its links time out unless it returns before."""
         if controller in self._absent:
@@ -184,6 +196,7 @@ class AirController(Controller):  # type: ignore[misc]  # bumble is followed wit
 
     def __init__(self, name: str, link: AirLink) -> None:
         address = hci.Address(bytes(hci.Address.generate_static_address()), hci.Address.PUBLIC_DEVICE_ADDRESS)
+        self._scan_response = b""
         super().__init__(name, link=link, public_address=address)
         self.air = link
 
@@ -241,7 +254,21 @@ class AirController(Controller):  # type: ignore[misc]  # bumble is followed wit
     def on_ll_advertising_pdu(self, packet: Any) -> None:
         """Hear an advertisement or a connect request, unless it comes too late because this controller has left."""
         if self.air.reaches(self):
+            self._scan_response = self.air.scan_response_of(packet.advertiser_address)
             super().on_ll_advertising_pdu(packet)
+
+    def send_hci_packet(self, packet: Any) -> None:
+        """Give a packet to the host; a scan response holds what the advertiser set as such."""
+        if isinstance(packet, hci.HCI_LE_Advertising_Report_Event):
+            kind = hci.HCI_LE_Advertising_Report_Event.EventType.SCAN_RSP
+            packet = type(packet)([self._answered(one, one.event_type == kind) for one in packet.reports])
+        elif isinstance(packet, hci.HCI_LE_Extended_Advertising_Report_Event):
+            flag = hci.HCI_LE_Extended_Advertising_Report_Event.EventType.SCAN_RESPONSE
+            packet = type(packet)([self._answered(one, bool(one.event_type & flag)) for one in packet.reports])
+        super().send_hci_packet(packet)
+
+    def _answered(self, report: Any, is_scan_response: bool) -> Any:
+        return replace(report, data=self._scan_response) if is_scan_response else report
 
     def on_hci_acl_data_packet(self, packet: hci.HCI_AclDataPacket) -> None:
         """Take data from the host; those for a link that has just ended are lost."""

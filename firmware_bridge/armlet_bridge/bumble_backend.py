@@ -10,9 +10,9 @@ time: a wearable that is away does not keep the others from connecting.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from bleak.args import SizedBuffer
@@ -78,6 +78,15 @@ class Bluetooth:
 
     scanner: type[BaseBleakScanner]
     client: type[BaseBleakClient]
+    radio: Radio
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def interval_ms(self, address: str) -> float | None:
+        """The connection interval of the link to an address; bumble asks for 15 to 30 ms. None without a link."""
+        for connection in self.radio.device.connections.values():
+            if _text(connection.peer_address) == address.upper():
+                return float(connection.parameters.connection_interval)
+        return None
 
 
 class Radio:
@@ -279,12 +288,10 @@ class BumbleClient(BaseBleakClient):
         """Connect, agree on the MTU and discover the services, all within ``timeout`` seconds."""
         if self._connection is not None:
             raise BleakError("the client is already connected")
-        if pair:
-            raise WearableError(
-                "the bumble back end does not pair; use --bluetooth system for a wearable that asks for it"
-            )
         try:
             await asyncio.wait_for(self._connect(), kwargs.get("timeout", self._timeout))
+            if pair:
+                await self.pair()
         except BaseException:
             await self.disconnect()
             raise
@@ -346,12 +353,13 @@ class BumbleClient(BaseBleakClient):
             self._disconnected_callback()
 
     async def pair(self, *_args: Any, **_kwargs: Any) -> None:
-        """Not offered by this back end."""
-        raise WearableError("the bumble back end does not pair; a wearable that asks for it needs --bluetooth system")
+        """Pair without keys to compare ("just works") and encrypt the link; the bond lasts as long as the process."""
+        if self._connection is None:
+            raise BleakError(f"{self.name} is not connected")
+        await self._request(self._connection.pair())
 
     async def unpair(self) -> None:
-        """Not offered by this back end."""
-        raise WearableError("the bumble back end does not pair; a wearable that asks for it needs --bluetooth system")
+        """Nothing is kept that would have to be forgotten."""
 
     async def read_gatt_char(
         self, characteristic: BleakGATTCharacteristic, *, use_cached: bool = False, **_kwargs: Any
@@ -459,6 +467,7 @@ async def open_bluetooth(transport: str | Controller) -> AsyncIterator[Bluetooth
         yield Bluetooth(
             scanner=type("BumbleScanner", (BumbleScanner,), {"radio": radio}),
             client=type("BumbleClient", (BumbleClient,), {"radio": radio}),
+            radio=radio,
         )
 
 

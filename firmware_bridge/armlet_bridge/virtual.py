@@ -40,8 +40,8 @@ SCALES = {
 """Unit per LSB: +-4 g, +-1000 degrees/s (17.45 rad/s), +-4912 uT, ranges that common 16-bit IMUs have."""
 
 ADVERTISING_INTERVAL_MS = 100
-# Of a device name (Core specification, Vol 3, Part C, 12.1).
-MAX_NAME_BYTES = 248
+# Of a device name in a scan response of 31 bytes, two of which say what it is (Core specification, Vol 3, Part C, 11).
+MAX_NAME_BYTES = 29
 # From all subscribed to the first sample: the last subscriber's answer is on its way.
 LEAD_IN_S = 0.1
 
@@ -224,14 +224,11 @@ class VirtualWearable:
             if len(uuid) == 2
             else AdvertisingData.Type.COMPLETE_LIST_OF_128_BIT_SERVICE_CLASS_UUIDS
         )
-        parts = [
-            (AdvertisingData.Type.FLAGS, _FLAGS_LE_ONLY),
-            (kind, uuid),
-            # bumble's virtual controller has no scan response of its own, so the name stands here.
-            (AdvertisingData.Type.COMPLETE_LOCAL_NAME, self.name.encode()),
-        ]
+        parts = [(AdvertisingData.Type.FLAGS, _FLAGS_LE_ONLY), (kind, uuid)]
+        name = [(AdvertisingData.Type.COMPLETE_LOCAL_NAME, self.name.encode())]
         await self._device.start_advertising(
             advertising_data=bytes(AdvertisingData(parts)),
+            scan_response_data=bytes(AdvertisingData(name)),
             advertising_interval_min=ADVERTISING_INTERVAL_MS,
             advertising_interval_max=ADVERTISING_INTERVAL_MS,
         )
@@ -390,7 +387,9 @@ async def put_on(
         raise UsageError("two virtual wearables have the same name")
     for spec in specs:
         if len(spec.name.encode()) > MAX_NAME_BYTES:
-            raise UsageError(f"the name '{spec.name}' is longer than the {MAX_NAME_BYTES} bytes that Bluetooth allows")
+            raise UsageError(
+                f"the name '{spec.name}' is longer than the {MAX_NAME_BYTES} bytes that a scan response holds"
+            )
     if not math.isfinite(drift_ppm):
         raise UsageError(f"a clock cannot drift by {drift_ppm:g} ppm")
     played: list[Stream] = []

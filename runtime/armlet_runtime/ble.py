@@ -1,8 +1,10 @@
 """Bluetooth: keeps the links to the wearables up, and stamps what they send.
 
 Written against bleak's public face only, with the back end passed in, so that the same code runs on BlueZ and on a
-virtual air. For each wearable: heard in the scan, connected (one connection attempt at a time), read and subscribed
-to; when the link is lost or no data come, disconnected for good and taken up again as soon as it is heard.
+virtual air. Each wearable has a supervisor of its own, which goes through the states of :class:`Link`: heard in the
+scan, connected (one attempt at a time on each adapter), started by the steps of its profiles; when the link is lost or
+no data come, disconnected for good and taken up again as soon as it is heard. How long a supervisor waits after a
+failure depends on what failed, and no wearable waits for another but for the seconds of one connection attempt.
 
 ``disconnect()`` before each new connection is not tidiness: on BlueZ the notifications would double after every link
 loss otherwise (https://github.com/hbldh/bleak/issues/2002).
@@ -14,8 +16,8 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -25,35 +27,112 @@ from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.client import BaseBleakClient
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData, BaseBleakScanner
-from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
-from bleak_retry_connector import establish_connection
+from bleak.exc import (
+    BleakBluetoothNotAvailableError,
+    BleakCharacteristicNotFoundError,
+    BleakDBusError,
+    BleakError,
+    BleakGATTProtocolError,
+)
+from bleak_retry_connector import clear_cache, establish_connection
 
-from .errors import UsageError, WearableError
+from .errors import PacketError, UsageError, WearableError
 from .recording import Packet
-from .wearables import Profile, profiles_of_services
+from .wearables import Profile, Wanted, battery, device_information, profiles_of_advertisement, profiles_of_services
+from .wearables.profile import Ask, Read, Step, Steps, Subscribe, Write
 
 GROUP = "armlet.bluetooth"
 
-# One attempt to connect, read and subscribe. A Raspberry Pi's own chip takes 1 to 3 s; what has not come up by then has
-# gone, and others wait for their turn.
+# One attempt to connect. A Raspberry Pi's own chip takes 1 to 3 s; what has not come up by then has gone, and others
+# wait for their turn.
 CONNECT_S = 10.0
+# All steps of starting a wearable: a dozen commands at a round trip of 0.1 s each, and a slow one.
+START_S = 15.0
+# The answer to one command.
+ANSWER_S = 3.0
+# Telling a wearable to stop, before its link is ended.
+STOP_S = 1.0
 # BlueZ takes about 2 s to end a link.
 DISCONNECT_S = 5.0
 # A wearable that sent and is silent for so long is gone, whatever the link says (after a crash of bluetoothd the link
 # looks alive for ever); before its first packet a wearable may take longer.
 SILENCE_S = 5.0
 FIRST_DATA_S = 30.0
-# Waits after failed attempts, doubled each time, times 0.5 to 1 so that wearables do not fall into step.
-BACK_OFF_S = 0.5
-LONGEST_BACK_OFF_S = 15.0
 # A Bluetooth stack that was there and refuses to scan for so long does not come back in this process.
 GIVE_UP_S = 60.0
 # Packets that wait for the loop; 20 wearables at 25 packets a second for 16 s. Beyond that the newest are dropped.
 QUEUE_PACKETS = 8192
+# How often the battery is read of a wearable that does not notify it.
+BATTERY_S = 60.0
+# Another address may stand for a known wearable only when its own has not been heard for so long: wearables with
+# privacy change theirs, and a stranger of the same name is not to push one out.
+TAKE_OVER_S = 30.0
+# Of two adapters that hear a wearable, sightings older than this do not count.
+SIGHTING_S = 5.0
+# Wearables that are kept in mind; one that was never connected and was heard longest ago makes room for a new one.
+MAX_LINKS = 32
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A class of errors, and how long to wait after them: doubled each time, times 0.5 to 1 so that wearables do not
+    fall into step.
+
+    Attributes:
+        name: What it is called in messages.
+        first_s: After the first.
+        longest_s: After many.
+    """
+
+    name: str
+    first_s: float
+    longest_s: float
+
+
+AWAY = Trouble("away", 0.5, 15.0)
+"""It did not answer: out of reach, off, or taken by another host."""
+CUT = Trouble("cut", 0.25, 4.0)
+"""The link came up and went down again at once; BlueZ does this to about one quick reconnect in twenty."""
+BUSY = Trouble("busy", 0.25, 2.0)
+"""The host's Bluetooth was doing something else."""
+STALE = Trouble("stale", 0.25, 4.0)
+"""The host remembers services that the wearable no longer has; what it remembers is deleted."""
+LOCKED = Trouble("locked", 0.25, 30.0)
+"""The wearable answers only to hosts that are bonded to it; the next attempt pairs."""
+REFUSED = Trouble("refused", 60.0, 60.0)
+"""It is no wearable that armlet can use, or it refuses its commands."""
+
+ATT_HEAD = 3
+"""Bytes of an ATT MTU that hold no value (Core specification, Vol 3, Part F, 3.4.5.3)."""
+
+# ATT errors (Core specification, Vol 3, Part F, 3.4.1.1).
+_INVALID_HANDLE = 0x01
+_NEEDS_BOND = (0x05, 0x08, 0x0C, 0x0F)  # authentication, authorization, key size, encryption
+# What BlueZ says, as https://github.com/hbldh/bleak/issues and its own source have it.
+_SAYS_BUSY = ("InProgress", "in progress", "abort-by-local", "connection abort", "Busy", "NotReady")
+_SAYS_STALE = ("UnknownObject", "Service Discovery", "not found in", "does not exist")
+_SAYS_LOCKED = ("NotAuthorized", "NotPermitted: Not paired", "AuthenticationFailed", "Insufficient")
+_SAYS_CUT = ("failed to discover services", "was lost", "Not connected", "not connected", "NotConnected")
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """The class of an error that connecting or starting a wearable ended in."""
+    text = str(error)
+    if isinstance(error, PacketError):
+        return REFUSED
+    if isinstance(error, BleakGATTProtocolError):
+        code = int(error.code)
+        return LOCKED if code in _NEEDS_BOND else STALE if code == _INVALID_HANDLE else REFUSED
+    if isinstance(error, BleakCharacteristicNotFoundError) or any(one in text for one in _SAYS_STALE):
+        return STALE
+    for trouble, says in ((BUSY, _SAYS_BUSY), (LOCKED, _SAYS_LOCKED), (CUT, _SAYS_CUT)):
+        if any(one in text for one in says):
+            return trouble
+    return AWAY
 
 
 class Bluetooth(Protocol):
-    """What bleak takes as ``backend=``; None for bleak's own of this system."""
+    """One adapter: what bleak takes as ``backend=``; None for bleak's own of this system."""
 
     @property
     def scanner(self) -> type[BaseBleakScanner] | None:
@@ -63,27 +142,48 @@ class Bluetooth(Protocol):
     def client(self) -> type[BaseBleakClient] | None:
         """The client's class."""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What else bleak's scanner and client are to be given."""
+
+    def interval_ms(self, address: str) -> float | None:
+        """The connection interval of the link to an address; None if it cannot be told."""
+
 
 @dataclass(frozen=True)
 class SystemBluetooth:
-    """Bluetooth of this system."""
+    """Bluetooth of this system. BlueZ neither tells the connection interval nor lets a program ask for one."""
 
     scanner: type[BaseBleakScanner] | None = None
     client: type[BaseBleakClient] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def interval_ms(self, address: str) -> float | None:
+        """Not known."""
+        return None
 
 
 @asynccontextmanager
-async def open_bluetooth(name: str) -> AsyncIterator[Bluetooth]:
-    """Open the Bluetooth that ``--bluetooth`` names: ``system``, or ``NAME:TRANSPORT`` such as ``bumble:usb:0``.
+async def open_bluetooth(names: str) -> AsyncIterator[tuple[Bluetooth, ...]]:
+    """Open the adapters that ``--bluetooth`` names, joined by ``+``.
+
+    ``system`` is this system's default adapter, ``system:hci1`` another of BlueZ's, and ``NAME:TRANSPORT`` one of
+    another back end, such as ``bumble:usb:0``.
 
     Raises:
         UsageError: There is no such back end.
         WearableError: The transport does not open.
     """
-    if name == "system":
-        yield SystemBluetooth()
-        return
+    async with AsyncExitStack() as stack:
+        yield tuple([await stack.enter_async_context(_open_adapter(name)) for name in names.split("+")])
+
+
+@asynccontextmanager
+async def _open_adapter(name: str) -> AsyncIterator[Bluetooth]:
     kind, _, transport = name.partition(":")
+    if kind == "system":
+        yield SystemBluetooth(options={"bluez": {"adapter": transport}} if transport else {})
+        return
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if kind not in found or not transport:
         known = ", ".join(["system", *(f"{other}:TRANSPORT" for other in sorted(found))])
@@ -100,22 +200,71 @@ async def open_bluetooth(name: str) -> AsyncIterator[Bluetooth]:
         yield bluetooth
 
 
+@dataclass(eq=False)
+class _Adapter:
+    bluetooth: Bluetooth
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    worked: bool = False
+    refused_since: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    device: BLEDevice
+    rssi: int
+    at: float
+
+
 @dataclass
 class Link:
     """One wearable's link.
 
     Attributes:
         name: The wearable's name in the session.
-        state: ``found`` (heard, never connected), ``connecting``, ``streaming`` or ``missing`` (its link failed).
+        state: ``missing`` (not heard, or its link was lost), ``found`` (heard, waits for its turn), ``connecting``,
+            ``starting`` (linked, is told to send), ``streaming``, ``waiting`` (an attempt failed; another follows) or
+            ``refused`` (armlet cannot use it as it is; tried again once a minute).
         problem: Why the last attempt failed or the link was lost; empty if nothing went wrong.
+        address: Bluetooth address; empty if it has not been heard.
+        rssi: Signal strength of its last advertisement in dBm.
+        profiles: Names of the profiles that were started.
+        mtu: ATT MTU agreed upon; as large a one is asked for as there is.
+        interval_ms: Connection interval; None if the back end cannot tell.
+        battery: Charge in percent; None if it does not say.
+        about: What it says of itself: maker, model and the like.
+        learned: Whether it was asked for all that it says of itself.
+        attempts: Connection attempts.
+        connections: Of them, those that came to streaming.
+        failures: Class of trouble to how often it came.
     """
 
     name: str
-    state: str = "found"
+    state: str = "missing"
     problem: str = ""
-    device: BLEDevice | None = None
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    address: str = ""
+    rssi: int | None = None
+    profiles: tuple[str, ...] = ()
+    mtu: int | None = None
+    interval_ms: float | None = None
+    battery: int | None = None
+    about: dict[str, str] = field(default_factory=dict)
+    learned: bool = False
+    attempts: int = 0
+    connections: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
     newest_ns: int = 0
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    heard_at: float = 0.0
+    pair: bool = False
+    sightings: dict[_Adapter, _Sighting] = field(default_factory=dict)
+    adapter: _Adapter | None = None
+    asked: tuple[str, bytes, asyncio.Future[bytes]] | None = None
+
+    @property
+    def linked(self) -> bool:
+        """Whether it has, or is being given, a link."""
+        return self.state in ("connecting", "starting", "streaming")
 
 
 class Session:
@@ -128,27 +277,28 @@ class Session:
 
     def __init__(
         self,
-        bluetooth: Bluetooth,
+        bluetooth: Bluetooth | Sequence[Bluetooth],
         names: Sequence[str] = (),
-        modalities: Sequence[str] = (),
+        modalities: Sequence[str] | Mapping[str, float | None] = (),
         complete: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin with no link.
 
         Args:
-            bluetooth: See :func:`open_bluetooth`.
-            names: Advertised names of the wearables wanted. Empty: every one with a service that may carry one of
-                ``modalities``.
-            modalities: Empty for all that are known.
+            bluetooth: The adapters; see :func:`open_bluetooth`.
+            names: Advertised names or addresses of the wearables wanted; no other is connected. Empty: every one that
+                may carry one of ``modalities``.
+            modalities: Wanted of them, with their rates in Hz if they are to be asked for. Empty for all that are
+                known.
             complete: Without names: whether no further wearable need be looked for.
         """
         self.dropped = 0
         self.links: dict[str, Link] = {}
-        self._bluetooth = bluetooth
-        self._names = tuple(names)
-        self._modalities = frozenset(modalities)
+        adapters = bluetooth if isinstance(bluetooth, Sequence) else (bluetooth,)
+        self._adapters = [_Adapter(one) for one in adapters]
+        self._names = {name.upper() if _is_address(name) else name: name for name in names}
+        self._rates_hz = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(modalities)
         self._complete = complete
-        self._connecting = asyncio.Lock()
         self._changed = asyncio.Event()
         self._packets: deque[Packet] = deque()
         self._arrived = asyncio.Event()
@@ -161,10 +311,11 @@ class Session:
         Raises:
             WearableError: There is no usable Bluetooth here.
         """
-        for name in self._names:
-            self.links[name] = Link(name, "missing", "not heard yet")
-            self._start(self._serve(self.links[name]))
-        self._start(self._scan())
+        for name in self._names.values():
+            self.links[name] = Link(name, problem="not heard yet")
+            self._supervise(self.links[name])
+        for adapter in self._adapters:
+            self._start(self._scan(adapter))
         try:
             await self._failed
         finally:
@@ -186,47 +337,56 @@ class Session:
         except asyncio.TimeoutError:
             return
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Any, name: str | None = None) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) and not self._failed.done():
                 self._failed.set_exception(error)
 
-        task = asyncio.ensure_future(work)
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(ended)
 
     # --- scanning -----------------------------------------------------------------------------------------------------
 
-    def _scan_wanted(self) -> bool:
-        """Whether a wearable is missing, and the radio is not busy with connecting one."""
-        states = {link.name: link.state for link in self.links.values()}
-        if "connecting" in states.values():
+    def _scan_wanted(self, adapter: _Adapter) -> bool:
+        """Whether a wearable is missing, and the adapter is not busy with connecting one."""
+        if adapter.connecting.locked():
             return False
-        if any(state != "streaming" for state in states.values()):
+        if any(link.state != "streaming" for link in self.links.values()):
             return True
         return not self._names and not self._complete()
 
-    async def _scan(self) -> None:
-        refused_since: float | None = None
-        worked = False
+    async def _scan(self, adapter: _Adapter) -> None:
+        bluetooth = adapter.bluetooth
+
+        def heard(device: BLEDevice, advertisement: AdvertisementData) -> None:
+            self._heard(adapter, device, advertisement)
+
         while True:
-            if not self._scan_wanted():
+            if not self._scan_wanted(adapter):
                 await self._wait_for_change()
                 continue
             try:
-                async with BleakScanner(self._heard, backend=self._bluetooth.scanner):
-                    worked, refused_since = True, None
-                    while self._scan_wanted():
+                async with BleakScanner(heard, backend=bluetooth.scanner, **bluetooth.options):
+                    adapter.worked, adapter.refused_since = True, None
+                    while self._scan_wanted(adapter):
                         await self._wait_for_change()
             except (BleakError, OSError, EOFError) as error:
-                refused_since = refused_since if refused_since is not None else time.monotonic()
-                if not worked or time.monotonic() - refused_since > GIVE_UP_S:
+                if adapter.refused_since is None:
+                    adapter.refused_since = time.monotonic()
+                adapter.problem = _say(error)
+                if all(self._is_gone(one) for one in self._adapters):
                     raise WearableError(
-                        f"Bluetooth cannot be used here ({_say(error)}): check that an adapter is there and powered, "
-                        f"or name another with --bluetooth"
+                        f"Bluetooth cannot be used here ({adapter.problem}): check that an adapter is there and "
+                        f"powered, or name another with --bluetooth"
                     ) from error
                 await asyncio.sleep(1.0)
+
+    @staticmethod
+    def _is_gone(adapter: _Adapter) -> bool:
+        since = adapter.refused_since
+        return since is not None and (not adapter.worked or time.monotonic() - since > GIVE_UP_S)
 
     async def _wait_for_change(self) -> None:
         # At least once a second: whether the session is complete is not announced.
@@ -236,46 +396,115 @@ class Session:
         except asyncio.TimeoutError:
             return
 
-    def _heard(self, device: BLEDevice, advertisement: AdvertisementData) -> None:
-        name = advertisement.local_name or device.name
+    def _heard(self, adapter: _Adapter, device: BLEDevice, advertisement: AdvertisementData) -> None:
+        name = advertisement.local_name or device.name or ""
         # BlueZ gives a wearable whose name it has not heard yet its address for a name.
-        if not name or name.replace("-", ":").upper() == device.address.upper():
-            return
-        if not (name in self._names if self._names else self._useful(advertisement)):
-            return
-        link = self.links.get(name)
-        if link is not None and link.state == "streaming" and link.device and link.device.address != device.address:
-            name = f"{name} {device.address}"  # a second wearable of that name
-            link = self.links.get(name)
+        if _is_address(name):
+            name = ""
+        link = self._link_of(name, device.address.upper(), advertisement)
         if link is None:
-            link = self.links[name] = Link(name)
-            self._start(self._serve(link))
-        link.device = device
-        link.heard.set()
+            return
+        now = time.monotonic()
+        link.rssi, link.heard_at = advertisement.rssi, now
+        link.sightings[adapter] = _Sighting(device, advertisement.rssi, now)
+        if not link.linked and not link.heard.is_set():
+            link.heard.set()
+            if link.state == "missing":
+                self._set(link, "found")
 
-    def _useful(self, advertisement: AdvertisementData) -> bool:
-        profiles = profiles_of_services(advertisement.service_uuids)
-        return any(not self._modalities or self._modalities.intersection(profile.carries) for profile in profiles)
+    def _link_of(self, name: str, address: str, advertisement: AdvertisementData) -> Link | None:
+        """The link that an advertisement is of; a new one for a new wearable; None for one that is not wanted."""
+        link = next((link for link in self.links.values() if link.address == address), None)
+        if link is not None:
+            return link
+        if self._names:
+            wanted = self._names.get(address) or self._names.get(name)
+            return self._known_as(self.links[wanted], address) if wanted is not None else None
+        if not name or not self._useful(name, advertisement):
+            return None
+        if name in self.links:
+            link = self._known_as(self.links[name], address)
+            if link is not None:
+                return link
+            name = f"{name} {address}"  # a second wearable of that name
+        if not self._make_room():
+            return None
+        link = self.links[name] = Link(name, address=address)
+        self._supervise(link)
+        return link
+
+    def _known_as(self, link: Link, address: str) -> Link | None:
+        """The link under another address, if its own has fallen silent."""
+        if link.address and (link.linked or time.monotonic() - link.heard_at < TAKE_OVER_S):
+            return None
+        link.address = address
+        link.sightings.clear()
+        return link
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more link; if need be, one that never came to anything is forgotten."""
+        if len(self.links) < MAX_LINKS:
+            return True
+        idle = [link for link in self.links.values() if not link.linked and not link.connections]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda link: link.heard_at)
+        del self.links[oldest.name]
+        for task in self._tasks:
+            if task.get_name() == _task_name(oldest):
+                task.cancel()
+        return True
+
+    def _useful(self, name: str, advertisement: AdvertisementData) -> bool:
+        profiles = profiles_of_advertisement(name, advertisement.service_uuids)
+        return any(Wanted(self._rates_hz).wants(*profile.carries) for profile in profiles)
 
     # --- one wearable -------------------------------------------------------------------------------------------------
 
+    def _supervise(self, link: Link) -> None:
+        self._start(self._serve(link), _task_name(link))
+
     async def _serve(self, link: Link) -> None:
         """Connect each time the wearable is heard, and stay until its link is lost."""
-        failures = 0
+        in_a_row = 0
         while True:
             await link.heard.wait()
+            trouble: Trouble | None = None
             try:
                 await self._stream(link)
-                failures = 0
-            except (BleakError, OSError, EOFError, asyncio.TimeoutError) as error:
-                failures += 1
+                in_a_row = 0
+            except (BleakError, WearableError, OSError, EOFError, asyncio.TimeoutError) as error:
+                in_a_row += 1
+                trouble = trouble_of(error)
                 link.problem = _say(error)
+                link.failures[trouble.name] = link.failures.get(trouble.name, 0) + 1
+                await self._mend(link, trouble)
             finally:
                 link.heard.clear()
-                self._set(link, "missing")
-            if failures:
-                longest = min(BACK_OFF_S * 2 ** (failures - 1), LONGEST_BACK_OFF_S)
-                await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+                link.profiles = ()
+                self._set(link, "missing" if trouble is None else "refused" if trouble is REFUSED else "waiting")
+            if trouble is not None:
+                longest_s = min(trouble.first_s * 2 ** min(in_a_row - 1, 16), trouble.longest_s)
+                await asyncio.sleep(longest_s * random.uniform(0.5, 1.0))
+                self._set(link, "found" if link.heard.is_set() else "missing")
+
+    async def _mend(self, link: Link, trouble: Trouble) -> None:
+        """Do what makes the next attempt likelier to succeed."""
+        if trouble is LOCKED:
+            link.pair = True
+        elif trouble is STALE and link.adapter is not None and link.adapter.bluetooth.client is None:
+            with suppress(BleakError, OSError, EOFError, asyncio.TimeoutError):
+                await asyncio.wait_for(clear_cache(link.address), DISCONNECT_S)
+
+    def _best_adapter(self, link: Link) -> _Adapter:
+        """Of the adapters that hear a wearable, the one with the fewest links; of those, the one that hears it best."""
+        newest = max(sighting.at for sighting in link.sightings.values())
+        load = dict.fromkeys(self._adapters, 0)
+        for other in self.links.values():
+            if other is not link and other.linked and other.adapter is not None:
+                load[other.adapter] += 1
+        fresh = {a: sighting for a, sighting in link.sightings.items() if newest - sighting.at <= SIGHTING_S}
+        return min(fresh, key=lambda adapter: (load[adapter], -fresh[adapter].rssi))
 
     async def _stream(self, link: Link) -> None:
         """One connection, from the attempt to its end."""
@@ -288,73 +517,163 @@ class Session:
                 linked = False
                 self._put(link, "disconnected")
             lost.set()
+            if link.asked is not None and not link.asked[2].done():
+                link.asked[2].set_exception(BleakError(f"the link to '{link.name}' was lost during a command"))
 
-        async with self._connecting:
+        adapter = link.adapter = self._best_adapter(link)
+        async with adapter.connecting:
             self._set(link, "connecting")
-            assert link.device is not None
+            link.attempts += 1
             client = await asyncio.wait_for(
                 establish_connection(
                     BleakClient,
-                    link.device,
+                    link.sightings[adapter].device,
                     link.name,
                     disconnected_callback=lambda _: end(),
                     max_attempts=1,
                     use_services_cache=False,
-                    backend=self._bluetooth.client,
+                    backend=adapter.bluetooth.client,
+                    **adapter.bluetooth.options,
                 ),
                 CONNECT_S,
             )
-            try:
-                linked = True
-                link.newest_ns = 0
-                self._put(link, "connected")
-                await asyncio.wait_for(self._subscribe(link, client), CONNECT_S)
-            except BaseException:
-                await self._disconnect(link, client, end)
-                raise
+        helpers: list[asyncio.Task[None]] = []
+        wanted = Wanted(self._rates_hz)
+        profiles: list[Profile] = []
         try:
+            linked = True
+            link.newest_ns = 0
+            self._put(link, "connected")
+            self._set(link, "starting")
+            characteristics = list(client.services.characteristics.values())
+            wanted = Wanted(self._rates_hz, frozenset(one.uuid for one in characteristics))
+            if link.pair:
+                await asyncio.wait_for(client.pair(), START_S)
+            profiles = await asyncio.wait_for(self._start_profiles(link, client, wanted), START_S)
             link.problem = ""
+            link.connections += 1
+            link.profiles = tuple(profile.name for profile in profiles)
+            link.mtu = max(one.max_write_without_response_size for one in characteristics) + ATT_HEAD
+            link.interval_ms = adapter.bluetooth.interval_ms(link.address)
             self._set(link, "streaming")
-            await self._watch(link, lost)
+            helpers.append(asyncio.ensure_future(self._learn(link, client)))
+            for profile in profiles:
+                if profile.keep_alive is not None:
+                    helpers.append(asyncio.ensure_future(self._keep_alive(client, profile.keep_alive)))
+            await self._watch(link, lost, profiles)
         finally:
+            for helper in helpers:
+                helper.cancel()
+            if not lost.is_set():
+                with suppress(BleakError, WearableError, OSError, EOFError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self._stop_profiles(link, client, wanted, profiles), STOP_S)
             await self._disconnect(link, client, end)
 
-    async def _subscribe(self, link: Link, client: BleakClient) -> None:
-        profiles = profiles_of_services([service.uuid for service in client.services])
-        if not profiles:
-            raise BleakError(f"'{link.name}' has no service that armlet knows")
-        for profile in profiles:
-            if profile.info_uuid is not None:
-                self._put(link, "info", profile.info_uuid, bytes(await client.read_gatt_char(profile.info_uuid)))
-            await self._notify(link, client, profile)
+    async def _start_profiles(self, link: Link, client: BleakClient, wanted: Wanted) -> list[Profile]:
+        """Start what is wanted of a wearable; one profile that fails does not keep the others from starting."""
+        known = profiles_of_services(service.uuid for service in client.services)
+        if not known:
+            raise PacketError(f"'{link.name}' has no service that armlet knows")
+        started, failure = [], None
+        for profile in [one for one in known if wanted.wants(*one.carries)] or known:
+            try:
+                await self._carry_out(link, client, profile.start(wanted))
+                started.append(profile)
+            except (PacketError, BleakGATTProtocolError, BleakCharacteristicNotFoundError) as error:
+                failure = error
+        if not started and failure is not None:
+            raise failure
+        return started
 
-    async def _notify(self, link: Link, client: BleakClient, profile: Profile) -> None:
+    async def _stop_profiles(
+        self, link: Link, client: BleakClient, wanted: Wanted, profiles: Sequence[Profile]
+    ) -> None:
+        for profile in profiles:
+            await self._carry_out(link, client, profile.stop(wanted))
+
+    async def _carry_out(self, link: Link, client: BleakClient, steps: Steps) -> None:
+        answer = b""
+        with suppress(StopIteration):
+            step = next(steps)
+            while True:
+                answer = await self._do(link, client, step)
+                step = steps.send(answer)
+
+    async def _do(self, link: Link, client: BleakClient, step: Step) -> bytes:
+        if isinstance(step, Read):
+            data = bytes(await client.read_gatt_char(step.source))
+            self._put(link, "info", step.source, data)
+            return data
+        if isinstance(step, Subscribe):
+            await self._notify(link, client, step.source)
+            return b""
+        self._put(link, "written", step.source, step.data)
+        if isinstance(step, Write):
+            await client.write_gatt_char(step.source, step.data, response=step.response)
+            return b""
+        return await self._ask(link, client, step)
+
+    async def _ask(self, link: Link, client: BleakClient, step: Ask) -> bytes:
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        link.asked = (step.answers, step.begins, answered)
+        try:
+            await client.write_gatt_char(step.source, step.data, response=True)
+            return await asyncio.wait_for(answered, ANSWER_S)
+        finally:
+            link.asked = None
+            if answered.done() and not answered.cancelled():
+                answered.exception()  # so that asyncio does not warn of one that nobody saw
+
+    async def _notify(self, link: Link, client: BleakClient, source: str) -> None:
         def arrived(_: BleakGATTCharacteristic, data: bytearray) -> None:
             now_ns = time.monotonic_ns()
-            link.newest_ns = now_ns
-            self._put(link, "data", profile.data_uuid, bytes(data), now_ns)
+            value = bytes(data)
+            self._put(link, "data", source, value, now_ns)
+            if link.asked is not None and link.asked[0] == source and value.startswith(link.asked[1]):
+                if not link.asked[2].done():
+                    link.asked[2].set_result(value)
+            else:
+                link.newest_ns = now_ns
 
         try:
             # AcquireNotify: data do not go through the D-Bus daemon. Only BlueZ reads the option.
-            await client.start_notify(profile.data_uuid, arrived, bluez={"use_start_notify": False})
+            await client.start_notify(source, arrived, bluez={"use_start_notify": False})
         except BleakDBusError:  # some devices and versions of BlueZ offer StartNotify only
-            await client.start_notify(profile.data_uuid, arrived, bluez={"use_start_notify": True})
+            await client.start_notify(source, arrived, bluez={"use_start_notify": True})
 
-    async def _watch(self, link: Link, lost: asyncio.Event) -> None:
+    async def _learn(self, link: Link, client: BleakClient) -> None:
+        """What the wearable says of itself, and how its battery does. It may have neither, or refuse to say."""
+        errors = (BleakError, OSError, EOFError, asyncio.TimeoutError)
+        for key, uuid in device_information.TEXTS.items():
+            with suppress(*errors):
+                if client.services.get_characteristic(uuid):
+                    link.about[key] = device_information.decode(bytes(await client.read_gatt_char(uuid)))
+        while True:
+            with suppress(*errors, PacketError):
+                if client.services.get_characteristic(battery.LEVEL_UUID):
+                    link.battery = battery.decode(bytes(await client.read_gatt_char(battery.LEVEL_UUID)))
+            link.learned = True
+            await asyncio.sleep(BATTERY_S)
+
+    async def _keep_alive(self, client: BleakClient, how: tuple[float, Write]) -> None:
+        every_s, write = how
+        while True:
+            await asyncio.sleep(every_s)
+            with suppress(BleakError, OSError, EOFError, asyncio.TimeoutError):  # the watch sees what is wrong
+                await client.write_gatt_char(write.source, write.data, response=write.response)
+
+    async def _watch(self, link: Link, lost: asyncio.Event, profiles: Sequence[Profile]) -> None:
         """Return when the link is lost, or the wearable has fallen silent."""
-        subscribed_ns = time.monotonic_ns()
+        started_ns = time.monotonic_ns()
+        silence_s = max([SILENCE_S, *(profile.silence_s for profile in profiles)])
         while not lost.is_set():
-            if link.newest_ns:
-                left_s = SILENCE_S - (time.monotonic_ns() - link.newest_ns) / 1e9
-            else:
-                left_s = FIRST_DATA_S - (time.monotonic_ns() - subscribed_ns) / 1e9
+            limit_s = silence_s if link.newest_ns else max(FIRST_DATA_S, silence_s)
+            left_s = limit_s - (time.monotonic_ns() - (link.newest_ns or started_ns)) / 1e9
             if left_s <= 0:
-                link.problem = (
-                    f"the link was up, but no data came for {SILENCE_S if link.newest_ns else FIRST_DATA_S:g} s"
-                )
+                link.problem = f"the link was up, but no data came for {limit_s:g} s"
                 return
             try:
-                await asyncio.wait_for(lost.wait(), min(left_s, SILENCE_S))
+                await asyncio.wait_for(lost.wait(), min(left_s, silence_s))
             except asyncio.TimeoutError:
                 continue
         link.problem = "the link was lost"
@@ -378,6 +697,16 @@ class Session:
             return
         self._packets.append(packet)
         self._arrived.set()
+
+
+def _task_name(link: Link) -> str:
+    return f"link {link.name}"
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is a Bluetooth address, with colons or dashes."""
+    parts = text.replace("-", ":").split(":")
+    return len(parts) == 6 and all(len(part) == 2 and part.strip("0123456789abcdefABCDEF") == "" for part in parts)
 
 
 def _say(error: BaseException) -> str:

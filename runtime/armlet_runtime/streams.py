@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import ClockFit, Counts, PacketClock
+from .clock import QUICKER, ClockFit, Counts, PacketClock
 from .errors import PacketError
 from .modalities import Modality
 from .recording import Packet
-from .wearables import Decoder, Profile, profile_of_characteristic
+from .wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
 from .windows import Float32, fill_gaps, resample, sample_times
 
 
@@ -28,18 +28,31 @@ class _Run:
     @property
     def newest_ns(self) -> int:
         """Host time of the newest sample."""
-        return int(self.chunks[-1][0][-1]) + self.clock.offset_ns
+        return self.clock.to_host(int(self.chunks[-1][0][-1]))
 
     def add(self, times_ns: NDArray[np.int64], values: Float32) -> bool:
         """Put a chunk in its place; False if it would overlap another."""
         first, last = int(times_ns[0]), int(times_ns[-1])
         at = bisect_left(self.starts, first)
-        if at > 0 and int(self.chunks[at - 1][0][-1]) >= first:
+        if at > 0 and int(self.chunks[at - 1][0][-1]) >= first and not self._squeeze(at - 1, first):
             return False
         if at < len(self.starts) and self.starts[at] <= last:
             return False
         self.starts.insert(at, first)
         self.chunks.insert(at, (times_ns, values))
+        return True
+
+    def _squeeze(self, at: int, before_ns: int) -> bool:
+        """Make a chunk end before a time, if it overlaps by little.
+
+        A packet that stamps its first sample leaves open how far apart its samples are; the next one's stamp tells.
+        """
+        times, values = self.chunks[at]
+        first, last = int(times[0]), int(times[-1])
+        if before_ns - first < (1 - QUICKER) * (last - first):
+            return False
+        squeezed = first + np.arange(len(times)) * ((before_ns - first) / len(times))
+        self.chunks[at] = (squeezed.astype(np.int64), values)
         return True
 
     def forget_before(self, device_ns: int) -> None:
@@ -81,14 +94,13 @@ class SampleRing:
         self._period_ns = 1e9 / modality.rate_hz
         self._runs: list[_Run] = []
 
-    def add(self, clock: ClockFit, device_ns: int, values: Float32) -> bool:
-        """Add samples, the first at ``device_ns`` in the run of ``clock``; False if they overlap others of that run."""
+    def add(self, clock: ClockFit, times_ns: NDArray[np.int64], values: Float32) -> bool:
+        """Add samples with their device times in the run of ``clock``; False if they overlap others of that run."""
         run = next((run for run in reversed(self._runs) if run.clock is clock), None)
         if run is None:
             run = _Run(clock)
             self._runs.append(run)
-        times = device_ns + np.rint(np.arange(len(values)) * self._period_ns).astype(np.int64)
-        if not run.add(times, values):
+        if not run.add(times_ns, values):
             return False
         self.total += len(values)
         limit_ns = self.newest_ns() - self._keep_ns
@@ -96,6 +108,11 @@ class SampleRing:
         for run in self._runs:
             run.forget_before(limit_ns - run.clock.offset_ns)
         return True
+
+    def drop(self, clock: ClockFit) -> None:
+        """Take back the samples of a run that was none."""
+        self.total -= sum(len(values) for run in self._runs if run.clock is clock for _, values in run.chunks)
+        self._runs = [run for run in self._runs if run.clock is not clock]
 
     def newest_ns(self) -> int:
         """Host time of the newest sample. There must have been one."""
@@ -105,6 +122,9 @@ class SampleRing:
         """The window of ``samples`` samples of ``modality`` (the model's rate) that ends at ``end_ns`` (host)."""
         # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
         times, values = self.samples(end_ns)
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():  # a sample that is no number was not received
+            times, values = times[finite], values[finite]
         grid = sample_times(0.0, modality.rate_hz, samples)
         filled, covered = resample(times / 1e9, values, grid, self._period_ns / 1e9)
         up_to_end = int(np.searchsorted(times, 0, side="right"))
@@ -120,7 +140,7 @@ class SampleRing:
         parts: list[tuple[NDArray[np.int64], Float32]] = []
         before: int | None = None
         for run in reversed(self._runs):
-            times = np.concatenate([chunk[0] for chunk in run.chunks]) + (run.clock.offset_ns - end_ns)
+            times = run.clock.to_host(np.concatenate([chunk[0] for chunk in run.chunks])) - end_ns
             values = np.concatenate([chunk[1] for chunk in run.chunks])
             # Runs follow each other; where the estimates of their clocks make them overlap, the newer run holds.
             stop = len(times) if before is None else int(np.searchsorted(times, before, side="left"))
@@ -137,7 +157,8 @@ class Wearable:
     Attributes:
         name: Name in the session.
         linked: Whether the link is up.
-        counts: Profile name to what became of its packets.
+        counts: Profile and group name to what became of their packets.
+        clocks: Group name to its clock.
         rings: Modality name to its samples.
         problem: Why the newest packet that could not be used was not; empty if there was none.
     """
@@ -147,12 +168,18 @@ class Wearable:
         self.name = name
         self.linked = False
         self.counts: dict[str, Counts] = {}
+        self.clocks: dict[str, PacketClock] = {}
         self.rings: dict[str, SampleRing] = {}
         self.problem = ""
         self._keep_ns = keep_ns
         self._decoders: dict[str, Decoder] = {}
-        self._clocks: dict[str, PacketClock] = {}
+        self._owners: dict[str, str] = {}  # modality to the group that brings it: the first that did
         self._announced = False
+
+    @property
+    def groups(self) -> list[Group]:
+        """What it sends, as far as it is known."""
+        return [group for decoder in self._decoders.values() for group in decoder.groups]
 
     def take(self, packet: Packet) -> list[str]:
         """Take in any packet of this wearable; the names of the modalities that got samples."""
@@ -160,18 +187,16 @@ class Wearable:
             self.connected()
         elif packet.kind == "disconnected":
             self.disconnected()
-        elif packet.kind == "info":
-            self.info(packet.source, packet.data)
-        elif packet.kind == "data":
-            return self.data(packet.source, packet.data, packet.arrival_ns)
+        elif packet.kind in ("info", "written", "data"):
+            return self._take(packet.kind, packet.source, packet.data, packet.arrival_ns)
         return []
 
     def connected(self) -> None:
-        """The link was made: decoders are made anew from what the wearable says next."""
+        """The link was made: decoders are made anew from what is said next."""
         self.linked = True
         self._announced = True
         self._decoders.clear()
-        for clock in self._clocks.values():
+        for clock in self.clocks.values():
             clock.connected()
         for counts in self.counts.values():
             counts.connections += 1
@@ -181,62 +206,56 @@ class Wearable:
         self.linked = False
 
     def info(self, source: str, data: bytes) -> None:
-        """What an info characteristic said at connection."""
-        profile = profile_of_characteristic(source)
-        if profile is not None:
-            self._open(profile, data)
+        """What was read from a characteristic at connection."""
+        self._take("info", source, data, 0)
 
     def data(self, source: str, data: bytes, arrival_ns: int) -> list[str]:
         """Take in a notification; the names of the modalities that got samples."""
+        return self._take("data", source, data, arrival_ns)
+
+    def _take(self, kind: str, source: str, data: bytes, arrival_ns: int) -> list[str]:
         profile = profile_of_characteristic(source)
         if profile is None:
             return []
-        self.linked = True
-        counts = self._counts(profile)
-        counts.packets += 1
-        decoder = self._decoders.get(profile.name)
-        if decoder is None and profile.info_uuid is None:
-            decoder = self._open(profile, b"")
-        if decoder is None:
-            counts.malformed += 1  # nothing says yet what its bytes mean
-            return []
+        counts = self._counts(profile.name)
+        if kind == "data":
+            self.linked = True
+            counts.packets += 1
+        decoder = self._decoders.setdefault(profile.name, profile.decoder())
         try:
-            batch = decoder.decode(data)
+            batches = decoder.take(kind, source, data)
         except PacketError as error:
             counts.malformed += 1
             self.problem = str(error)
             return []
-        if batch.count == 0:
-            return []
+        return [name for batch in batches if batch.count for name in self._place(profile, batch, arrival_ns)]
+
+    def _place(self, profile: Profile, batch: Batch, arrival_ns: int) -> list[str]:
+        group = batch.group
+        counts = self._counts(group.name)
+        if group.name != profile.name:
+            counts.packets += 1
+        clock = self.clocks.get(group.name)
+        if clock is None or clock.period_ns != group.period_ns:
+            clock = self.clocks[group.name] = PacketClock(group.counters, group.period_ns, counts)
+        owned = [m for m in group.modalities if self._owners.setdefault(m.name, group.name) == group.name]
+        for modality in owned:
+            if modality.name not in self.rings or self.rings[modality.name].modality != modality:
+                self.rings[modality.name] = SampleRing(modality, self._keep_ns)
         fed: list[str] = []
-        for placed in self._clocks[profile.name].take(batch, arrival_ns):
-            for name, values in placed.batch.values.items():
-                if self.rings[name].add(placed.clock, placed.device_ns, values):
+        for placed in clock.take(batch, arrival_ns):
+            for name in [modality.name for modality in owned]:
+                values = placed.batch.values[name]
+                if placed.replaces is not None:
+                    self.rings[name].drop(placed.replaces)
+                if self.rings[name].add(placed.clock, placed.times_ns, values):
                     counts.samples += len(values)
                     fed.append(name)
                 else:
                     counts.implausible += 1
         return fed
 
-    def _counts(self, profile: Profile) -> Counts:
-        if profile.name not in self.counts:
-            self.counts[profile.name] = Counts(connections=int(self._announced))
-        return self.counts[profile.name]
-
-    def _open(self, profile: Profile, info: bytes) -> Decoder | None:
-        counts = self._counts(profile)
-        try:
-            decoder = profile.decoder(info)
-        except PacketError as error:
-            counts.malformed += 1
-            self.problem = str(error)
-            return None
-        period_ns = round(1e9 / decoder.modalities[0].rate_hz)
-        known = self._clocks.get(profile.name)
-        if known is None or known.period_ns != period_ns:
-            self._clocks[profile.name] = PacketClock(decoder.counters, period_ns, counts)
-        for modality in decoder.modalities:
-            if modality.name not in self.rings or self.rings[modality.name].modality != modality:
-                self.rings[modality.name] = SampleRing(modality, self._keep_ns)
-        self._decoders[profile.name] = decoder
-        return decoder
+    def _counts(self, name: str) -> Counts:
+        if name not in self.counts:
+            self.counts[name] = Counts(connections=int(self._announced))
+        return self.counts[name]

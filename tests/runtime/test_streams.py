@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from armlet_runtime.clock import ENVELOPE_NS, ClockFit
+from armlet_runtime.clock import ClockFit
 from armlet_runtime.modalities import Modality
 from armlet_runtime.streams import SampleRing, Wearable
 from armlet_runtime.wearables import heart_rate, imu
@@ -85,8 +85,7 @@ def test_clock_of_a_minute_on_a_jittery_lossy_link(ppm: float) -> None:
             late = errors_ns(wearable, arrival_ns)
             assert late.min() > 0
             worst = max(worst, int(late.max()))
-    # The fastest packet's delay, what the clock drifts in one envelope, and the packets' own 50 us steps.
-    assert worst < FAST_NS + 5_000_000 + ENVELOPE_NS * abs(ppm) * 1e-6
+    assert worst < FAST_NS + 5_000_000  # the least delay cannot be seen
     counts = wearable.counts["imu"]
     assert counts.wraps == 2 and counts.restarts == 0 and counts.implausible == 0
     assert 100 < counts.lost < 400 and counts.samples == 2 * counts.packets
@@ -277,8 +276,8 @@ def test_a_window_is_cut_on_the_model_s_grid() -> None:
     for i in range(0, 200, 4):
         if 80 <= i < 100:
             continue
-        assert ring.add(clock, int(times[i]), np.stack([wave[i : i + 4]] * 3, axis=1))
-    assert not ring.add(clock, int(times[8]) + 1, np.zeros((4, 3), np.float32)), "it overlaps"
+        assert ring.add(clock, times[i : i + 4], np.stack([wave[i : i + 4]] * 3, axis=1))
+    assert not ring.add(clock, times[8:12] + 1, np.zeros((4, 3), np.float32)), "it overlaps"
     end_ns = START_NS + int(times[150]) + 7_000_000
     cut = ring.cut(modality, 100, end_ns)
     grid = (end_ns - START_NS - np.arange(100, 0, -1) * PERIOD_NS) / 1e9

@@ -1,6 +1,7 @@
 """Wearable profiles: bytes become samples, or a PacketError, and nothing else."""
 
 import struct
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -8,14 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import PacketError
+from armlet_runtime.streams import Wearable
 from armlet_runtime.wearables import (
     PROFILES,
     heart_rate,
     imu,
     profile_of_characteristic,
+    profiles_of_advertisement,
     profiles_of_services,
 )
-from armlet_runtime.wearables.profile import Profile
 
 INFO = imu.ImuInfo(50.0, {"acc": 1 / 8192, "gyro": 1 / 1000})
 PACKET = imu.encode_data(INFO, 7, 1_000, {name: np.ones((3, 3), np.float32) for name in INFO.scales})
@@ -23,12 +25,19 @@ PACKET = imu.encode_data(INFO, 7, 1_000, {name: np.ones((3, 3), np.float32) for 
 
 def test_profiles_are_found_by_what_wearables_show() -> None:
     for profile in PROFILES:
-        assert profile_of_characteristic(profile.data_uuid) is profile
-        assert profiles_of_services(["0000180f-0000-1000-8000-00805f9b34fb", profile.service_uuid]) == [profile]
-    assert profile_of_characteristic(imu.INFO_UUID) is profile_of_characteristic(imu.DATA_UUID)
+        assert all(profile_of_characteristic(source) is profile for source in profile.sources)
+        for service in profile.services:
+            assert profiles_of_services(["0000180f-0000-1000-8000-00805f9b34fb", service]) == [profile]
+        for service in profile.services + profile.advertised:
+            assert profile in profiles_of_advertisement("anything", [service])
+        for name in profile.names:
+            assert profile in profiles_of_advertisement(f"{name} 1234", [])
+    assert profiles_of_advertisement(None, []) == []
     assert profile_of_characteristic("00002a19-0000-1000-8000-00805f9b34fb") is None
-    uuids = [uuid for profile in PROFILES for uuid in (profile.service_uuid, profile.data_uuid, profile.info_uuid)]
-    assert all(uuid is None or uuid == uuid.lower() for uuid in uuids)  # bleak gives them so
+    uuids = [u for profile in PROFILES for u in profile.services + profile.advertised + profile.sources]
+    assert all(uuid == str(UUID(uuid)) for uuid in uuids)  # bleak gives them so
+    sources = [source for profile in PROFILES for source in profile.sources]
+    assert len(set(sources)) == len(sources)
 
 
 @given(
@@ -40,29 +49,12 @@ def test_imu_round_trip(sequence: int, clock_us: int, raw: list[tuple[int, ...]]
     values = np.array(raw, np.float64).reshape(len(raw), 2, 3)
     scales = np.array([np.float32(scale) for scale in INFO.scales.values()], np.float64)
     samples = {name: (values[:, i] * scales[i]).astype(np.float32) for i, name in enumerate(INFO.scales)}
-    decoder = imu.ImuProfile().decoder(imu.encode_info(INFO))
-    batch = decoder.decode(imu.encode_data(INFO, sequence, clock_us, samples))
-    assert (batch.sequence, batch.clock_us, batch.count) == (sequence % 2**16, clock_us % 2**32, len(raw))
+    decoder = imu.ImuProfile().decoder()
+    assert decoder.take("info", imu.INFO_UUID, imu.encode_info(INFO)) == []
+    (batch,) = decoder.take("data", imu.DATA_UUID, imu.encode_data(INFO, sequence, clock_us, samples))
+    assert (batch.sequence, batch.clock_ns, batch.count) == (sequence % 2**16, clock_us % 2**32 * 1000, len(raw))
     for i, name in enumerate(INFO.scales):
         assert np.array_equal(np.rint(batch.values[name] / scales[i]), values[:, i])
-
-
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
-@settings(max_examples=300)
-@given(info=st.binary(max_size=40), data=st.binary(max_size=600))
-def test_any_bytes_are_samples_or_a_packet_error(profile: Profile, info: bytes, data: bytes) -> None:
-    for bytes_of_info in (info, imu.encode_info(INFO)):
-        try:
-            decoder = profile.decoder(bytes_of_info)
-            batch = decoder.decode(data)
-        except PacketError as error:
-            assert str(error)
-            continue
-        assert set(batch.values) == {modality.name for modality in decoder.modalities}
-        for modality in decoder.modalities:
-            values = batch.values[modality.name]
-            assert values.dtype == np.float32 and values.shape == (batch.count, len(modality.channels))
-            assert np.isfinite(values).all()
 
 
 @settings(max_examples=300)
@@ -132,8 +124,28 @@ def test_heart_rate_round_trip(measurement: heart_rate.HeartRate) -> None:
 
 
 def test_heart_rate_without_contact_is_no_sample() -> None:
-    decoder = heart_rate.HeartRateProfile().decoder(b"")
-    assert decoder.decode(bytes.fromhex("06 50")).values["hr"].tolist() == [[80.0]]
-    assert decoder.decode(bytes.fromhex("04 50")).count == 0
-    assert decoder.decode(bytes.fromhex("00 00")).count == 0
-    assert decoder.counters is None
+    decoder = heart_rate.HeartRateProfile().decoder()
+
+    def counts(packet: str) -> list[int]:
+        return [b.count for b in decoder.take("data", heart_rate.MEASUREMENT_UUID, bytes.fromhex(packet))]
+
+    assert [counts(packet) for packet in ("06 50", "04 50", "00 00", "16 50 00 04 00 02 00 00")] == [
+        [1],
+        [0],
+        [0],
+        [1, 2],
+    ]
+    assert {group.counters for group in decoder.groups} == {None}
+
+
+def test_beats_lie_their_intervals_apart_whatever_the_arrivals() -> None:
+    wearable = Wearable("strap", keep_ns=60_000_000_000)
+    intervals = [800, 850, 790, 810, 900, 1000, 700, 805]
+    at_ns = 0
+    for n in range(0, 8, 2):
+        at_ns += round(sum(intervals[n : n + 2]) / 1024 * 1e9)
+        packet = struct.pack("<BBHH", 0x16, 72, *intervals[n : n + 2])
+        wearable.data(heart_rate.MEASUREMENT_UUID, packet, at_ns + (n % 4) * 20_000_000)
+    times, values = wearable.rings["rr"].samples(0)
+    assert np.array_equal(np.rint(values[:, 0] * 1024), intervals)
+    assert np.abs(np.diff(times) / 1e9 - values[1:, 0]).max() < 0.05

@@ -7,8 +7,8 @@ import asyncio
 import json
 import math
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from armlet_runtime.commands.bluetooth_arguments import add_bluetooth_option, se
 from armlet_runtime.errors import UsageError, WearableError
 
 if TYPE_CHECKING:
-    from bleak import BleakClient, BleakScanner
-    from bleak.backends.device import BLEDevice
+    from armlet_runtime.ble import Link
+    from armlet_runtime.modalities import Modality
+    from armlet_runtime.streams import Wearable
 
     from ..virtual import LinkLoss, WearableSpec
 
@@ -25,25 +26,18 @@ NAME = "wearables"
 HELP = "Play a recording as virtual Bluetooth wearables, or look at the wearables that are in reach."
 EXAMPLE = """armlet wearables simulate walk.mcap --listen tcp-server:127.0.0.1:9000 --link-loss gyro:60:90
   armlet wearables scan --bluetooth bumble:tcp-client:127.0.0.1:9000
-  armlet wearables info Armlet-Acc --json acc.json"""
+  armlet wearables info Armlet-Acc --json acc.json
+  armlet wearables watch "Polar H10 12345678" --duration 60"""
 EXTRA = "bridge"
 
 # After the last packet: what is on its way arrives before the wearables leave.
 LINGER_S = 1.0
 
-# BlueZ takes 2 s for an orderly disconnect.
-DISCONNECT_S = 5.0
+# 'info' and 'watch' look at counts and clocks only, not at samples.
+KEEP_NS = 1_000_000_000
 
-# Characteristics of Device Information (0x180A) and Battery (0x180F) by the names that 'info' gives them.
-_TEXTS = {
-    "maker": "2a29",
-    "model": "2a24",
-    "serial": "2a25",
-    "hardware": "2a27",
-    "firmware": "2a26",
-    "software": "2a28",
-}
-_BATTERY_LEVEL = "2a19"
+# How often 'watch' shows a line, and over how much time it counts rates.
+WATCH_S = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,12 +87,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     scan = actions.add_parser("scan", help="list the wearables that are in reach")
     info = actions.add_parser("info", help="connect to one wearable and show what it is")
-    info.add_argument("name", metavar="NAME", help="its advertised name")
-    for action, act, wait in ((scan, _scan, 5.0), (info, _info, 15.0)):
+    watch = actions.add_parser("watch", help="connect to one wearable and show how it does, a line a second")
+    for action in (info, watch):
+        action.add_argument("name", metavar="NAME", help="its advertised name or address")
+    for action, act in ((scan, _scan), (info, _info), (watch, _watch)):
         add_bluetooth_option(action)
-        action.add_argument("--seconds", type=seconds, default=wait, metavar="S", help=f"listen (default {wait:g})")
         action.add_argument("--json", type=Path, metavar="FILE", help="write the result")
         action.set_defaults(act=act)
+    for action, wait in ((scan, 5.0), (info, 20.0)):
+        action.add_argument("--seconds", type=seconds, default=wait, metavar="S", help=f"listen (default {wait:g})")
+    watch.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds (default: at Ctrl-C)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,28 +192,37 @@ def _scan(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _listen(bluetooth_name: str, wait_s: float) -> list[dict[str, Any]]:
+async def _listen(bluetooth_names: str, wait_s: float) -> list[dict[str, Any]]:
     from bleak import BleakScanner
 
     from armlet_runtime.ble import open_bluetooth
-    from armlet_runtime.wearables import profiles_of_services
+    from armlet_runtime.wearables import profiles_of_advertisement
 
-    async with open_bluetooth(bluetooth_name) as bluetooth:
-        with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_name}'"):
-            async with BleakScanner(backend=bluetooth.scanner) as scanner:
+    found: dict[str, dict[str, Any]] = {}
+    async with AsyncExitStack() as stack:
+        adapters = await stack.enter_async_context(open_bluetooth(bluetooth_names))
+        with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_names}'"):
+            async with AsyncExitStack() as scanning:
+                scanners = [
+                    await scanning.enter_async_context(BleakScanner(backend=one.scanner, **one.options))
+                    for one in adapters
+                ]
                 await asyncio.sleep(wait_s)
-                heard = scanner.discovered_devices_and_advertisement_data
-    found = [
-        {
-            "name": advertisement.local_name or device.name,
-            "address": device.address,
-            "rssi": advertisement.rssi,
-            "services": advertisement.service_uuids,
-            "profiles": [profile.name for profile in profiles_of_services(advertisement.service_uuids)],
-        }
-        for device, advertisement in heard.values()
-    ]
-    return sorted(found, key=lambda one: (not one["profiles"], -one["rssi"], one["address"]))
+                heard = [
+                    both for scanner in scanners for both in scanner.discovered_devices_and_advertisement_data.values()
+                ]
+    for device, advertisement in heard:
+        name = advertisement.local_name or device.name
+        known = found.get(device.address)
+        if known is None or advertisement.rssi > known["rssi"]:
+            found[device.address] = {
+                "name": name,
+                "address": device.address,
+                "rssi": advertisement.rssi,
+                "services": advertisement.service_uuids,
+                "profiles": [one.name for one in profiles_of_advertisement(name, advertisement.service_uuids)],
+            }
+    return sorted(found.values(), key=lambda one: (not one["profiles"], -one["rssi"], one["address"]))
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -223,82 +230,145 @@ def _info(args: argparse.Namespace) -> int:
 
     about = asyncio.run(_ask(args.bluetooth, args.name, args.seconds))
     for key, value in about.items():
-        if key not in ("modalities", "services"):
-            print(f"{key:10} {value}")
+        if key != "modalities" and value not in (None, ""):
+            print(f"{key:11} {', '.join(value) if isinstance(value, list) else value}")
     for modality in about["modalities"]:
         channels = ", ".join(modality["channels"])
-        print(f"{'modality':10} {modality['name']} ({channels}) {modality['unit']} at {modality['rate_hz']:g} Hz")
-    for service in about["services"]:
-        print(f"{'service':10} {service['uuid']}  {service['description']}")
+        print(f"{'modality':11} {modality['name']} ({channels}) {modality['unit']} at {modality['rate_hz']:g} Hz")
     if args.json:
         write_json(args.json, about)
     return 0
 
 
-async def _ask(bluetooth_name: str, name: str, wait_s: float) -> dict[str, Any]:
-    from bleak import BleakClient, BleakScanner
-    from bleak_retry_connector import establish_connection
-
-    from armlet_runtime.ble import open_bluetooth
-
-    async with open_bluetooth(bluetooth_name) as bluetooth:
-        with _bleak_errors(f"cannot scan on Bluetooth '{bluetooth_name}'"):
-            async with BleakScanner(backend=bluetooth.scanner) as scanner:
-                device = await _find(scanner, name, wait_s)
-        with _bleak_errors(f"cannot connect to '{name}' on Bluetooth '{bluetooth_name}'"):
-            client = await establish_connection(BleakClient, device, name, backend=bluetooth.client)
-            try:
-                return {"name": name, "address": device.address, **await _read(client)}
-            finally:
-                with suppress(
-                    TimeoutError, asyncio.TimeoutError
-                ):  # of a wearable that is gone; the link ends by itself
-                    await asyncio.wait_for(client.disconnect(), DISCONNECT_S)
-
-
-async def _find(scanner: BleakScanner, name: str, wait_s: float) -> BLEDevice:
-    found: asyncio.Future[BLEDevice] = asyncio.get_running_loop().create_future()
-
-    async def look() -> None:
-        async for device, advertisement in scanner.advertisement_data():
-            if name in (advertisement.local_name, device.name):
-                found.set_result(device)
-                return
-
-    try:
-        await asyncio.wait_for(look(), wait_s)
-    except asyncio.TimeoutError:
-        raise WearableError(
-            f"no wearable '{name}' was heard in {wait_s:g} s: is it on, near, and not in use?"
-        ) from None
-    return found.result()
-
-
-async def _read(client: BleakClient) -> dict[str, Any]:
+async def _ask(bluetooth_names: str, name: str, wait_s: float) -> dict[str, Any]:
     import msgspec
 
-    from armlet_runtime.wearables import profiles_of_services
+    from armlet_runtime.ble import Session, open_bluetooth
+    from armlet_runtime.streams import Wearable
 
-    about: dict[str, Any] = {}
-    for key, uuid in _TEXTS.items():
-        if client.services.get_characteristic(uuid):
-            about[key] = (await client.read_gatt_char(uuid)).decode(errors="replace").rstrip("\0")
-    if client.services.get_characteristic(_BATTERY_LEVEL):
-        level = await client.read_gatt_char(_BATTERY_LEVEL)
-        about["battery"] = level[0] if level else None
-    about["modalities"] = []
-    for profile in profiles_of_services([service.uuid for service in client.services]):
-        info = bytes(await client.read_gatt_char(profile.info_uuid)) if profile.info_uuid else b""
-        about["modalities"] += [msgspec.to_builtins(modality) for modality in profile.decoder(info).modalities]
-    about["services"] = [
-        {
-            "uuid": service.uuid,
-            "description": service.description,
-            "characteristics": [{"uuid": one.uuid, "properties": one.properties} for one in service.characteristics],
+    async with open_bluetooth(bluetooth_names) as adapters:
+        session = Session(adapters, (name,))
+        running = asyncio.ensure_future(session.run())
+        wearable = Wearable(name, KEEP_NS)
+        end = asyncio.get_running_loop().time() + wait_s
+        try:
+            while True:
+                await asyncio.wait({running}, timeout=0.05)
+                if running.done():
+                    running.result()
+                for packet in session.take():
+                    wearable.take(packet)
+                link = session.links[name]
+                if link.state == "streaming" and link.learned:
+                    break
+                if link.state == "refused":
+                    raise WearableError(f"'{name}' cannot be used: {link.problem}")
+                if asyncio.get_running_loop().time() > end:
+                    raise WearableError(
+                        f"'{name}' did not come up in {wait_s:g} s ({link.problem or link.state}): is it on, near, and "
+                        "not in use?"
+                    )
+            modalities = [msgspec.to_builtins(one) for group in wearable.groups for one in group.modalities]
+            return {"name": name, **_state(link), **link.about, "modalities": modalities}
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+
+
+def _state(link: Link) -> dict[str, Any]:
+    """What is known of a link, as JSON has it."""
+    return {
+        "address": link.address,
+        "rssi": link.rssi,
+        "battery": link.battery,
+        "profiles": list(link.profiles),
+        "mtu": link.mtu,
+        "interval_ms": link.interval_ms,
+    }
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from armlet_runtime.outputs import write_json
+
+    result = asyncio.run(_follow(args.bluetooth, args.name, args.duration))
+    if args.json:
+        write_json(args.json, result)
+    return 0
+
+
+async def _follow(bluetooth_names: str, name: str, duration_s: float | None) -> dict[str, Any]:
+    from armlet_runtime.ble import Session, open_bluetooth
+    from armlet_runtime.driver import drive
+    from armlet_runtime.recording import Packet
+    from armlet_runtime.streams import Wearable
+
+    async with open_bluetooth(bluetooth_names) as adapters:
+        session = Session(adapters, (name,))
+        wearable = Wearable(name, KEEP_NS)
+        shown_ns: int | None = None
+        before: dict[str, int] = {}
+        link: Link | None = None
+
+        def turn(packets: list[Packet], now_ns: int) -> int:
+            nonlocal shown_ns, link
+            link = session.links.get(name)
+            for packet in packets:
+                wearable.take(packet)
+            if link is not None and (shown_ns is None or now_ns - shown_ns >= WATCH_S * 1e9):
+                elapsed_s = WATCH_S if shown_ns is None else (now_ns - shown_ns) / 1e9
+                print(watch_line(link, wearable, before, elapsed_s), flush=True)
+                before.update({group: counts.samples for group, counts in wearable.counts.items()})
+                shown_ns = now_ns
+            return (shown_ns or now_ns) + round(WATCH_S * 1e9)
+
+        await drive(session, turn, duration_s)
+        return {
+            "name": name,
+            **(_state(link) if link is not None else {}),
+            "groups": {group: _clock_state(wearable, group) for group in wearable.clocks},
         }
-        for service in client.services
-    ]
-    return about
+
+
+def watch_line(link: Link, wearable: Wearable, before: Mapping[str, int], elapsed_s: float) -> str:
+    """One line of 'watch': the link, and of each group of modalities rate, loss and how well its clock is known.
+
+    Args:
+        link: Of the wearable.
+        wearable: What came from it.
+        before: Samples of each group when the line before was shown.
+        elapsed_s: Time since then.
+    """
+    parts = [link.state if not link.problem else f"{link.state} ({link.problem})"]
+    parts += [f"{link.rssi} dBm"] if link.rssi is not None else []
+    parts += [f"battery {link.battery} %"] if link.battery is not None else []
+    for group in wearable.clocks:
+        state = _clock_state(wearable, group)
+        names = "+".join(modality.name for modality in _modalities(wearable, group))
+        rate_hz = (state["samples"] - before.get(group, 0)) / elapsed_s
+        text = f"{names or group} {rate_hz:.1f} Hz lost {state['lost_share']:.1%}"
+        if state["bound_ms"] is not None:
+            text += f" clock {state['drift_ppm']:+.0f} ppm +-{state['bound_ms']:.1f} ms"
+        parts.append(text)
+    return "  ".join(parts)
+
+
+def _modalities(wearable: Wearable, group: str) -> list[Modality]:
+    return [modality for one in wearable.groups if one.name == group for modality in one.modalities]
+
+
+def _clock_state(wearable: Wearable, group: str) -> dict[str, Any]:
+    counts, clock = wearable.counts[group], wearable.clocks[group]
+    bound_ns = clock.bound_ns
+    return {
+        "packets": counts.packets,
+        "samples": counts.samples,
+        "lost": counts.lost,
+        "lost_share": counts.lost / max(counts.packets + counts.lost, 1),
+        "restarts": counts.restarts,
+        "drift_ppm": clock.fit.drift_ppm,
+        "bound_ms": None if bound_ns is None else bound_ns / 1e6,
+    }
 
 
 @contextmanager

@@ -23,7 +23,8 @@ def add_bluetooth_option(parser: argparse.ArgumentParser) -> None:
         "--bluetooth",
         default="system",
         metavar="NAME",
-        help="'system' (default), or bumble:TRANSPORT such as bumble:usb:0 or bumble:tcp-client:127.0.0.1:9000",
+        help="'system' (default), system:hci1, or bumble:TRANSPORT such as bumble:usb:0 or "
+        "bumble:tcp-client:127.0.0.1:9000; several adapters are joined by '+'",
     )
 
 
@@ -33,11 +34,11 @@ def add_bluetooth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wearables",
         metavar="NAME,NAME",
-        help="advertised names of the wearables to use (default: all that are known)",
+        help="advertised names or addresses of the wearables to use, and no others (default: all that are known)",
     )
     parser.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds (default: at Ctrl-C)")
 
 
 def wearable_names(args: argparse.Namespace) -> tuple[str, ...]:
-    """The names that ``--wearables`` gives."""
+    """The names and addresses that ``--wearables`` gives."""
     return tuple(name.strip() for name in (args.wearables or "").split(",") if name.strip())

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
-from .model_arguments import add_model_arguments, load_model
+from .model_arguments import add_floor_option, add_model_arguments, load_certified
 
 if TYPE_CHECKING:
+    from ..manifest import CertificateRow
     from ..model import BundleModel
 
 NAME = "run"
@@ -23,6 +24,7 @@ EXTRA = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     add_model_arguments(parser)
+    add_floor_option(parser)
     add_bluetooth_arguments(parser)
     parser.add_argument("--record", type=Path, metavar="FILE", help="record what arrives (.mcap), for 'armlet replay'")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
@@ -35,11 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
     from ..summary import since_process_start_s
 
-    model, digest = load_model(args)
-    return asyncio.run(_run(args, model, digest, since_process_start_s()))
+    model, digest, certified = load_certified(args)
+    return asyncio.run(_run(args, model, digest, certified, since_process_start_s()))
 
 
-async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_s: float) -> int:
+async def _run(
+    args: argparse.Namespace, model: BundleModel, digest: str, certified: dict[str, CertificateRow], ready_s: float
+) -> int:
     import time
     from contextlib import ExitStack
 
@@ -53,7 +57,7 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
     from ..summary import Tally
     from ..view import make_view
 
-    core = LiveCore(model, time.monotonic_ns)
+    core = LiveCore(model, time.monotonic_ns, args.floor, certified)
     tally = Tally()
     with ExitStack() as stack:
         lines = stack.enter_context(Lines(args.decisions))
@@ -62,10 +66,10 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
             meta = {"bundle": digest, "engine": model.engine.name}
             writer = stack.enter_context(RecordingWriter.create(args.record, args.record.stem, "", meta))
         async with open_bluetooth(args.bluetooth) as bluetooth:
-            modalities = [modality.name for modality in model.manifest.modalities]
+            modalities = {modality.name: modality.rate_hz for modality in model.manifest.modalities}
             session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
             print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
-            view = make_view(core)
+            view = make_view(core, certified)
             began_ns = time.monotonic_ns()
 
             def take(packet: Packet) -> list[Decision]:
@@ -104,8 +108,9 @@ async def _run(args: argparse.Namespace, model: BundleModel, digest: str, ready_
                 writer.add_meta({ENDED_NS: str(ended_ns)})
             links = {name: (link.state, link.problem) for name, link in session.links.items()}
             summary = tally.summary(
-                model, digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped
-            )
+                model, digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
+                certified, args.floor,
+            )  # fmt: skip
         view.end(summary)
     if args.json:
         write_json(args.json, summary)

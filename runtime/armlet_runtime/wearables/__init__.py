@@ -1,20 +1,50 @@
-"""Wearables: one file per profile, each the single place of its UUIDs and packet layouts."""
+"""Wearables: one file per profile, each the single place of its UUIDs and packet layouts.
+
+To add one, write its file and enter it in :data:`PROFILES`; ``guide.md`` beside this file shows how.
+"""
+
+from collections.abc import Iterable
 
 from .heart_rate import HeartRateProfile
 from .imu import ImuProfile
-from .profile import Batch, Counters, Decoder, Profile
+from .profile import UNITS, Batch, Counters, Decoder, Group, Profile, Wanted
 
-__all__ = ["PROFILES", "Batch", "Counters", "Decoder", "Profile", "profile_of_characteristic", "profiles_of_services"]
+__all__ = [
+    "PROFILES",
+    "UNITS",
+    "Batch",
+    "Counters",
+    "Decoder",
+    "Group",
+    "Profile",
+    "Wanted",
+    "profile_of_characteristic",
+    "profiles_of_advertisement",
+    "profiles_of_services",
+]
 
 PROFILES: tuple[Profile, ...] = (ImuProfile(), HeartRateProfile())
 """Every profile that armlet knows."""
 
+_BY_SOURCE = {source: profile for profile in PROFILES for source in profile.sources}
+
 
 def profile_of_characteristic(uuid: str) -> Profile | None:
-    """The profile that reads or subscribes to this characteristic; None if there is none."""
-    return next((profile for profile in PROFILES if uuid in (profile.data_uuid, profile.info_uuid)), None)
+    """The profile that this characteristic belongs to; None if there is none."""
+    return _BY_SOURCE.get(uuid)
 
 
-def profiles_of_services(uuids: list[str]) -> list[Profile]:
-    """The profiles among a wearable's services, in the order of :data:`PROFILES`."""
-    return [profile for profile in PROFILES if profile.service_uuid in uuids]
+def profiles_of_services(uuids: Iterable[str]) -> list[Profile]:
+    """The profiles that a connected wearable with these services speaks, in the order of :data:`PROFILES`."""
+    have = set(uuids)
+    return [profile for profile in PROFILES if have.intersection(profile.services)]
+
+
+def profiles_of_advertisement(name: str | None, uuids: Iterable[str]) -> list[Profile]:
+    """The profiles that a wearable may speak, by what it advertises, in the order of :data:`PROFILES`."""
+    have = set(uuids)
+    return [
+        profile
+        for profile in PROFILES
+        if have.intersection(profile.services + profile.advertised) or (name and name.startswith(profile.names))
+    ]

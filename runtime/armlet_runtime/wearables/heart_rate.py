@@ -22,13 +22,14 @@ import numpy as np
 
 from ..errors import PacketError
 from ..modalities import Modality
-from .profile import Batch, Counters
+from .profile import UNITS, Batch, Group, ProfileBase, Steps, Subscribe, Wanted, sig
 
-SERVICE_UUID = "0000180d-0000-1000-8000-00805f9b34fb"
-MEASUREMENT_UUID = "00002a37-0000-1000-8000-00805f9b34fb"
-LOCATION_UUID = "00002a38-0000-1000-8000-00805f9b34fb"
+SERVICE_UUID = sig(0x180D)
+MEASUREMENT_UUID = sig(0x2A37)
+LOCATION_UUID = sig(0x2A38)
 
-MODALITY = Modality("hr", ("bpm",), "bpm", 1.0)
+MODALITY = Modality("hr", ("bpm",), UNITS["hr"], 1.0)
+RR_MODALITY = Modality("rr", ("interval",), UNITS["rr"], 1.0)
 RR_UNIT_S = 1 / 1024
 
 _WIDE, _CONTACT, _CONTACT_KNOWN, _ENERGY, _RR = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -100,28 +101,50 @@ def decode(data: bytes) -> HeartRate:
     )
 
 
+HR_GROUP = Group("heart_rate", (MODALITY,))
+RR_GROUP = Group("heart_rate.rr", (RR_MODALITY,))
+
+
 class HeartRateDecoder:
-    """Heart rate as a modality. A measurement without skin contact, or of 0 beats a minute, is no sample."""
+    """Heart rate and beat-to-beat intervals as modalities.
 
-    modalities: tuple[Modality, ...] = (MODALITY,)
-    counters: Counters | None = None
+    A measurement without skin contact, or of 0 beats a minute, is no sample. The beats of a packet lie their intervals
+    apart; the newest is taken to be of now.
+    """
 
-    def decode(self, data: bytes) -> Batch:
+    groups: tuple[Group, ...] = (HR_GROUP, RR_GROUP)
+
+    def take(self, kind: str, source: str, data: bytes) -> list[Batch]:
         """See :class:`armlet_runtime.wearables.profile.Decoder`."""
         measurement = decode(data)
         valid = measurement.bpm > 0 and measurement.contact is not False
-        return Batch({MODALITY.name: np.full((int(valid), 1), measurement.bpm, np.float32)})
+        batches = [Batch(HR_GROUP, {MODALITY.name: np.full((int(valid), 1), measurement.bpm, np.float32)})]
+        # An interval of 0 is none: two beats cannot be one.
+        intervals = np.array([interval for interval in measurement.rr_s if interval > 0] if valid else [], np.float64)
+        if len(intervals):
+            after = intervals[::-1].cumsum()[::-1] - intervals
+            batches.append(
+                Batch(
+                    RR_GROUP,
+                    {RR_MODALITY.name: intervals.astype(np.float32)[:, None]},
+                    before_ns=np.rint(after * 1e9).astype(np.int64),
+                )
+            )
+        return batches
 
 
-class HeartRateProfile:
+class HeartRateProfile(ProfileBase):
     """The Heart Rate service as a profile."""
 
     name: str = "heart_rate"
-    service_uuid: str = SERVICE_UUID
-    info_uuid: str | None = None
-    data_uuid: str = MEASUREMENT_UUID
-    carries: tuple[str, ...] = (MODALITY.name,)
+    services: tuple[str, ...] = (SERVICE_UUID,)
+    sources: tuple[str, ...] = (MEASUREMENT_UUID,)
+    carries: tuple[str, ...] = (MODALITY.name, RR_MODALITY.name)
 
-    def decoder(self, info: bytes) -> HeartRateDecoder:
+    def start(self, wanted: Wanted) -> Steps:
+        """See :class:`armlet_runtime.wearables.profile.Profile`."""
+        yield Subscribe(MEASUREMENT_UUID)
+
+    def decoder(self) -> HeartRateDecoder:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""
         return HeartRateDecoder()

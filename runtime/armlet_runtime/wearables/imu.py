@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ..errors import PacketError
 from ..modalities import Modality
-from .profile import Batch, Counters
+from .profile import UNITS, XYZ, Batch, Counters, Group, ProfileBase, Read, Steps, Subscribe, Wanted
 
 SERVICE_UUID = "a7c10000-5f3b-4e0e-9d57-61726d6c6574"  # the last six bytes spell "armlet"
 INFO_UUID = "a7c10001-5f3b-4e0e-9d57-61726d6c6574"
@@ -42,10 +42,10 @@ LAYOUT = 1
 MAX_COUNT = 120
 SEQUENCE_WRAP = 1 << 16
 CLOCK_WRAP_US = 1 << 32
+COUNTERS = Counters(SEQUENCE_WRAP, CLOCK_WRAP_US * 1000)
 
-_AXES = ("x", "y", "z")
-_KINDS = {1: ("acc", "g"), 2: ("gyro", "rad/s"), 3: ("mag", "uT")}
-_CODES = {name: code for code, (name, _) in _KINDS.items()}
+_KINDS = {1: "acc", 2: "gyro", 3: "mag"}
+_CODES = {name: code for code, name in _KINDS.items()}
 _INFO_HEAD = struct.Struct("<BBf")
 _INFO_ITEM = struct.Struct("<Bf")
 _DATA_HEAD = struct.Struct("<BBHI")
@@ -60,7 +60,7 @@ class ImuInfo:
 
     def modalities(self) -> list[Modality]:
         """The modalities of the wearable, in packet order."""
-        return [Modality(name, _AXES, _KINDS[_CODES[name]][1], self.rate_hz) for name in self.scales]
+        return [Modality(name, XYZ, UNITS[name], self.rate_hz) for name in self.scales]
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ def decode_info(data: bytes) -> ImuInfo:
     scales: dict[str, float] = {}
     for i in range(count):
         code, scale = _INFO_ITEM.unpack_from(data, _INFO_HEAD.size + i * _INFO_ITEM.size)
-        if code not in _KINDS or _KINDS[code][0] in scales:
+        if code not in _KINDS or _KINDS[code] in scales:
             raise PacketError(f"IMU info names modality code {code}, which is unknown or given twice")
         if not 0 < scale < 1e6:
-            raise PacketError(f"IMU info gives {_KINDS[code][0]} a scale of {scale}, which is not a positive number")
-        scales[_KINDS[code][0]] = scale
+            raise PacketError(f"IMU info gives {_KINDS[code]} a scale of {scale}, which is not a positive number")
+        scales[_KINDS[code]] = scale
     return ImuInfo(rate, scales)
 
 
@@ -143,10 +143,10 @@ def decode_data(info: ImuInfo, data: bytes) -> ImuPacket:
     layout, count, sequence, clock_us = _DATA_HEAD.unpack_from(data)
     if layout != LAYOUT:
         raise PacketError(f"IMU packet is of layout {layout}; this armlet knows layout {LAYOUT}")
-    expected = _DATA_HEAD.size + count * len(info.scales) * len(_AXES) * 2
+    expected = _DATA_HEAD.size + count * len(info.scales) * len(XYZ) * 2
     if not 1 <= count <= MAX_COUNT or len(data) != expected:
         raise PacketError(f"IMU packet with {count} samples must be {expected} bytes long, not {len(data)}")
-    raw = np.frombuffer(data, "<i2", offset=_DATA_HEAD.size).reshape(count, len(info.scales), len(_AXES))
+    raw = np.frombuffer(data, "<i2", offset=_DATA_HEAD.size).reshape(count, len(info.scales), len(XYZ))
     samples = {
         name: raw[:, i].astype(np.float32) * np.float32(scale) for i, (name, scale) in enumerate(info.scales.items())
     }
@@ -154,30 +154,37 @@ def decode_data(info: ImuInfo, data: bytes) -> ImuPacket:
 
 
 class ImuDecoder:
-    """Decodes the notifications of one connection to the IMU service."""
+    """Decodes one connection to the IMU service."""
 
-    counters: Counters | None = Counters(SEQUENCE_WRAP, CLOCK_WRAP_US)
+    def __init__(self) -> None:
+        self.groups: tuple[Group, ...] = ()
+        self._info: ImuInfo | None = None
 
-    def __init__(self, info: ImuInfo) -> None:
-        """``info``: what the wearable's ``info`` characteristic said."""
-        self._info = info
-        self.modalities: tuple[Modality, ...] = tuple(info.modalities())
-
-    def decode(self, data: bytes) -> Batch:
+    def take(self, kind: str, source: str, data: bytes) -> list[Batch]:
         """See :class:`armlet_runtime.wearables.profile.Decoder`."""
+        if source == INFO_UUID:
+            self._info = decode_info(data)
+            self.groups = (Group(ImuProfile.name, tuple(self._info.modalities()), COUNTERS),)
+            return []
+        if self._info is None:
+            raise PacketError("an IMU packet came before the IMU info that says what it means")
         packet = decode_data(self._info, data)
-        return Batch(packet.samples, packet.sequence, packet.clock_us)
+        return [Batch(self.groups[0], packet.samples, packet.sequence, packet.clock_us * 1000)]
 
 
-class ImuProfile:
+class ImuProfile(ProfileBase):
     """The IMU service as a profile."""
 
     name: str = "imu"
-    service_uuid: str = SERVICE_UUID
-    info_uuid: str | None = INFO_UUID
-    data_uuid: str = DATA_UUID
+    services: tuple[str, ...] = (SERVICE_UUID,)
+    sources: tuple[str, ...] = (INFO_UUID, DATA_UUID)
     carries: tuple[str, ...] = tuple(_CODES)
 
-    def decoder(self, info: bytes) -> ImuDecoder:
+    def start(self, wanted: Wanted) -> Steps:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""
-        return ImuDecoder(decode_info(info))
+        yield Read(INFO_UUID)
+        yield Subscribe(DATA_UUID)
+
+    def decoder(self) -> ImuDecoder:
+        """See :class:`armlet_runtime.wearables.profile.Profile`."""
+        return ImuDecoder()

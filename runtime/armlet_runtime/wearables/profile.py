@@ -1,9 +1,13 @@
-"""What a wearable profile is: how the bytes of one GATT service become samples. Profiles do no input or output."""
+"""What a wearable profile is: how a wearable is started, and how its bytes become samples.
+
+Profiles do no input or output. What they want done is a generator of :data:`Step`, which the Bluetooth session carries
+out; what was said in both directions reaches the decoder, live and again in every replay of the recording.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,28 +15,95 @@ from numpy.typing import NDArray
 
 from ..modalities import Modality
 
+UNITS: Mapping[str, str] = {
+    "acc": "g",
+    "gyro": "rad/s",
+    "mag": "uT",
+    "ecg": "mV",
+    "eeg": "uV",
+    "ppg": "count",
+    "hr": "bpm",
+    "rr": "s",
+    "spo2": "%",
+    "temp": "degC",
+}
+"""The unit of each kind of signal, whatever the wearable sends: models are trained in these."""
+
+XYZ = ("x", "y", "z")
+
+SIG_BASE = "-0000-1000-8000-00805f9b34fb"
+"""What follows the first eight digits of a UUID that the Bluetooth SIG assigned."""
+
+
+def sig(number: int) -> str:
+    """The UUID of a service or characteristic that the Bluetooth SIG assigned, as bleak writes it."""
+    return f"{number:08x}{SIG_BASE}"
+
 
 @dataclass(frozen=True)
 class Counters:
-    """At which values a profile's packet counter and device clock (us) start again from 0."""
+    """Which of a wearable's counters is a clock, and at which values they start again from 0.
 
-    sequence_wrap: int
-    clock_wrap_us: int
+    With ``clock_wrap_ns`` the wearable stamps its packets with a clock. With ``sequence_wrap`` alone its packets are
+    numbered and hold equally many samples, so that the number is a clock in samples. With neither, samples come at a
+    steady rate and are counted here.
+
+    Attributes:
+        sequence_wrap: Of the packet counter; None if there is none.
+        clock_wrap_ns: Of the device clock, in ns; None if there is none.
+        stamps_last: The clock is that of a packet's last sample, not of its first.
+        drift_ppm: How far its rate may be off; quartz clocks by no more than 100 (the worst that Bluetooth's sleep
+            clock commonly is), a sensor's own oscillator by several thousand (data sheets of common IMUs).
+    """
+
+    sequence_wrap: int | None = None
+    clock_wrap_ns: int | None = None
+    stamps_last: bool = False
+    drift_ppm: float = 100.0
+
+
+SENSOR_DRIFT_PPM = 10_000.0
+"""For :attr:`Counters.drift_ppm` of counted samples: sensors keep their nominal rate to about one percent."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modalities whose samples come together, at one rate and by one clock.
+
+    Attributes:
+        name: ``PROFILE`` or ``PROFILE.PART``; unique in a wearable.
+        modalities: All of the same rate.
+        counters: None if samples are placed by their arrival.
+    """
+
+    name: str
+    modalities: tuple[Modality, ...]
+    counters: Counters | None = None
+
+    @property
+    def period_ns(self) -> int:
+        """Nominal time between two samples."""
+        return round(1e9 / self.modalities[0].rate_hz)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples of one notification.
+    """The samples of one group in one notification.
 
     Attributes:
+        group: What they are of.
         values: Modality name to (n, channels) float32 in the modality's unit; the same n for all, 0 for no sample.
-        sequence: Packet counter as sent; None if the profile has none.
-        clock_us: Device clock of the first sample as sent; None if the profile has none.
+        sequence: Packet counter as sent; None if there is none.
+        clock_ns: Device clock as sent, in ns; None if there is none.
+        before_ns: Samples that are not evenly spaced: how long before the newest each was taken, (n,) int64 falling to
+            0. None: they are a period apart.
     """
 
+    group: Group
     values: Mapping[str, NDArray[np.float32]]
     sequence: int | None = None
-    clock_us: int | None = None
+    clock_ns: int | None = None
+    before_ns: NDArray[np.int64] | None = None
 
     @property
     def count(self) -> int:
@@ -40,20 +111,88 @@ class Batch:
         return len(next(iter(self.values.values())))
 
 
-class Decoder(Protocol):
-    """Decodes the notifications of one connection.
+@dataclass(frozen=True)
+class Read:
+    """Read a characteristic; the decoder gets the value as ``info``."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Subscribe to a characteristic; the decoder gets each value as ``data``."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class Write:
+    """Write to a characteristic; the decoder gets it as ``written``."""
+
+    source: str
+    data: bytes
+    response: bool = True
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Write, and wait for the notification that answers; the characteristic of the answer must be subscribed to.
 
     Attributes:
-        modalities: What the wearable carries, at its own rate.
-        counters: How its counters wrap; None for a profile without counter and clock, whose samples are placed by
-            arrival.
+        source: Written to.
+        data: What is written.
+        answers: Characteristic that answers.
+        begins: How the answer begins.
     """
 
-    modalities: tuple[Modality, ...]
-    counters: Counters | None
+    source: str
+    data: bytes
+    answers: str
+    begins: bytes
 
-    def decode(self, data: bytes) -> Batch:
-        """Read one notification.
+
+Step = Read | Subscribe | Write | Ask
+Steps = Generator[Step, bytes, None]
+"""What to do in order. A step is answered with what was read or what the wearable answered; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a start should bring.
+
+    Attributes:
+        rates_hz: Modality to the rate wanted, None for any. Empty: every modality.
+        characteristics: UUIDs of the characteristics that the wearable has.
+    """
+
+    rates_hz: Mapping[str, float | None] = field(default_factory=dict)
+    characteristics: frozenset[str] = frozenset()
+
+    def wants(self, *modalities: str) -> bool:
+        """Whether any of these modalities is wanted."""
+        return not self.rates_hz or any(name in self.rates_hz for name in modalities)
+
+    def rate_hz(self, modalities: tuple[str, ...], default: float) -> float:
+        """The rate wanted of these modalities."""
+        return next((rate for name in modalities if (rate := self.rates_hz.get(name)) is not None), default)
+
+
+class Decoder(Protocol):
+    """Decodes what one connection brings.
+
+    Attributes:
+        groups: What the wearable sends, as far as is known from what was said until now.
+    """
+
+    groups: tuple[Group, ...]
+
+    def take(self, kind: str, source: str, data: bytes) -> list[Batch]:
+        """Take in bytes; the samples that they complete.
+
+        Args:
+            kind: ``info`` (read), ``written`` (by the host) or ``data`` (a notification or indication).
+            source: UUID of the characteristic.
+            data: The bytes.
 
         Raises:
             PacketError: The bytes do not follow the profile's layout.
@@ -61,25 +200,50 @@ class Decoder(Protocol):
 
 
 class Profile(Protocol):
-    """One GATT service that carries samples.
+    """One way in which wearables send samples: its bytes, and how they are made to come.
 
     Attributes:
         name: Short name.
-        service_uuid: What a wearable advertises.
-        info_uuid: Characteristic that is read at connection, before the data; None if there is none.
-        data_uuid: Characteristic that notifies.
-        carries: Names of the modalities that a wearable with this service may carry.
+        services: UUIDs of the GATT services that it needs, one of which a wearable must have.
+        advertised: Other services that such wearables show in their advertisements.
+        names: How the advertised names of such wearables begin, if their advertisements show no service.
+        sources: UUIDs of all characteristics that it reads, writes or subscribes to.
+        carries: Names of the modalities that such a wearable may carry.
+        keep_alive: A write to be repeated every so many seconds; None if none is needed.
+        silence_s: How long such a wearable may send nothing although all is well.
     """
 
     name: str
-    service_uuid: str
-    info_uuid: str | None
-    data_uuid: str
+    services: tuple[str, ...]
+    advertised: tuple[str, ...]
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
     carries: tuple[str, ...]
+    keep_alive: tuple[float, Write] | None
+    silence_s: float
 
-    def decoder(self, info: bytes) -> Decoder:
-        """A decoder for one connection. ``info``: what ``info_uuid`` said; empty if there is none.
+    def start(self, wanted: Wanted) -> Steps:
+        """How to make the samples come.
 
         Raises:
-            PacketError: ``info`` does not follow the profile's layout.
+            PacketError: The wearable said something that is not of this profile, or refuses.
         """
+
+    def stop(self, wanted: Wanted) -> Steps:
+        """How to make a started wearable stop, for those that would go on without a listener."""
+
+    def decoder(self) -> Decoder:
+        """A decoder for one connection."""
+
+
+class ProfileBase:
+    """What most profiles have in common; a profile need not derive from it."""
+
+    advertised: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    keep_alive: tuple[float, Write] | None = None
+    silence_s: float = 0.0
+
+    def stop(self, wanted: Wanted) -> Steps:
+        """Nothing: the wearable stops when nobody listens."""
+        yield from ()
