@@ -24,7 +24,8 @@ def programs_of(manifest: Manifest, engine: str) -> tuple[str, EnginePrograms]:
     Raises:
         EngineError: The bundle has no programs for that engine.
     """
-    for name in (engine, _PROGRAMS_OF.get(engine, engine)):
+    base = engine.partition(":")[0]  # after a colon stands how it runs them, as in onnx:cuda
+    for name in (base, _PROGRAMS_OF.get(base, base)):
         if name in manifest.engines:
             return name, manifest.engines[name]
     raise EngineError(f"the bundle has no programs for the engine '{engine}'; it has {', '.join(manifest.engines)}")
@@ -100,6 +101,9 @@ class BundleModel:
             self._prototypes = load_array(read(manifest.prototypes), manifest.prototypes, shape)
         self._encoders = {name: self._load(programs.encoders[name], read) for name in names}
         self._aggregator = self._load(programs.aggregator, read)
+        # The aggregator's input, made once, and the places of the tokens in it.
+        self._row = np.empty((1, len(names) * manifest.token_dim), np.float32)
+        self._places: dict[str, Float32] = dict(zip(names, np.split(self._row, len(names), axis=1), strict=True))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, engine: str | None = None) -> BundleModel:
@@ -160,8 +164,9 @@ class BundleModel:
         for name, token in tokens.items():
             if token.shape != (self.manifest.token_dim,):
                 raise DataError(f"a token must have the shape ({self.manifest.token_dim},), not {token.shape} ({name})")
-        row = np.concatenate([tokens.get(name, mask) for name, mask in self.mask_tokens.items()], dtype=np.float32)
-        result = self._aggregator({"tokens": row[None]})
+        for name, place in self._places.items():
+            place[0] = tokens.get(name, self.mask_tokens[name])
+        result = self._aggregator({"tokens": self._row})
         embedding: Float32 = result["embedding"][0]
         if self._prototypes is None:
             return result["logits"][0], embedding

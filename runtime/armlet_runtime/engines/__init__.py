@@ -11,7 +11,8 @@ from .base import Engine, Program
 __all__ = ["NAMES", "Engine", "Program", "available", "get_engine"]
 
 NAMES = ("litert", "executorch", "onnx", "tflite")
-"""Each is a module here with ``why_not() -> str | None`` (cheap: loads nothing) and ``open_engine() -> Engine``."""
+"""Each is a module here with ``why_not() -> str | None`` (cheap: loads nothing) and ``open_engine() -> Engine``.
+``onnx`` also takes the name of a provider, as in ``onnx:cuda``; both of its functions take that name."""
 
 
 def available() -> dict[str, str | None]:
@@ -26,11 +27,15 @@ def get_engine(name: str) -> Engine:
     Raises:
         EngineError: There is no such engine, or it cannot be used here; the message says what to install.
     """
-    if name not in NAMES:
-        raise EngineError(f"there is no engine '{name}'; there are {', '.join(NAMES)}")
-    module = import_module(f"{__name__}.{name}")
-    reason = module.why_not()
+    base, colon, option = name.partition(":")
+    if base not in NAMES:
+        raise EngineError(f"there is no engine '{base}'; there are {', '.join(NAMES)}")
+    if colon and base != "onnx":
+        raise EngineError(f"the engine '{base}' takes nothing after a colon; only onnx does, such as onnx:cuda")
+    module = import_module(f"{__name__}.{base}")
+    options = (option,) if colon else ()
+    reason = module.why_not(*options)
     if reason is not None:
         raise EngineError(f"the engine '{name}' cannot be used here: {reason}")
-    engine: Engine = module.open_engine()
+    engine: Engine = module.open_engine(*options)
     return engine

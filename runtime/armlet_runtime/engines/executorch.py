@@ -3,25 +3,22 @@
 The official Python binding imports torch: hundreds of megabytes, and seconds to start. There are two ways around it,
 and :attr:`Engine.detail <armlet_runtime.engines.base.Engine>` says which one was taken:
 
-1. *shim*: the executorch wheel of exactly :data:`WHEEL_VERSION` holds ``libexecutorch*.so`` and headers. A small C
-   interface (``executorch_shim.cpp``) is compiled against them with the system's ``g++`` on first use, and kept in
-   ``$ARMLET_CACHE``, else ``~/.cache/armlet``. The Python package ``executorch`` itself is never imported. On a board:
-   ``pip install --no-deps executorch==1.5.1``, as its declared dependencies are for exporting.
-2. *executorch-numpy-runtime*, for Python 3.12 and later. It offers no way to run on one thread only.
+1. *shim*, on every supported Python: the executorch wheel of exactly
+   :data:`~armlet_runtime.engines.executorch_shim.WHEEL_VERSION` holds ``libexecutorch*.so`` and headers. A small C
+   interface (``executorch_shim.cpp``) is compiled against them on first use, see
+   :mod:`armlet_runtime.engines.executorch_shim`. The Python package ``executorch`` itself is never imported. On a
+   board: ``pip install --no-deps executorch==1.5.1``, as its declared dependencies are for exporting.
+2. *executorch-numpy-runtime*, for Python 3.12 and later where there is no compiler. It offers no way to run on one
+   thread only, and copies inputs.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.util
-import os
 import platform
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,24 +26,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from .base import Engine, Float32, Program, Shapes, match_tensors, ordered_inputs
-
-WHEEL_VERSION = "1.5.1"
-"""The shim is written against, and tested with, the C++ interface of this version only."""
+from . import executorch_shim
+from .base import Engine, Float32, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 _NUMPY_PACKAGE = "executorch-numpy-runtime"
-_SOURCE = Path(__file__).with_name("executorch_shim.cpp")
-# In the order of their needs. Kernels and backends register themselves when loaded; the quantised kernels are loaded
-# only for a program that needs them (see _ShimEngine.load).
-_LIBRARIES = (
-    "libexecutorch.so",
-    "libexecutorch_threadpool.so",
-    "libexecutorch_kernels_optimized.so",
-    "libexecutorch_backend_xnnpack.so",
-)
-_QUANTISED_KERNELS = "libexecutorch_kernels_quantized.so"
-# The two definitions are those that the wheel's CMake configuration demands of whoever uses its headers.
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED")
+# Most programs run in the delegate alone and need no kernels outside of it. The libraries with those are loaded when a
+# program needs them, in this order: they cost memory, and a process that already holds a copy of the quantised ones
+# (an exporting one can) would be ended by ExecuTorch.
+_KERNELS = {
+    "optimized kernels": "libexecutorch_kernels_optimized.so",
+    "quantized kernels": "libexecutorch_kernels_quantized.so",
+}
 _OPERATOR_MISSING = 0x14  # executorch::runtime::Error::OperatorMissing
 _DTYPES = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"}
 
@@ -70,53 +60,21 @@ def open_engine() -> Engine:
 # ---- 1. the shim
 
 
-def _wheel_folder() -> Path:
-    # find_spec does not import a top-level package.
-    spec = importlib.util.find_spec("executorch")
-    if spec is None or not spec.submodule_search_locations:
-        raise EngineError("the folder of the executorch wheel is not to be found; install it again")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
 def _why_not_shim() -> str | None:
-    install = f"pip install --no-deps executorch=={WHEEL_VERSION}"
     try:
-        found = version("executorch")
-    except PackageNotFoundError:
-        return f"executorch is not installed ({install})"
-    if found.partition("+")[0] != WHEEL_VERSION:
-        return f"executorch {found} is installed, and only {WHEEL_VERSION} will do ({install})"
-    missing = [name for name in _LIBRARIES if not (_wheel_folder() / "lib" / name).exists()]
-    if missing:
-        return f"the executorch wheel for this platform has no {', '.join(missing)}"
+        executorch_shim.installed_wheel()
+    except EngineError as error:
+        return str(error)
     if not _shim_path().exists() and shutil.which("g++") is None:
-        return "g++ is needed once, to compile armlet's part (apt install g++)"
+        return (
+            "g++ is needed once, to compile armlet's part (apt install g++; or compile it elsewhere, see "
+            "python -m armlet_runtime.engines.executorch_shim --help)"
+        )
     return None
 
 
 def _shim_path() -> Path:
-    """Where the compiled shim is kept: named after all that it depends on."""
-    set_to = os.environ.get("ARMLET_CACHE")
-    folder = Path(set_to) if set_to else Path.home() / ".cache" / "armlet"
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr(_FLAGS).encode()).hexdigest()[:16]
-    return folder / f"executorch-shim-{version('executorch')}-{platform.machine()}-{key}.so"
-
-
-def _compile(path: Path) -> None:
-    include, libraries = _wheel_folder() / "include", _wheel_folder() / "lib"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Compiled beside its place and renamed, so that a second process never loads half of it.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".shim-") as folder:
-        made = Path(folder) / path.name
-        command = [
-            "g++", *_FLAGS, f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10", str(_SOURCE),
-            "-o", str(made), f"-L{libraries}", "-lexecutorch", "-lexecutorch_threadpool",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:300])
-            raise EngineError(f"armlet's part for executorch does not compile with g++ here: {first}")
-        made.replace(path)
+    return executorch_shim.cache_folder() / executorch_shim.file_name(platform.machine())
 
 
 class _Tensor(ctypes.Structure):
@@ -135,56 +93,60 @@ class ShimEngine:
             EngineError: It does not compile or load.
         """
         self.version = version("executorch")
-        self.detail = "XNNPACK, optimized kernels, 1 thread, armlet's shim"
-        path = _shim_path()
+        self.detail = "XNNPACK, 1 thread, armlet's shim"
+        wheel, path = executorch_shim.installed_wheel(), _shim_path()
+        self._libraries = wheel / "lib"
         if not path.exists():
-            try:
-                _compile(path)
-            except OSError as error:
-                raise EngineError(
-                    f"cannot keep armlet's part for executorch in {path.parent}: {error.strerror}; "
-                    "name another folder in $ARMLET_CACHE"
-                ) from error
+            executorch_shim.build(wheel, path.parent, platform.machine())
         try:
             # Global, so that the shim and the later libraries find these by name, wherever the wheel is installed.
-            for name in _LIBRARIES:
-                ctypes.CDLL(str(_wheel_folder() / "lib" / name), mode=ctypes.RTLD_GLOBAL)
+            for name in executorch_shim.LIBRARIES:
+                ctypes.CDLL(str(self._libraries / name), mode=ctypes.RTLD_GLOBAL)
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise EngineError(f"the executorch libraries do not load: {error}") from error
         _declare(self._library)
         self._library.armlet_et_init()
+        code = self._library.armlet_et_share_workspace()
+        if code:
+            raise EngineError(f"XNNPACK does not share its workspace: {_why(self._library, code)}")
 
-    def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
+    def load(self, program: bytes | Path, inputs: Shapes, outputs: Shapes) -> Program:
         """See :meth:`armlet_runtime.engines.base.Engine.load`."""
+        if isinstance(program, Path):
+            check_file(program)
         handle, error = self._open(program)
-        if error == _OPERATOR_MISSING and "quantized kernels" not in self.detail:
-            # Most int8 programs quantise inside the delegate and need none of these. They are not loaded for nothing:
-            # a process that already holds a copy of them (an exporting one can) would be ended by ExecuTorch.
-            ctypes.CDLL(str(_wheel_folder() / "lib" / _QUANTISED_KERNELS), mode=ctypes.RTLD_GLOBAL)
-            self.detail += ", quantized kernels"
-            handle, error = self._open(program)
+        for name, library in _KERNELS.items():
+            if error == _OPERATOR_MISSING and name not in self.detail:
+                ctypes.CDLL(str(self._libraries / library), mode=ctypes.RTLD_GLOBAL)
+                self.detail += f", {name}"
+                handle, error = self._open(program)
         if handle is None:
             raise EngineError(f"the .pte program does not load: {_why(self._library, error)}")
-        return ShimProgram(self._library, handle, inputs, outputs)
+        return ShimProgram(self._library, handle, program, inputs, outputs)
 
-    def _open(self, program: bytes) -> tuple[int | None, int]:
+    def _open(self, program: bytes | Path) -> tuple[int | None, int]:
         error = ctypes.c_uint32()
-        handle: int | None = self._library.armlet_et_load(program, len(program), ctypes.byref(error))
+        handle: int | None
+        if isinstance(program, Path):
+            handle = self._library.armlet_et_load_file(str(program).encode(), ctypes.byref(error))
+        else:
+            handle = self._library.armlet_et_load(program, len(program), ctypes.byref(error))
         return handle, error.value
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    handle = ctypes.c_void_p
+    handle, error = ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)
     for name, result, arguments in (
         ("init", None, ()),
+        ("share_workspace", ctypes.c_uint32, ()),
         ("message", ctypes.c_char_p, ()),
-        ("load", handle, (ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint32))),
+        ("load", handle, (ctypes.c_char_p, ctypes.c_size_t, error)),
+        ("load_file", handle, (ctypes.c_char_p, error)),
         ("free", None, (handle,)),
         ("count", ctypes.c_size_t, (handle, ctypes.c_bool)),
         ("describe", ctypes.c_uint32, (handle, ctypes.c_bool, ctypes.c_size_t, ctypes.POINTER(_Tensor))),
-        ("buffer", ctypes.c_void_p, (handle, ctypes.c_bool, ctypes.c_size_t)),
-        ("run", ctypes.c_uint32, (handle,)),
+        ("run", ctypes.c_uint32, (handle, ctypes.c_void_p, ctypes.c_void_p)),
     ):
         function = getattr(library, f"armlet_et_{name}")
         function.restype, function.argtypes = result, arguments
@@ -195,13 +157,40 @@ def _why(library: ctypes.CDLL, error: int) -> str:
     return f"error 0x{error:02x}" + (f", {message}" if message else "")
 
 
-class ShimProgram:
+class _Pointers:
+    """An array of pointers to arrays, made once and filled anew for each call."""
+
+    def __init__(self, count: int) -> None:
+        self._pointers = (ctypes.c_void_p * count)()
+        self._arrays: list[Float32 | None] = [None] * count
+        self.address = ctypes.addressof(self._pointers)
+
+    def set(self, arrays: Iterable[Float32]) -> None:
+        for index, array in enumerate(arrays):
+            # To ask where an array lies takes longer than a small layer. One that is held here cannot move.
+            if array is not self._arrays[index]:
+                self._pointers[index] = _address(array)
+                self._arrays[index] = array
+
+
+def _address(array: Float32) -> int:
+    try:
+        # Three times as fast as array.ctypes.data, but for writeable arrays only.
+        # (That arrays are buffers NumPy's types say from Python 3.12 on.)
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except TypeError:
+        return int(array.ctypes.data)
+
+
+class ShimProgram(LockedProgram):
     """A ``.pte`` program in a ``Module`` of the executorch wheel."""
 
-    def __init__(self, library: ctypes.CDLL, handle: int, inputs: Shapes, outputs: Shapes) -> None:
-        self.inputs, self.outputs = dict(inputs), dict(outputs)
-        self._library = library
-        self._handle: int | None = handle
+    def __init__(
+        self, library: ctypes.CDLL, handle: int, program: bytes | Path, inputs: Shapes, outputs: Shapes
+    ) -> None:
+        super().__init__(inputs, outputs)
+        self._library, self._handle = library, handle
+        self._program = program  # bytes are read where they lie, for as long as the program is loaded
         # A .pte has no names: match_tensors goes by position.
         try:
             match_tensors("input", inputs, self._describe(output=False))
@@ -209,17 +198,12 @@ class ShimProgram:
         except EngineError:
             self.close()
             raise
-        self._input_buffers = self._buffers(inputs, output=False)
-        self._output_buffers = self._buffers(outputs, output=True)
-
-    def _buffers(self, shapes: Shapes, *, output: bool) -> list[Float32]:
-        """Arrays over the program's own buffers, which live until it is freed."""
-        buffers = []
-        for index, shape in enumerate(shapes.values()):
-            address = self._library.armlet_et_buffer(self._handle, output, index)
-            memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
-            buffers.append(np.ctypeslib.as_array(memory).reshape(shape))
-        return buffers
+        self._call = library.armlet_et_run
+        self._inputs = _Pointers(len(inputs))
+        self._outputs, self._results = _Pointers(len(outputs)), _Pointers(len(outputs))
+        # For calls without arrays to write into: to copy a small array is cheaper than to make one and ask where it is.
+        self._buffers = {name: np.zeros(shape, np.float32) for name, shape in outputs.items()}
+        self._outputs.set(self._buffers.values())
 
     def _describe(self, *, output: bool) -> list[tuple[str, tuple[int, ...], str]]:
         found = []
@@ -232,23 +216,19 @@ class ShimProgram:
             found.append((f"#{index}", tuple(tensor.sizes[: tensor.rank]), dtype))
         return found
 
-    def __call__(self, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
-        """See :meth:`armlet_runtime.engines.base.Program.__call__`."""
-        if self._handle is None:
-            raise EngineError("the program was closed")
-        for buffer, array in zip(self._input_buffers, ordered_inputs(self.inputs, inputs), strict=True):
-            buffer[:] = array
-        error = self._library.armlet_et_run(self._handle)
+    def _run(self, arrays: list[Float32], out: dict[str, Float32] | None) -> dict[str, Float32]:
+        self._inputs.set(arrays)
+        outputs = self._outputs
+        if out is not None:
+            outputs = self._results
+            outputs.set(map(out.__getitem__, self.outputs))
+        error = self._call(self._handle, self._inputs.address, outputs.address)
         if error:
             raise EngineError(f"the .pte program failed: {_why(self._library, error)}")
-        return {name: buffer.copy() for name, buffer in zip(self.outputs, self._output_buffers, strict=True)}
+        return {name: buffer.copy() for name, buffer in self._buffers.items()} if out is None else out
 
-    def close(self) -> None:
-        """See :meth:`armlet_runtime.engines.base.Program.close`."""
-        if self._handle is not None:
-            self._input_buffers = self._output_buffers = []
-            self._library.armlet_et_free(self._handle)
-            self._handle = None
+    def _free(self) -> None:
+        self._library.armlet_et_free(self._handle)
 
     def __del__(self) -> None:
         self.close()
@@ -279,8 +259,10 @@ class NumpyRuntimeEngine:
         self.detail = f"XNNPACK, optimized and quantized kernels, its own thread pool, {_NUMPY_PACKAGE}"
         self._runtime = executorch_numpy_runtime
 
-    def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
+    def load(self, program: bytes | Path, inputs: Shapes, outputs: Shapes) -> Program:
         """See :meth:`armlet_runtime.engines.base.Engine.load`."""
+        if isinstance(program, Path):
+            check_file(program)
         try:
             method = self._runtime.Runtime.get().load_program(program).load_method("forward")
             described = method.metadata
@@ -295,24 +277,19 @@ class NumpyRuntimeEngine:
         return NumpyRuntimeProgram(method, self._runtime.ExecuTorchError, inputs, outputs)
 
 
-class NumpyRuntimeProgram:
+class NumpyRuntimeProgram(LockedProgram):
     """A ``.pte`` program in executorch-numpy-runtime."""
 
     def __init__(self, method: Any, failure: type[Exception], inputs: Shapes, outputs: Shapes) -> None:
-        self.inputs, self.outputs = dict(inputs), dict(outputs)
+        super().__init__(inputs, outputs)
         self._method, self._failure = method, failure
 
-    def __call__(self, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
-        """See :meth:`armlet_runtime.engines.base.Program.__call__`."""
-        if self._method is None:
-            raise EngineError("the program was closed")
-        arrays = ordered_inputs(self.inputs, inputs)
+    def _run(self, arrays: list[Float32], out: dict[str, Float32] | None) -> dict[str, Float32]:
         try:
-            results = self._method(arrays)
+            made = self._method(arrays)
         except self._failure as error:
             raise EngineError(f"the .pte program failed: {error}") from error
-        return dict(zip(self.outputs, results, strict=True))
+        return results_into(self.outputs, made, out)
 
-    def close(self) -> None:
-        """See :meth:`armlet_runtime.engines.base.Program.close`."""
+    def _free(self) -> None:
         self._method = None

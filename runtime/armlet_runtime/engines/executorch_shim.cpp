@@ -1,12 +1,15 @@
-// A C interface over ExecuTorch's Module, for ctypes: load a .pte from memory, run it, free it. Single-threaded.
+// A C interface over ExecuTorch's Module, for ctypes: load a .pte, run it, free it. Calls on one program, and calls of
+// armlet_et_init and armlet_et_share_workspace, must not overlap; different programs may run at the same time.
 //
-// Built on first use against the headers of the installed executorch wheel, and bound to exactly that version (see
-// executorch.py): the interface below Module is C++ and changes between versions.
+// Built against the headers of the installed executorch wheel, and bound to exactly that version (see executorch.py):
+// the interface below Module is C++ and changes between versions.
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor_ptr.h>
 #include <executorch/extension/threadpool/threadpool_guard.h>
+#include <executorch/runtime/backend/interface.h>
+#include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/platform/platform.h>
 
 #include <cstdint>
@@ -14,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 using executorch::extension::BufferDataLoader;
@@ -21,17 +25,21 @@ using executorch::extension::make_tensor_ptr;
 using executorch::extension::Module;
 using executorch::extension::TensorPtr;
 using executorch::extension::threadpool::NoThreadPoolGuard;
+using executorch::runtime::BackendOptions;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
+using executorch::runtime::Method;
 using executorch::runtime::PalImpl;
 using executorch::runtime::Program;
-using executorch::runtime::Tag;
 
 namespace {
 
 constexpr int kMaxRank = 16;
 constexpr size_t kAlignment = 64;
-constexpr size_t kSlack = 128; // XNNPACK may read (never write) this far past the end of a tensor
+constexpr size_t kProgramAlignment = 16; // what a Program demands of the memory that it lies in
+constexpr size_t kSlack = 128; // XNNPACK may read (never write) this far past the end of a tensor (XNN_EXTRA_BYTES)
+constexpr uintptr_t kPage = 4096; // the smallest page of the supported machines
+constexpr int kShareAmongAll = 2; // XNNPACK's WorkspaceSharingMode::Global (backends/xnnpack/runtime/XNNPACKBackend.h)
 
 // ExecuTorch says why it failed only in its log; the last line of an error goes to the caller, nothing to the console.
 thread_local char last_message[512];
@@ -63,19 +71,25 @@ Memory allocate(size_t size) {
   return Memory(posix_memalign(&memory, kAlignment, size + kSlack) == 0 ? memory : nullptr);
 }
 
-struct Buffer {
-  Memory memory;
-  size_t bytes = 0;
+struct Input {
+  TensorPtr tensor;
+  EValue value; // of the tensor
+  size_t bytes;
+  Memory copy; // made when it is first needed, see readable_past_end
+};
+
+struct Output {
+  size_t bytes;
+  bool planned; // lies in the program's own memory, from where it must be copied
 };
 
 struct Loaded {
   // Members are destroyed in reverse order: the module before the bytes that it reads.
   Memory program;
   std::unique_ptr<Module> module;
-  std::vector<Buffer> inputs;
-  std::vector<Buffer> outputs;
-  std::vector<TensorPtr> tensors; // over the inputs' buffers
-  std::vector<EValue> values; // of the tensors
+  Method* method = nullptr;
+  std::vector<Input> inputs;
+  std::vector<Output> outputs;
 };
 
 struct Tensor {
@@ -84,35 +98,34 @@ struct Tensor {
   int64_t sizes[kMaxRank];
 };
 
-Error open(Loaded& loaded, const void* data, size_t size) {
-  loaded.program = allocate(size);
-  if (!loaded.program) {
-    return Error::MemoryAllocationFailed;
-  }
-  memcpy(loaded.program.get(), data, size);
-  loaded.module = std::make_unique<Module>(std::make_unique<BufferDataLoader>(loaded.program.get(), size));
+Error prepare(Loaded& loaded) {
   ET_CHECK_OK_OR_RETURN_ERROR(loaded.module->load(Program::Verification::InternalConsistency));
   ET_CHECK_OK_OR_RETURN_ERROR(loaded.module->load_forward());
-  auto meta = ET_UNWRAP(loaded.module->method_meta("forward"));
+  loaded.method = ET_UNWRAP(loaded.module->method("forward"));
+  auto meta = loaded.method->method_meta();
   for (size_t i = 0; i < meta.num_inputs(); i++) {
     auto info = ET_UNWRAP(meta.input_tensor_meta(i)); // an error if the input is no tensor
-    loaded.inputs.push_back({allocate(info.nbytes()), info.nbytes()});
     std::vector<executorch::aten::SizesType> sizes(info.sizes().begin(), info.sizes().end());
-    loaded.tensors.push_back(make_tensor_ptr(sizes, loaded.inputs.back().memory.get(), info.scalar_type()));
-    loaded.values.emplace_back(loaded.tensors.back());
+    TensorPtr tensor = make_tensor_ptr(sizes, nullptr, info.scalar_type());
+    loaded.inputs.push_back({tensor, EValue(tensor), info.nbytes(), nullptr});
   }
   for (size_t i = 0; i < meta.num_outputs(); i++) {
     auto info = ET_UNWRAP(meta.output_tensor_meta(i));
-    loaded.outputs.push_back({allocate(info.nbytes()), info.nbytes()});
-  }
-  for (const auto* buffers : {&loaded.inputs, &loaded.outputs}) {
-    for (const Buffer& buffer : *buffers) {
-      if (!buffer.memory) {
-        return Error::MemoryAllocationFailed;
-      }
-    }
+    loaded.outputs.push_back({info.nbytes(), info.is_memory_planned()});
   }
   return Error::Ok;
+}
+
+Loaded* finish(std::unique_ptr<Loaded> loaded, uint32_t* error) {
+  Error result = loaded->module ? prepare(*loaded) : Error::MemoryAllocationFailed;
+  *error = static_cast<uint32_t>(result);
+  return result == Error::Ok ? loaded.release() : nullptr;
+}
+
+// Whether what XNNPACK may read past the end of a tensor is sure to be mapped: it is on the tensor's own last page.
+bool readable_past_end(const void* data, size_t bytes) {
+  uintptr_t end = reinterpret_cast<uintptr_t>(data) + bytes;
+  return (end - 1) / kPage == (end + kSlack - 1) / kPage;
 }
 
 } // namespace
@@ -124,20 +137,46 @@ void armlet_et_init() {
   executorch::runtime::register_pal(PalImpl::create(keep_error, __FILE__));
 }
 
+// Lets all programs that XNNPACK loads from now on share the memory of their intermediate values. They then take turns.
+// Returns ExecuTorch's error code, 0 for success.
+uint32_t armlet_et_share_workspace() {
+  BackendOptions<1> options;
+  options.set_option("workspace_sharing_mode", kShareAmongAll);
+  return static_cast<uint32_t>(executorch::runtime::set_option("XnnpackBackend", options.view()));
+}
+
 // The last error line of this thread; valid until its next call.
 const char* armlet_et_message() {
   return last_message;
 }
 
-// Loads the method "forward" of a program that lies in memory (copied). Returns null on failure, with *error set to
-// ExecuTorch's error code.
+// Loads the method "forward" of a program that lies in memory, and is read there for as long as it is loaded: it is
+// copied only if it does not lie at a multiple of 16 bytes. Returns null on failure, with *error set to ExecuTorch's
+// error code.
 Loaded* armlet_et_load(const void* data, size_t size, uint32_t* error) {
   last_message[0] = '\0';
   NoThreadPoolGuard guard; // also decides that the delegate runs without a thread pool for as long as it lives
   auto loaded = std::make_unique<Loaded>();
-  Error result = open(*loaded, data, size);
-  *error = static_cast<uint32_t>(result);
-  return result == Error::Ok ? loaded.release() : nullptr;
+  if (reinterpret_cast<uintptr_t>(data) % kProgramAlignment != 0) {
+    loaded->program = allocate(size);
+    if (loaded->program) {
+      memcpy(loaded->program.get(), data, size);
+    }
+    data = loaded->program.get();
+  }
+  if (data) {
+    loaded->module = std::make_unique<Module>(std::make_unique<BufferDataLoader>(data, size));
+  }
+  return finish(std::move(loaded), error);
+}
+
+// The same for a file, which is mapped into memory and so read only where it is needed.
+Loaded* armlet_et_load_file(const char* path, uint32_t* error) {
+  last_message[0] = '\0';
+  NoThreadPoolGuard guard;
+  auto loaded = std::make_unique<Loaded>();
+  loaded->module = std::make_unique<Module>(std::string(path), Module::LoadMode::Mmap);
+  return finish(std::move(loaded), error);
 }
 
 void armlet_et_free(Loaded* loaded) {
@@ -149,19 +188,11 @@ size_t armlet_et_count(const Loaded* loaded, bool output) {
   return output ? loaded->outputs.size() : loaded->inputs.size();
 }
 
-// Where an input is read from, or an output is written to, as long as the program is loaded.
-void* armlet_et_buffer(const Loaded* loaded, bool output, size_t index) {
-  return (output ? loaded->outputs : loaded->inputs)[index].memory.get();
-}
-
 // Describes an input or output. Returns ExecuTorch's error code, 0 for success.
-uint32_t armlet_et_describe(Loaded* loaded, bool output, size_t index, Tensor* tensor) {
+uint32_t armlet_et_describe(const Loaded* loaded, bool output, size_t index, Tensor* tensor) {
   last_message[0] = '\0';
-  auto meta = loaded->module->method_meta("forward");
-  if (!meta.ok()) {
-    return static_cast<uint32_t>(meta.error());
-  }
-  auto info = output ? meta->output_tensor_meta(index) : meta->input_tensor_meta(index);
+  auto meta = loaded->method->method_meta();
+  auto info = output ? meta.output_tensor_meta(index) : meta.input_tensor_meta(index);
   if (!info.ok()) {
     return static_cast<uint32_t>(info.error());
   }
@@ -177,21 +208,48 @@ uint32_t armlet_et_describe(Loaded* loaded, bool output, size_t index, Tensor* t
   return 0;
 }
 
-// Runs once, from the inputs' buffers into the outputs'. Returns ExecuTorch's error code, 0 for success.
-uint32_t armlet_et_run(Loaded* loaded) {
+// Runs once, from the memory of the given inputs to that of the given outputs, which are contiguous and of the sizes
+// that the program describes. A program without memory of its own for them reads and writes them in place. Returns
+// ExecuTorch's error code, 0 for success.
+uint32_t armlet_et_run(Loaded* loaded, void* const* inputs, void* const* outputs) {
   last_message[0] = '\0';
   NoThreadPoolGuard guard;
-  auto results = loaded->module->forward(loaded->values);
-  if (!results.ok()) {
-    return static_cast<uint32_t>(results.error());
+  for (size_t i = 0; i < loaded->inputs.size(); i++) {
+    Input& input = loaded->inputs[i];
+    void* data = inputs[i];
+    if (!readable_past_end(data, input.bytes)) {
+      if (!input.copy && !(input.copy = allocate(input.bytes))) {
+        return static_cast<uint32_t>(Error::MemoryAllocationFailed);
+      }
+      data = memcpy(input.copy.get(), data, input.bytes);
+    }
+    input.tensor->unsafeGetTensorImpl()->set_data(data);
+    Error error = loaded->method->set_input(input.value, i);
+    if (error != Error::Ok) {
+      return static_cast<uint32_t>(error);
+    }
   }
   for (size_t i = 0; i < loaded->outputs.size(); i++) {
-    const Buffer& buffer = loaded->outputs[i];
-    if (i >= results->size() || !results->at(i).isTensor() || results->at(i).toTensor().nbytes() != buffer.bytes) {
+    const Output& output = loaded->outputs[i];
+    Error error = output.planned ? Error::Ok : loaded->method->set_output_data_ptr(outputs[i], output.bytes, i);
+    if (error != Error::Ok) {
+      return static_cast<uint32_t>(error);
+    }
+  }
+  Error error = loaded->method->execute();
+  if (error != Error::Ok) {
+    return static_cast<uint32_t>(error);
+  }
+  for (size_t i = 0; i < loaded->outputs.size(); i++) {
+    const Output& output = loaded->outputs[i];
+    const auto& value = loaded->method->get_output(i);
+    if (!value.isTensor() || value.toTensor().nbytes() != output.bytes) {
       snprintf(last_message, sizeof(last_message), "output %zu is not of the size that the program describes", i);
       return static_cast<uint32_t>(Error::InvalidState);
     }
-    memcpy(buffer.memory.get(), results->at(i).toTensor().const_data_ptr(), buffer.bytes);
+    if (value.toTensor().const_data_ptr() != outputs[i]) {
+      memcpy(outputs[i], value.toTensor().const_data_ptr(), output.bytes);
+    }
   }
   return 0;
 }

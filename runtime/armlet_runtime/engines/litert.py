@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import EngineError
-from .base import Float32, Program, Shapes, match_tensors, ordered_inputs
+from .base import Float32, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 _PACKAGE = "ai-edge-litert"
 
@@ -39,7 +40,7 @@ class LiteRTEngine:
         self.version = version(_PACKAGE)
         self._interpreter = Interpreter
 
-    def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
+    def load(self, program: bytes | Path, inputs: Shapes, outputs: Shapes) -> Program:
         """See :meth:`armlet_runtime.engines.base.Engine.load`."""
         return TfliteProgram(self._interpreter, program, inputs, outputs)
 
@@ -49,18 +50,21 @@ def open_engine() -> LiteRTEngine:
     return LiteRTEngine()
 
 
-class TfliteProgram:
+class TfliteProgram(LockedProgram):
     """A ``.tflite`` program in an interpreter of LiteRT or of the TFLite runtime (the same Python interface).
 
-    Outputs are copied with ``get_tensor``: the arrays behind ``tensor()`` are the interpreter's own memory, which it
-    reuses between tensors and calls.
+    The interpreter copies inputs into memory of its own. Outputs are copied too, as the arrays behind ``tensor()`` are
+    that memory, which is reused between tensors and calls.
     """
 
-    def __init__(self, interpreter: Any, program: bytes, inputs: Shapes, outputs: Shapes) -> None:
-        self.inputs, self.outputs = dict(inputs), dict(outputs)
+    def __init__(self, interpreter: Any, program: bytes | Path, inputs: Shapes, outputs: Shapes) -> None:
+        super().__init__(inputs, outputs)
+        if isinstance(program, Path):
+            check_file(program)
+        source = {"model_path": str(program)} if isinstance(program, Path) else {"model_content": program}
         try:
             with _no_notes():
-                self._interpreter = interpreter(model_content=program, num_threads=1)
+                self._interpreter = interpreter(**source, num_threads=1)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"the .tflite program does not load: {_one_line(error)}") from error
@@ -90,25 +94,17 @@ class TfliteProgram:
         ]
         return [int(details[position]["index"]) for position in match_tensors(kind, promised, actual)]
 
-    def __call__(self, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
-        """See :meth:`armlet_runtime.engines.base.Program.__call__`."""
+    def _run(self, arrays: list[Float32], out: dict[str, Float32] | None) -> dict[str, Float32]:
         interpreter = self._interpreter
-        if interpreter is None:
-            raise EngineError("the program was closed")
-        arrays = ordered_inputs(self.inputs, inputs)
         try:
             for index, array in zip(self._input_indices, arrays, strict=True):
                 interpreter.set_tensor(index, array)
             interpreter.invoke()
-            return {
-                name: interpreter.get_tensor(index)
-                for name, index in zip(self.outputs, self._output_indices, strict=True)
-            }
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"the .tflite program failed: {_one_line(error)}") from error
+        return results_into(self.outputs, map(interpreter.get_tensor, self._output_indices), out)
 
-    def close(self) -> None:
-        """See :meth:`armlet_runtime.engines.base.Program.close`."""
+    def _free(self) -> None:
         self._interpreter = None
 
 

@@ -1,17 +1,28 @@
-"""ONNX Runtime (``onnxruntime``): desktops, and Jetson. ``.onnx`` programs on the processor."""
+"""ONNX Runtime (``onnxruntime``): desktops, and Jetson. ``.onnx`` programs on the processor, or on the GPU by name.
+
+``onnx`` and ``onnx:cpu`` run on the processor, ``onnx:cuda`` and ``onnx:tensorrt`` through NVIDIA's libraries. ONNX
+Runtime itself falls back to the processor without a word when those do not load; here that is an error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError
-from .base import Float32, Program, Shapes, match_tensors, ordered_inputs
+from .base import Float32, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 # Builds for other providers carry another name but the same module.
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-_PROVIDER = "CPUExecutionProvider"
+_CPU = "CPUExecutionProvider"
+# What a provider cannot run goes to those after it, as ONNX Runtime's documentation advises.
+_PROVIDERS = {
+    "cpu": (_CPU,),
+    "cuda": ("CUDAExecutionProvider", _CPU),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", _CPU),
+}
+DEFAULT = "cpu"
 
 
 def _version() -> str | None:
@@ -23,46 +34,69 @@ def _version() -> str | None:
     return None
 
 
-def why_not() -> str | None:
-    """Why this engine cannot be used here, or None."""
-    return None if _version() else "onnxruntime is not installed; pip install 'armlet[onnx]'"
+def why_not(provider: str = DEFAULT) -> str | None:
+    """Why this engine cannot be used here with that provider, or None."""
+    if provider not in _PROVIDERS:
+        return f"there is no provider '{provider}'; there are {', '.join(_PROVIDERS)}"
+    if _version() is None:
+        return "onnxruntime is not installed; pip install 'armlet[onnx]'"
+    if provider == DEFAULT:
+        return None
+    import onnxruntime
+
+    built = onnxruntime.get_available_providers()
+    if _PROVIDERS[provider][0] in built:
+        return None
+    there = ", ".join(name for name, chain in _PROVIDERS.items() if chain[0] in built)
+    return (
+        f"the installed onnxruntime {_version()} has no {_PROVIDERS[provider][0]}, only {there}; "
+        "install a build with it (pip install onnxruntime-gpu; on a Jetson NVIDIA's own wheel)"
+    )
 
 
 class OnnxEngine:
     """See :class:`~armlet_runtime.engines.base.Engine`."""
 
-    name = "onnx"
-    detail = f"{_PROVIDER}, 1 thread"
-
-    def __init__(self) -> None:
+    def __init__(self, provider: str) -> None:
         import onnxruntime
 
+        self.name = "onnx" if provider == DEFAULT else f"onnx:{provider}"
         self.version = str(_version())
+        self.detail = f"{_PROVIDERS[provider][0]}, 1 thread"
+        self._providers = _PROVIDERS[provider]
         self._onnxruntime = onnxruntime
 
-    def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
+    def load(self, program: bytes | Path, inputs: Shapes, outputs: Shapes) -> Program:
         """See :meth:`armlet_runtime.engines.base.Engine.load`."""
+        if isinstance(program, Path):
+            check_file(program)
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
+        source = str(program) if isinstance(program, Path) else program
         try:
-            session = self._onnxruntime.InferenceSession(program, options, providers=[_PROVIDER])
+            session = self._onnxruntime.InferenceSession(source, options, providers=list(self._providers))
         except Exception as error:  # its exceptions share no base but Exception
             raise EngineError(f"the .onnx program does not load: {' '.join(str(error).split())}") from error
+        if self._providers[0] not in session.get_providers():
+            raise EngineError(
+                f"{self._providers[0]} does not load on this machine, only {', '.join(session.get_providers())} would "
+                "run the program; its CUDA, cuDNN or TensorRT libraries are missing or of another version"
+            )
         return OnnxProgram(session, inputs, outputs)
 
 
-def open_engine() -> OnnxEngine:
+def open_engine(provider: str = DEFAULT) -> OnnxEngine:
     """Open the engine; :func:`why_not` must have said that it can be."""
-    return OnnxEngine()
+    return OnnxEngine(provider)
 
 
-class OnnxProgram:
-    """An ``.onnx`` program in a session."""
+class OnnxProgram(LockedProgram):
+    """An ``.onnx`` program in a session. On the processor it reads the given arrays in place."""
 
     def __init__(self, session: Any, inputs: Shapes, outputs: Shapes) -> None:
-        self.inputs, self.outputs = dict(inputs), dict(outputs)
+        super().__init__(inputs, outputs)
         self._session = session
         self._input_names = self._match("input", inputs, session.get_inputs())
         self._output_names = self._match("output", outputs, session.get_outputs())
@@ -76,17 +110,12 @@ class OnnxProgram:
         ]
         return [tensors[position].name for position in match_tensors(kind, promised, actual)]
 
-    def __call__(self, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
-        """See :meth:`armlet_runtime.engines.base.Program.__call__`."""
-        if self._session is None:
-            raise EngineError("the program was closed")
-        arrays = ordered_inputs(self.inputs, inputs)
+    def _run(self, arrays: list[Float32], out: dict[str, Float32] | None) -> dict[str, Float32]:
         try:
-            results = self._session.run(self._output_names, dict(zip(self._input_names, arrays, strict=True)))
+            made = self._session.run(self._output_names, dict(zip(self._input_names, arrays, strict=True)))
         except Exception as error:  # its exceptions share no base but Exception
             raise EngineError(f"the .onnx program failed: {' '.join(str(error).split())}") from error
-        return dict(zip(self.outputs, results, strict=True))
+        return results_into(self.outputs, made, out)
 
-    def close(self) -> None:
-        """See :meth:`armlet_runtime.engines.base.Program.close`."""
+    def _free(self) -> None:
         self._session = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from .base import Program, Shapes
 from .litert import TfliteProgram
@@ -41,7 +42,7 @@ class TfliteEngine:
         self.version = version(_PACKAGE)
         self._interpreter = Interpreter
 
-    def load(self, program: bytes, inputs: Shapes, outputs: Shapes) -> Program:
+    def load(self, program: bytes | Path, inputs: Shapes, outputs: Shapes) -> Program:
         """See :meth:`armlet_runtime.engines.base.Engine.load`."""
         return TfliteProgram(self._interpreter, program, inputs, outputs)
 
