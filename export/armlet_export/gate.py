@@ -18,15 +18,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import ExportError
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.prove import ProofReport
-from armlet_train.finetune import subset_logits
-from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
 Float32 = NDArray[np.float32]
@@ -92,17 +89,6 @@ def run_engine(source: Path, windows: Mapping[str, Float32], engine: str, key: P
             f"the programs for {engine} gave {np.count_nonzero(~np.isfinite(logits))} logits that are no numbers"
         )
     return Proof(logits, report)
-
-
-def pytorch_logits(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 256) -> Float32:
-    """Logits (subsets, n, labels) of a PyTorch model for normalised windows (n, channels, samples)."""
-    count = len(next(iter(windows.values())))
-    parts = []
-    with torch.no_grad():
-        for at in range(0, count, batch):
-            part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
-            parts.append(subset_logits(model, part).numpy())
-    return np.concatenate(parts, axis=1)
 
 
 def compare(

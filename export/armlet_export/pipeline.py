@@ -27,15 +27,16 @@ from armlet_runtime.golden import FLOAT_TOLERANCE
 from armlet_runtime.keys import key_id
 from armlet_runtime.manifest import Certificate
 from armlet_runtime.prove import ProofReport
+from armlet_train.batches import Labelled
 from armlet_train.data import Scored
-from armlet_train.finetune import Batch
+from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
 from . import lower
 from .assemble import SUFFIX, Description, Draft, draft
 from .certificate import certificate
-from .gate import Float32, GateRow, Proof, check, compare, pytorch_logits, run_engine
+from .gate import Float32, GateRow, Proof, check, compare, run_engine
 from .graphs import AGGREGATOR
 from .qat import EpochReport, prepare_model, prepared_part, train
 from .quantise import layer_ranges
@@ -71,7 +72,7 @@ class Material:
 
     model: ArmletModel
     description: Description
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Iterator[Labelled]]
     batch_count: int
     validation: Scored
     certify: Scored
@@ -246,8 +247,8 @@ def _gate(
     proofs: dict[str, Proof] = {}
     with clock.time("gate"), progress.stage("Prove on validation people", len(made.manifest.engines)) as step:
         float_logits, quantised = (
-            pytorch_logits(material.model, people.windows),
-            pytorch_logits(student, people.windows),
+            all_logits(material.model, people.windows),
+            all_logits(student, people.windows),
         )
         for engine in made.manifest.engines:
             proofs[engine] = run_engine(folder, people.windows, engine)
@@ -279,8 +280,8 @@ def _measure(
     people = material.certify
     if people is not material.validation:
         with clock.time("certify"), progress.stage(f"Certify on {material.certify_name}", len(proofs)) as step:
-            float_logits = pytorch_logits(material.model, people.windows)
-            quantised = pytorch_logits(student, people.windows)
+            float_logits = all_logits(material.model, people.windows)
+            quantised = all_logits(student, people.windows)
             rows = []
             for engine in proofs:
                 proof = run_engine(folder, people.windows, engine)

@@ -22,12 +22,12 @@ from torch import Tensor, fx
 from armlet_runtime.errors import ExportError
 from armlet_runtime.metrics import macro_f1
 from armlet_train import checkpoints
+from armlet_train.batches import Labelled
 from armlet_train.data import Scored
-from armlet_train.finetune import Batch, subset_logits
+from armlet_train.finetune import all_logits, subset_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
-from .gate import pytorch_logits
 from .graphs import AGGREGATOR
 from .quantise import input_quantiser, learn_ranges, prepare, set_input_range
 
@@ -76,12 +76,12 @@ def prepared_part(student: ArmletModel, name: str) -> fx.GraphModule:
     return graph
 
 
-def qat_loss(student: ArmletModel, teacher: ArmletModel, batch: Batch, distillation: float) -> Tensor:
+def qat_loss(student: ArmletModel, teacher: ArmletModel, batch: Labelled, distillation: float) -> Tensor:
     """Mean over subsets and windows of Kullback-Leibler divergence from the teacher and of cross-entropy."""
-    windows, labels = batch
+    windows, present, labels = batch
     with torch.no_grad():
-        wanted = subset_logits(teacher, windows)
-    logits = subset_logits(student, windows)
+        wanted = subset_logits(teacher, windows, present)
+    logits = subset_logits(student, windows, present)
     truth = labels.repeat(len(logits))
     divergence = _divergence(logits, wanted)
     return (1 - distillation) * F.cross_entropy(logits.flatten(0, 1), truth) + distillation * divergence
@@ -118,7 +118,7 @@ def train(
     model: ArmletModel,
     student: ArmletModel,
     recipe: QatRecipe,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[Labelled]],
     batch_count: int,
     validation: Scored,
     folder: Path,
@@ -157,7 +157,7 @@ def train(
     reports: list[EpochReport] = []
     best: dict[str, Tensor] = {}
     if state is None:
-        first = [windows for windows, _ in itertools.islice(batches(0), INPUT_RANGE_BATCHES)]
+        first = [batch.windows for batch in itertools.islice(batches(0), INPUT_RANGE_BATCHES)]
         choose_input_ranges(student, model, {name: torch.cat([part[name] for part in first]) for name in first[0]})
     else:
         student.load_state_dict(state["student"])
@@ -169,7 +169,7 @@ def train(
             for _ in range(batch_count):
                 advance()
 
-    wanted = torch.from_numpy(pytorch_logits(model, validation.windows))
+    wanted = torch.from_numpy(all_logits(model, validation.windows))
     for epoch in range(len(reports), recipe.epochs):
         _learn_ranges(student, epoch < max(1, recipe.epochs - recipe.frozen_epochs))
         losses = []
@@ -186,7 +186,7 @@ def train(
         if not math.isfinite(sum(losses)):
             raise ExportError("quantisation-aware training lost its way; lower [qat] learning_rate in the recipe")
         _learn_ranges(student, False)  # validation people must not move the ranges
-        logits = pytorch_logits(student, validation.windows)
+        logits = all_logits(student, validation.windows)
         divergence = float(_divergence(torch.from_numpy(logits), wanted))
         scores = tuple(macro_f1(validation.truth, part.argmax(1), part.shape[1]) for part in logits)
         is_best = all(divergence < earlier.divergence for earlier in reports)

@@ -20,13 +20,14 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
 from armlet_runtime.windows import WindowSpec
 from armlet_train import finetune
+from armlet_train.batches import steps_per_epoch
 from armlet_train.data import Corpus, join, score_windows
-from armlet_train.models import ArmletModel, fold_batchnorm
-from armlet_train.recipes import AugmentRecipe, DataRecipe, FinetuneRecipe, ModelRecipe, QatRecipe
+from armlet_train.models import ArmletModel, build, fold_batchnorm
+from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, DataRecipe, FinetuneRecipe, QatRecipe
 
 MODALITIES = (Modality("acc", ("x", "y", "z"), "g", 50.0), Modality("gyro", ("x", "y"), "rad/s", 50.0))
 LABELS = ("still", "slow", "fast")
-MODEL = ModelRecipe(
+MODEL = ConvModel(
     channels=(8, 12), kernels=(5, 3), strides=(2, 2), token_dim=16, hidden_dim=24, embedding_dim=16, dropout=0.1
 )
 AUGMENT = AugmentRecipe(rotation_deg=5.0, scale=0.02, jitter=0.02, gap=0.1)
@@ -64,9 +65,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     torch.manual_seed(0)
     corpus, normalisation = (made := made_corpus(("1", "2"), seed=1)), made.normalisation()
     validation = score_windows(made_corpus(("3", "10"), seed=2), normalisation)
-    fresh = ArmletModel(MODEL, MODALITIES, len(LABELS), LENGTH)
+    fresh = build(MODEL, MODALITIES, corpus.lengths, len(LABELS))
     model = finetune.finetune(
-        fresh, corpus, normalisation, validation, FINETUNE, torch.device("cpu"),
+        fresh, corpus, normalisation, validation, FINETUNE, CheckpointRecipe(), torch.device("cpu"),
         tmp_path_factory.mktemp("finetune"), lambda report: None, lambda done, total: None,
     )  # fmt: skip
     return Material(
@@ -84,7 +85,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
             presence=Presence(),
         ),
         batches=lambda epoch: finetune.batches(corpus, normalisation, FINETUNE, epoch, stage=STAGE),
-        batch_count=finetune.steps_per_epoch(corpus, FINETUNE.batch),
+        batch_count=steps_per_epoch(corpus, FINETUNE.batch, labelled=True),
         validation=validation,
         certify=validation,
         certify_name="made validation",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_export.gate import GateRow, check, compare, pytorch_logits, run_engine
+from armlet_export.gate import GateRow, check, compare, run_engine
 from armlet_export.pipeline import Material, export_model, golden_places
 from armlet_export.quiet import quiet
 from armlet_runtime.bundle import Bundle, open_bundle
@@ -27,6 +27,7 @@ from armlet_runtime.golden import golden_run
 from armlet_runtime.manifest import Certificate
 from armlet_runtime.model import BundleModel
 from armlet_runtime.trust import Trust
+from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def draft(bundle: Bundle, tmp_path: Path) -> Path:
 def gate(material: Material, student: ArmletModel, exported: Exported, draft: Path, engine: str) -> list[GateRow]:
     windows, truth = material.validation.windows, material.validation.truth
     logits = run_engine(draft, windows, engine).logits
-    float_logits, quantised = pytorch_logits(material.model, windows), pytorch_logits(student, windows)
+    float_logits, quantised = all_logits(material.model, windows), all_logits(student, windows)
     rows = compare(engine, "int8", list(windows), truth, logits, float_logits, quantised)
     check(rows, material.qat, exported.report.logit_step)
     return rows

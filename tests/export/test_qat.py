@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from armlet_export.gate import pytorch_logits
 from armlet_export.graphs import aten, capture
 from armlet_export.pipeline import Material
 from armlet_export.qat import prepared_part, train
 from armlet_export.quantise import layer_ranges, prepare, set_input_range
 from armlet_runtime.errors import ExportError
+from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel
 
 
@@ -46,8 +46,8 @@ def test_capture_has_parameters_of_its_own(material: Material) -> None:
 
 
 def test_training_quantised_keeps_the_models_decisions(material: Material, student: ArmletModel) -> None:
-    wanted = pytorch_logits(material.model, material.validation.windows).argmax(2)
-    got = pytorch_logits(student, material.validation.windows).argmax(2)
+    wanted = all_logits(material.model, material.validation.windows).argmax(2)
+    got = all_logits(student, material.validation.windows).argmax(2)
     assert np.mean(wanted == got) > 0.97
     assert torch.equal(student.mask_tokens, material.model.mask_tokens)
 

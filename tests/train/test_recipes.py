@@ -24,11 +24,19 @@ def test_recipe_that_comes_with_armlet_loads(path: Path) -> None:
     [
         ("epochs = ", "epoch = ", r"has no key 'epoch'; did you mean 'epochs'\?"),
         ("[model]", "[modell]", r"\[top level\] has no key 'modell'; did you mean 'model'\?"),
-        ('mask = "token"', 'mask = "tokens"', "mask"),
+        ('mask = "token"', 'mask = "tokens"', r"\[pretrain\] cannot have mask = 'tokens'; did you mean 'token'\?"),
+        ("similarity = ", "similar = ", r"\[pretrain\] has no key 'similar'; did you mean 'similarity'\?"),
+        ("jitter = ", "jiter = ", r"\[pretrain.augment\] has no key 'jiter'; did you mean 'jitter'\?"),
+        (
+            'method = "crossl"',
+            'method = "crosl"',
+            r"\[pretrain\] cannot have method = 'crosl'; did you mean 'crossl'\?",
+        ),
+        ('method = "crossl"\n', "", r"\[pretrain\] lacks the key 'method'"),
         ("dropout = 0.2", 'dropout = "much"', "Expected `float`, got `str` - at `model.dropout`"),
         ("kernels = [", "kernels = [3, ", "one entry for each layer"),
         ("[data]", "[data", "cannot read the recipe"),
-        ("token_dim = 64\n", "", "token_dim"),
+        ("token_dim = 64\n", "", r"\[model\] lacks the key 'token_dim'"),
     ],
 )
 def test_mistake_is_one_sentence(old: str, new: str, said: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording
 from armlet_runtime.windows import Normalisation, fill_gaps
 from armlet_train import augment, crossl, finetune
-from armlet_train.models import ArmletModel, fold_batchnorm
+from armlet_train.models import ArmletModel, build, fold_batchnorm
 from armlet_train.recipes import find_recipe, load_recipe
 
 RECIPE = load_recipe(find_recipe("hapt"))
@@ -29,7 +29,7 @@ GYRO = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)
 @pytest.fixture
 def model() -> ArmletModel:
     torch.manual_seed(0)
-    return ArmletModel(RECIPE.model, (ACC, GYRO), 6, 128).eval()
+    return build(RECIPE.model, (ACC, GYRO), {"acc": 128, "gyro": 128}, 6).eval()
 
 
 def random_windows(count: int) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_rotations_are_rotations() -> None:
 def test_training_normalises_as_the_board_does(knee: float | None) -> None:
     numbers = Normalisation((0.1, -0.2, 0.9), (0.3, 0.2, 0.4), knee)
     windows = torch.randn(20, 3, 128)
-    ours = augment.normalise(windows, numbers).numpy()
+    ours = augment.Normalise(numbers)(windows).numpy()
     np.testing.assert_allclose(ours, numbers.apply(windows.numpy()), rtol=1e-5, atol=1e-6)
 
 

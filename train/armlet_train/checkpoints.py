@@ -1,24 +1,28 @@
 """Checkpoints: written atomically, resumed exactly.
 
 All randomness of a training is drawn from generators that are seeded by (seed, epoch) at the start of each epoch. So
-weights, optimiser and the number of the next epoch are the whole state, and an interrupted training ends with the same
-weights as one that was not.
+weights, optimiser, the step that comes next and the state of PyTorch's generators there are the whole state, and an
+interrupted training ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from armlet_runtime.errors import RunError
 from armlet_runtime.files import write_atomic
+
+from . import parallel
+from .recipes import CheckpointRecipe
 
 
 def fingerprint(*parts: Any) -> str:
@@ -68,6 +72,74 @@ def load_checkpoint(path: Path, expected: str) -> dict[str, Any] | None:
         return None
     state = load(path)
     return state if state.get("fingerprint") == expected else None
+
+
+class Keeper:
+    """The checkpoints of one training: every so often, the last few and the best kept.
+
+    Files lie in the run's ``checkpoints`` folder: ``NAME-PRINT-STEP.pt`` and ``NAME-PRINT-best.pt``, where PRINT begins
+    the fingerprint of what the training depends on. Only the first of many processes writes.
+    """
+
+    def __init__(self, folder: Path, name: str, expected: str, recipe: CheckpointRecipe) -> None:
+        """Look at nothing yet.
+
+        Args:
+            folder: For the files.
+            name: Of the training.
+            expected: From :func:`fingerprint`.
+            recipe: How often, and how many.
+        """
+        self._folder = folder
+        self._name = f"{name}-{expected[:12]}"
+        self._expected = expected
+        self._recipe = recipe
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest checkpoint, the same in all processes, or None.
+
+        Raises:
+            RunError: It is not a file of PyTorch.
+        """
+        written = self._written() if parallel.is_first() else []
+        return parallel.from_first(load_checkpoint(written[-1], self._expected) if written else None)
+
+    def due(self) -> bool:
+        """Whether it is time for one, and this is the process that writes it."""
+        return parallel.is_first() and time.monotonic() - self._saved >= self._recipe.every_s
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write what :meth:`load` gives, after that many steps; older ones than the last few go."""
+        if not parallel.is_first():
+            return
+        save(self._folder / f"{self._name}-{step:09d}.pt", {"fingerprint": self._expected, **state})
+        for old in self._written()[: -self._recipe.last]:
+            old.unlink()
+        self._saved = time.monotonic()
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write the best so far."""
+        if parallel.is_first():
+            save(self._folder / f"{self._name}-best.pt", {"fingerprint": self._expected, **state})
+
+    def _written(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{self._name}-[0-9]*.pt"))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of PyTorch's generators that a training on ``device`` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on from :func:`random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def seed_epoch(seed: int, epoch: int, stage: int) -> np.random.Generator:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
@@ -14,8 +13,10 @@ from armlet_runtime.metrics import confusion_matrix, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.windows import Float32
 
-from .data import Int64, Scored
+from .batches import in_batches
+from .data import Scored
 from .models import ArmletModel
+from .pieces import Int64
 
 FEW_LABELS = (1, 5, 10, 20)
 SEEDS = 10
@@ -74,26 +75,10 @@ def score(
     return scores
 
 
-def features(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 512) -> Float32:
-    """(n, modalities * features) of normalised windows (n, channels, samples), for a linear probe.
-
-    They are the square roots of what the tokens are linear maps of: averages of rectified activations, in which a loud
-    movement would otherwise drown a quiet one.
-    """
-    count = len(next(iter(windows.values())))
-    parts = []
-    with torch.no_grad():
-        for at in range(0, count, batch):
-            part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
-            parts.append(torch.cat([model.encoder(name).features(part[name]) for name in model.modalities], 1).numpy())
-    roots: Float32 = np.sqrt(np.concatenate(parts))
-    return roots
-
-
 def few_label(
     model: ArmletModel, unlabelled: Mapping[str, Float32], train: Scored, test: Scored, classes: int
 ) -> list[FewLabelScore]:
-    """Linear probe on the frozen encoders: logistic regression on :func:`features` of k windows a class.
+    """Linear probe on the frozen encoders: logistic regression on the features of k windows a class.
 
     Args:
         model: Pretrained, in evaluation mode.
@@ -102,10 +87,10 @@ def few_label(
         test: Windows to score.
         classes: How many labels there are.
     """
-    every = features(model, unlabelled)
+    every = in_batches(model.features, unlabelled)
     mean, deviation = every.mean(axis=0), every.std(axis=0) + 1e-6  # a dead unit must not be divided by zero
-    train_features = (features(model, train.windows) - mean) / deviation
-    test_features = (features(model, test.windows) - mean) / deviation
+    train_features = (in_batches(model.features, train.windows, train.present) - mean) / deviation
+    test_features = (in_batches(model.features, test.windows, test.present) - mean) / deviation
     results = []
     for k in FEW_LABELS:
         scores = []

@@ -1,37 +1,36 @@
 """Fine-tuning: a classifier that keeps deciding when modalities are gone.
 
-Every window is seen in every non-empty subset of the modalities, the encoders running once for all of them. What is
+Every window is seen in every non-empty subset of its modalities, the encoders running once for all of them. What is
 kept is a running average of the weights.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from armlet_runtime.errors import RunError
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subsets
 from armlet_runtime.windows import Float32, Normalisation
 
-from . import checkpoints
+from . import checkpoints, lora, parallel
 from .augment import Augment
-from .crossl import set_learning_rate
+from .batches import Labelled, Source, draw_epoch, in_batches, steps_per_epoch
 from .data import Corpus, Scored
+from .loop import Objective, train
 from .models import ArmletModel
-from .recipes import FinetuneRecipe
+from .recipes import CheckpointRecipe, FinetuneRecipe
 
 STAGE = 2
-
-Batch = tuple[dict[str, Tensor], Tensor]
-"""Modality name to augmented, normalised windows (B, channels, samples), and label indices (B,)."""
 
 
 class EpochReport(msgspec.Struct, frozen=True):
@@ -42,20 +41,46 @@ class EpochReport(msgspec.Struct, frozen=True):
     macro_f1: tuple[float, ...]
 
 
-def steps_per_epoch(corpus: Corpus, batch: int) -> int:
-    """Steps in which as many windows are seen as the people have at the stride of scoring."""
-    return len(corpus.starts(labelled=True, every=corpus.stride)) // batch
+class Finetuning(Objective):
+    """A model with the running average of its weights.
+
+    Attributes:
+        model: What learns.
+        average: What is kept.
+    """
+
+    def __init__(self, model: ArmletModel, recipe: FinetuneRecipe) -> None:
+        """Start the average at the model."""
+        super().__init__()
+        self.model = model
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self._recipe = recipe
+
+    def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy, summed over the subsets of what each window has, so that each weighs as it would alone."""
+        logits = subset_logits(self.model, windows, present).float()
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.repeat(len(logits)),
+            label_smoothing=self._recipe.label_smoothing, reduction="none",
+        )  # fmt: skip
+        possible = subset_masks(self.model.modalities, present.device)[:, None] <= present
+        return {"loss": (losses.reshape(logits.shape[:2]) * possible.all(dim=2)).sum(dim=0).mean()}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Move the average towards the model; far at the start, when the model moves far."""
+        decay = min(self._recipe.average, (1 + step) / (10 + step))
+        for kept, now in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(now, 1 - decay)
+            else:
+                kept.copy_(now)
 
 
 def batches(
-    corpus: Corpus,
-    normalisation: Mapping[str, Normalisation],
-    recipe: FinetuneRecipe,
-    epoch: int,
-    stage: int = STAGE,
-    device: torch.device | None = None,
-) -> Iterator[Batch]:
-    """The batches of one epoch: windows at random offsets, one label each, augmented. Always the same for an epoch.
+    corpus: Corpus, normalisation: Mapping[str, Normalisation], recipe: FinetuneRecipe, epoch: int, stage: int = STAGE
+) -> Iterator[Labelled]:
+    """The batches of one epoch, on the CPU, for a training of its own. Always the same for an epoch.
 
     Args:
         corpus: Training people's recordings.
@@ -63,42 +88,62 @@ def batches(
         recipe: Batch size, seed and augmentation.
         epoch: Number of the epoch.
         stage: Tells trainings with the same seed apart.
-        device: Where the batches are made; the CPU if not given.
     """
-    starts = corpus.starts(labelled=True, every=1)
-    signals = {name: torch.from_numpy(signal).to(device) for name, signal in corpus.signals.items()}
-    span = torch.arange(corpus.length, device=device)
-    augment = Augment(recipe.augment, normalisation)
+    cpu = torch.device("cpu")
     order = checkpoints.seed_epoch(recipe.seed, epoch, stage)
-    for _ in range(steps_per_epoch(corpus, recipe.batch)):
-        drawn = order.choice(starts, recipe.batch)
-        chosen = torch.from_numpy(drawn).to(device)
-        raw = {name: signal[chosen[:, None] + span].transpose(1, 2) for name, signal in signals.items()}
-        yield augment(raw), torch.from_numpy(corpus.labels_of(drawn)).to(device)
+    return _batches(Source(corpus, cpu), Augment(recipe.augment, normalisation, cpu), recipe, order, 0)
 
 
-def subset_logits(model: ArmletModel, windows: Mapping[str, Tensor]) -> Tensor:
-    """Logits (subsets, B, labels) of a batch in the order of :func:`armlet_runtime.modalities.subsets`."""
-    names = model.modalities
+def _batches(
+    source: Source, augment: Augment, recipe: FinetuneRecipe, order: np.random.Generator, first: int
+) -> Iterator[Labelled]:
+    """From step ``first`` on: windows at random offsets, one label each, augmented."""
+    steps = steps_per_epoch(source.corpus, recipe.batch, labelled=True)
+    plan = draw_epoch(source.corpus, steps, recipe.batch, True, order)
+    for drawn in source.batches(plan[first:]):
+        yield drawn._replace(windows=augment(drawn.windows))
+
+
+def subset_masks(names: list[str], device: torch.device) -> Tensor:
+    """(subsets, modalities) bool, in the order of :func:`armlet_runtime.modalities.subsets`."""
+    return torch.tensor([[name in subset for name in names] for subset in subsets(names)], device=device)
+
+
+def subset_logits(model: ArmletModel, windows: Mapping[str, Tensor], present: Tensor | None = None) -> Tensor:
+    """Logits (subsets, B, labels) of a batch in the order of :func:`armlet_runtime.modalities.subsets`.
+
+    Args:
+        model: Its encoders run once.
+        windows: Modality name to (B, channels, samples), normalised.
+        present: (B, modalities) bool; a modality that a window lacks is lacking in all of its subsets. All are there
+            if not given.
+    """
     tokens = model.tokens(windows)
-    rows = []
-    for subset in subsets(names):
-        present = torch.tensor([name in subset for name in names], device=tokens.device)
-        rows.append(model.mask(tokens, present.expand(len(tokens), -1)))
-    logits: Tensor = model.aggregator(torch.cat(rows).flatten(1))[0]
-    return logits.reshape(len(rows), len(tokens), -1)
+    masks = subset_masks(model.modalities, tokens.device)
+    # A window's subsets lie side by side, so that a share of the batch is a share of every random draw.
+    visible = masks.expand(tokens.shape[0], -1, -1)
+    if present is not None:
+        visible = visible & present[:, None]
+    rows = tokens[:, None].expand(-1, len(masks), -1, -1).flatten(0, 1)
+    logits: Tensor = model.aggregator(model.mask(rows, visible.flatten(0, 1)).flatten(1))[0]
+    return logits.reshape(*visible.shape[:2], -1).transpose(0, 1)
 
 
-def subset_predictions(model: ArmletModel, windows: Mapping[str, Float32], batch: int = 512) -> Tensor:
-    """(subsets, n) arg max for normalised windows (n, channels, samples), in evaluation mode."""
-    count = len(next(iter(windows.values())))
-    model.eval()
-    parts = []
-    with torch.no_grad():
-        for at in range(0, count, batch):
-            part = {name: torch.from_numpy(array[at : at + batch]) for name, array in windows.items()}
-            parts.append(subset_logits(model, part).argmax(2))
-    return torch.cat(parts, dim=1)
+def all_logits(
+    model: ArmletModel,
+    windows: Mapping[str, Float32],
+    present: NDArray[np.bool_] | None = None,
+    device: torch.device | None = None,
+) -> Float32:
+    """Logits (subsets, n, labels) for normalised windows (n, channels, samples); see :func:`subset_logits`.
+
+    Args:
+        model: In evaluation mode.
+        windows: Modality name to any number of windows.
+        present: (n, modalities) bool; all are there if not given.
+        device: Where the model is; the CPU if not given.
+    """
+    return in_batches(partial(subset_logits, model), windows, present, device, dim=1)
 
 
 def finetune(
@@ -107,6 +152,7 @@ def finetune(
     normalisation: Mapping[str, Normalisation],
     validation: Scored,
     recipe: FinetuneRecipe,
+    keeping: CheckpointRecipe,
     device: torch.device,
     folder: Path,
     report: Callable[[EpochReport], None],
@@ -114,13 +160,17 @@ def finetune(
 ) -> ArmletModel:
     """Fine-tune from ``model``; a second call with the same arguments goes on from the last checkpoint.
 
+    The checkpoint kept as the best is that of the highest macro-F1 on validation people, in the mean over the subsets;
+    the model that is given back is that of the last step.
+
     Args:
-        model: Pretrained, or fresh from its seed.
+        model: Pretrained, or fresh from its seed; it stays as it is.
         corpus: Training people's recordings.
         normalisation: Theirs.
-        validation: Windows of validation people, for the reports only: the last average is what is kept.
+        validation: Windows of validation people, for the reports.
         recipe: Numbers.
-        device: CPU or one GPU; on a GPU the step runs in bfloat16 where that is safe.
+        keeping: When to write checkpoints.
+        device: CPU or GPU.
         folder: For checkpoints.
         report: Called after each epoch.
         advance: Called after each step with steps done and steps in all.
@@ -130,64 +180,31 @@ def finetune(
 
     Raises:
         RunError: The loss became infinite.
+        UsageError: The batch cannot be shared by the processes.
     """
-    steps = steps_per_epoch(corpus, recipe.batch)
     expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
-    model = copy.deepcopy(model).to(device)
-    average = copy.deepcopy(model)
-    optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    path = folder / "finetune.pt"
-    state = checkpoints.load_checkpoint(path, expected)
-    first_epoch = 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        first_epoch = state["epoch"]
+    start = copy.deepcopy(model)
+    if recipe.lora is not None:
+        torch.manual_seed(recipe.seed)
+        lora.attach(start, recipe.lora)
+    objective = Finetuning(start, recipe)
+    source = Source(corpus, device)
+    augment = Augment(recipe.augment, normalisation, device)
+    steps = steps_per_epoch(corpus, recipe.batch, labelled=True)
 
-    for epoch in range(first_epoch, recipe.epochs):
-        model.train()
-        total = torch.zeros((), device=device)
-        for number, (windows, labels) in enumerate(batches(corpus, normalisation, recipe, epoch, device=device)):
-            step = epoch * steps + number
-            set_learning_rate(optimiser, recipe.learning_rate, step, recipe.epochs * steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = subset_logits(model, windows).float()
-            loss = F.cross_entropy(
-                logits.flatten(0, 1), labels.repeat(len(logits)), label_smoothing=recipe.label_smoothing
-            )
-            # Summed over the subsets, so that each weighs as it would alone.
-            loss = loss * len(logits)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            _average(average, model, min(recipe.average, (1 + step) / (10 + step)))
-            total += loss.detach()
-            advance(step + 1, recipe.epochs * steps)
-        mean = float(total) / steps
-        if not math.isfinite(mean):
-            raise RunError("fine-tuning lost its way (infinite loss); lower [finetune] learning_rate in the recipe")
-        checkpoints.save(
-            path,
-            {
-                "fingerprint": expected,
-                "epoch": epoch + 1,
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            },
-        )
-        predicted = subset_predictions(copy.deepcopy(average).cpu(), validation.windows)
-        scores = tuple(macro_f1(validation.truth, row.numpy(), len(corpus.labels)) for row in predicted)
-        report(EpochReport(epoch, mean, scores))
-    return average.cpu().eval()
+    def epoch_batches(order: np.random.Generator, first: int) -> Iterator[Labelled]:
+        return _batches(source, augment, recipe, order, first)
 
+    def end_epoch(epoch: int, terms: dict[str, float]) -> float:
+        if not parallel.is_first():
+            return 0.0
+        predicted = all_logits(objective.average.eval(), validation.windows, device=device).argmax(axis=2)
+        scores = tuple(macro_f1(validation.truth, row, len(corpus.labels)) for row in predicted)
+        report(EpochReport(epoch, terms["loss"], scores))
+        return float(np.mean(scores))
 
-@torch.no_grad()
-def _average(average: ArmletModel, model: ArmletModel, decay: float) -> None:
-    """Move the average towards the model; short at the start, when the model moves far."""
-    for kept, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(now, 1 - decay)
-        else:
-            kept.copy_(now)
+    keeper = checkpoints.Keeper(folder, "finetune", expected, keeping)
+    train(objective, epoch_batches, steps, recipe, STAGE, device, keeper, end_epoch, advance)
+    average = objective.average.requires_grad_(True).cpu().eval()
+    lora.merge(average)
+    return average

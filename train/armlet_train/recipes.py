@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args
 
 import msgspec
 import tomllib
@@ -56,6 +57,7 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         jitter: Largest standard deviation of added noise, in standard deviations of the signal.
         gap: Probability that a modality has a gap of up to ``gap_share`` of the window.
         gap_share: Largest share of the window that a gap takes.
+        warp: Standard deviation of the logarithm of the speed at which time runs inside the window.
     """
 
     rotation_deg: float
@@ -63,10 +65,15 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter: float
     gap: float
     gap_share: float = 0.4
+    warp: float = 0.0
 
 
-class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes of the model; see :mod:`armlet_train.models`."""
+class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+    """What kind of model, and its sizes; each kind has a struct of its own, see :func:`armlet_train.models.build`."""
+
+
+class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="conv"):
+    """Armlet's own small model, :class:`armlet_train.models.ConvEncoder`."""
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -76,50 +83,126 @@ class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     embedding_dim: int
     dropout: float
 
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
+            raise ValueError("channels, kernels and strides must have one entry for each layer")
 
-class PretrainRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """CroSSL pretraining; see :mod:`armlet_train.crossl`.
+
+class CBraModSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One CBraMod encoder, see :mod:`armlet_train.cbramod`. The defaults are those of the published weights.
+
+    Attributes:
+        patch: Samples of a patch; the published weights take 1 s at 200 Hz.
+        stride: Samples from step to step of the first convolution, whose kernel is twice as long less one.
+        maps: Of the convolutions; ``maps * patch / stride`` is the width of the encoder.
+        groups: Of the group norms.
+        layers: Of criss-cross attention.
+        heads: Half of them attend across channels, half across patches.
+        feedforward: Hidden width of each layer's two linear maps.
+        positions: Channels and patches that the convolution for positions reaches over; odd.
+        dropout: In training.
+        weights: File of weights to start from, such as the published ``pretrained_weights.pth``; they take microvolts
+            at 200 Hz, and ``[data] scale`` must divide by 100. Dual-masked pretraining leaves such an encoder as it is.
+    """
+
+    patch: int = 200
+    stride: int = 25
+    maps: int = 25
+    groups: int = 5
+    layers: int = 12
+    heads: int = 8
+    feedforward: int = 800
+    positions: tuple[int, int] = (19, 7)
+    dropout: float = 0.1
+    weights: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Of what stands for a patch."""
+        return self.maps * self.patch // self.stride
+
+    def __post_init__(self) -> None:
+        if min(self.patch, self.stride, self.maps, self.groups, self.layers, self.heads, self.feedforward) < 1:
+            raise ValueError("sizes are whole numbers from 1 on")
+        if self.patch % self.stride:
+            raise ValueError(f"patch must be a multiple of stride ({self.patch} is none of {self.stride})")
+        if self.maps % self.groups:
+            raise ValueError(f"maps must be a multiple of groups ({self.maps} is none of {self.groups})")
+        if self.heads % 2 or self.width % self.heads:
+            raise ValueError(f"heads must be even and divide the width, maps * patch / stride = {self.width}")
+        if not all(reach % 2 for reach in self.positions):
+            raise ValueError("positions must be two odd numbers")
+
+
+class CBraModModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="cbramod"):
+    """A CBraMod encoder a modality, fused by concatenation; see :mod:`armlet_train.cbramod`.
+
+    Attributes:
+        encoders: Modality to the sizes of its encoder.
+        pool: How a window's patches become one token: their ``mean``, or all of them side by side (``flat``), each
+            followed by a linear map.
+        token_dim: Width of a token.
+        embedding_dim: Width between the concatenated tokens and the head.
+        dropout: Before the head.
+    """
+
+    encoders: dict[str, CBraModSizes]
+    pool: Literal["mean", "flat"]
+    token_dim: int
+    embedding_dim: int
+    dropout: float
+
+
+class VideoRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A stream of pictures: its channels are colours x height x width, in this order.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        patch: Side of the square patches, in pixels; the published code has 16, in pictures of 224 x 224.
+        colours: Values of a pixel.
+    """
+
+    height: int
+    width: int
+    patch: int = 16
+    colours: int = 3
+
+
+class MuMaeModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="mumae"):
+    """Spans of every stream through one joint transformer, fused by cross-attention; see :mod:`armlet_train.mumae`.
+
+    Attributes:
+        spans: Spans that a window of every stream is cut into; 16 as published (of 8 samples there).
+        width: Of a span's embedding, and of the joint transformer; published: 768.
+        depth: Layers of the joint transformer; published: 12.
+        heads: Of every attention; published: 12.
+        fusion: How streams come together: by ``cross-attention``, or by plain ``concatenation`` of their means.
+        queries: Queries to each stream in the cross-attention; published: 1.
+        embedding_dim: Width of the embedding; published: 768.
+        dropout: In the joint transformer, and before the embedding.
+        video: Streams that are video.
+    """
+
+    spans: int = 16
+    width: int
+    depth: int
+    heads: int
+    fusion: Literal["cross-attention", "concatenation"]
+    queries: int = 1
+    embedding_dim: int
+    dropout: float
+    video: dict[str, VideoRecipe] = {}
+
+
+class TrainingRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every training needs; see :mod:`armlet_train.loop`.
 
     Attributes:
         epochs: Passes over as many windows as the training people have at ``stride_s``.
-        batch: Windows a step.
+        batch: Windows a step, over all processes.
         learning_rate: Peak; linear warm-up over the first twentieth, then half a cosine to zero.
         weight_decay: Of AdamW.
-        similarity: VICReg's invariance coefficient.
-        variance: VICReg's variance coefficient.
-        covariance: VICReg's covariance coefficient.
-        projection_dim: Width of the space in which VICReg compares.
-        neighbour_s: How far the second view's window may lie from the first's, within the same recording. People go on
-            with what they do, so windows close in time belong together, wherever a step begins in them.
-        mask: What stands for a hidden token: a learned one (``token``) or zeros (``zero``, as published).
-        seed: Of everything random.
-        augment: Changes to the windows; each of the two views has its own.
-    """
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    similarity: float
-    variance: float
-    covariance: float
-    projection_dim: int
-    neighbour_s: float
-    mask: Literal["token", "zero"]
-    seed: int
-    augment: AugmentRecipe
-
-
-class FinetuneRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Fine-tuning with a classifier under modality dropout; see :mod:`armlet_train.finetune`.
-
-    Attributes:
-        epochs: Passes over as many windows as the training people have with one label at ``stride_s``.
-        batch: Windows a step; each is seen in every subset of the modalities.
-        learning_rate: Peak; linear warm-up over the first twentieth, then half a cosine to zero.
-        weight_decay: Of AdamW.
-        label_smoothing: Of the cross-entropy.
-        average: Decay of the running average of the weights, which is what is kept.
         seed: Of everything random.
         augment: Changes to the windows.
     """
@@ -128,10 +211,157 @@ class FinetuneRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: int
     learning_rate: float
     weight_decay: float
-    label_smoothing: float
-    average: float
     seed: int
     augment: AugmentRecipe
+
+
+class PretrainRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="method"):
+    """Pretraining; each method has a struct of its own, see :mod:`armlet_train.pretraining`.
+
+    Attributes:
+        neighbour_s: How far the second view's window may lie from the first's, within the same recording. People go on
+            with what they do, so windows close in time belong together, wherever a step begins in them. Methods with
+            one view do not look at it.
+    """
+
+    neighbour_s: float = 0.0
+
+
+class CrosslPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="crossl"):
+    """CroSSL; see :mod:`armlet_train.crossl`.
+
+    Attributes:
+        similarity: VICReg's invariance coefficient.
+        variance: VICReg's variance coefficient.
+        covariance: VICReg's covariance coefficient.
+        projection_dim: Width of the space in which VICReg compares.
+        mask: What stands for a hidden token: a learned one (``token``) or zeros (``zero``, as published).
+    """
+
+    similarity: float
+    variance: float
+    covariance: float
+    projection_dim: int
+    mask: Literal["token", "zero"]
+
+
+class MuMaePretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="mumae"):
+    """Mu-MAE; see :mod:`armlet_train.mumae`. Defaults are those of the published code.
+
+    Attributes:
+        masking: Whether all sensors hide the same spans (``synchronised``) or each its own (``independent``).
+        mask_ratio: Share of a sensor's spans that is hidden; 0.75 is the published command's default, its script for
+            MMAct has 0.9.
+        tube_ratio: Share of a camera's patches that is hidden; the published script has 0.9.
+        decoder_width: Of the decoders; published: 384.
+        decoder_depth: Layers of each decoder; published: 4.
+        decoder_heads: Published: 6.
+        target: What decoders say: each ``piece`` normalised by itself, as published, or the ``signal`` as it is.
+        sensor_weight: Of each sensor's loss.
+        video_weight: Of each camera's loss.
+    """
+
+    masking: Literal["synchronised", "independent"] = "synchronised"
+    mask_ratio: float = 0.75
+    tube_ratio: float = 0.9
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    target: Literal["piece", "signal"] = "piece"
+    sensor_weight: float = 0.5
+    video_weight: float = 1.0
+
+
+class DualPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="dual"):
+    """Dual masking within and across leads; see :mod:`armlet_train.dual`.
+
+    Attributes:
+        within: Share of the patches hidden in each lead of a window that is masked within leads.
+        across: Share of the leads, or of the columns, hidden in a window that is masked across leads.
+        unit: What is hidden across leads: whole ``leads``, or ``columns``, the same patch of every lead.
+        across_share: Share of the windows that are masked across leads; the others are masked within.
+    """
+
+    within: float
+    across: float
+    unit: Literal["leads", "columns"]
+    across_share: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.within < 1 and 0 < self.across < 1 and 0 <= self.across_share <= 1):
+            raise ValueError("within and across lie between 0 and 1, across_share from 0 to 1")
+
+
+class NoPretrain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="method", tag="none"):
+    """No pretraining: a model fresh from its seed, for the supervised baseline."""
+
+    seed: int
+
+
+class LoraRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Fine-tuning of small additions to an encoder's matrices instead of the encoder; see :mod:`armlet_train.lora`.
+
+    Attributes:
+        rank: Of each addition.
+        alpha: An addition counts ``alpha / rank``.
+    """
+
+    rank: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError("rank is a whole number from 1 on")
+
+
+class FinetuneRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Fine-tuning with a classifier under modality dropout; see :mod:`armlet_train.finetune`.
+
+    Attributes:
+        label_smoothing: Of the cross-entropy.
+        average: Decay of the running average of the weights, which is what is kept.
+        lora: If given, encoders are fine-tuned by low-rank additions to their matrices, and only so.
+    """
+
+    label_smoothing: float
+    average: float
+    lora: LoraRecipe | None = None
+
+
+class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Episodic meta-training of a prototype head and the model under it; see :mod:`armlet_train.episodes`.
+
+    ``batch`` is episodes a step, and an epoch has ``steps`` of them.
+
+    Attributes:
+        steps: Of an epoch.
+        ways: Classes of an episode, in training and in test; published: 5.
+        shots: Labelled examples of each class; published: 1.
+        queries: Queries of each class, in training; published: 1.
+        made: Share of the training episodes that are made, see :mod:`armlet_train.movements`.
+        distance: Of a query from a prototype.
+        scale: First value of the learned factor on similarities; 7 is the published code's fixed one.
+        classification: Weight of telling the learned classes apart; published: 1.
+        episode: Weight of the episodes' loss; published: 0.5.
+        test_episodes: Episodes of the test; 10,000 as published.
+        seeds: Trainings of each row of the table, with seeds from 0 on.
+    """
+
+    steps: int
+    ways: int = 5
+    shots: int = 1
+    queries: int
+    made: float
+    distance: Literal["cosine", "euclidean"]
+    scale: float = 7.0
+    classification: float = 1.0
+    episode: float = 0.5
+    test_episodes: int = 10_000
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.made <= 1:
+            raise ValueError("made is a share, from 0 to 1")
 
 
 class QatRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,15 +384,40 @@ class QatRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_agreement: float
 
 
+class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When trainings write checkpoints; see :mod:`armlet_train.checkpoints`.
+
+    Attributes:
+        every_s: Seconds from one to the next, which is what a killed training loses at most; 0 for every step.
+        last: How many are kept, besides the best.
+    """
+
+    every_s: float = 60.0
+    last: int = 2
+
+
+# The kinds of models and the methods of pretraining that a recipe can name.
+Model = ConvModel | MuMaeModel | CBraModModel
+Pretrain = CrosslPretrain | MuMaePretrain | DualPretrain | NoPretrain
+
+
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One training, from windows to int8."""
 
     data: DataRecipe
-    model: ModelRecipe
-    pretrain: PretrainRecipe
+    model: Model
+    pretrain: Pretrain
     finetune: FinetuneRecipe
     qat: QatRecipe
     presence: Presence = Presence()
+    checkpoints: CheckpointRecipe = CheckpointRecipe()
+    fewshot: FewShotRecipe | None = None
+
+    def __post_init__(self) -> None:
+        encoders = self.model.encoders if isinstance(self.model, CBraModModel) else {}
+        for name, sizes in encoders.items():
+            if sizes.weights is not None and self.data.scale.get(name) != 100.0:
+                raise ValueError(f"[model.encoders.{name}] weights take microvolts / 100: set [data.scale] {name}=100")
 
 
 def find_recipe(name: str) -> Path:
@@ -193,25 +448,66 @@ def load_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from None
     try:
-        recipe = msgspec.convert(table, Recipe)
+        return msgspec.convert(table, Recipe)
     except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {_explain(str(error), table)}") from None
-    model = recipe.model
-    if not len(model.channels) == len(model.kernels) == len(model.strides) > 0:
-        raise RecipeError(f"{path}: [model] channels, kernels and strides must have one entry for each layer")
-    return recipe
 
 
 def _explain(message: str, table: dict[str, Any]) -> str:
-    """msgspec's message, with the nearest known key where one is unknown."""
-    unknown = re.match(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$", message)
-    if unknown is None:
-        return message.replace("`$.", "`")
-    key, place = unknown[1], unknown[2] or ""
-    kind: Any = Recipe
+    """msgspec's message in the words of a recipe, with the nearest known name where one is unknown."""
+    found = re.fullmatch(r"(.*?)(?: - at `\$\.?(.*?)`)?", message, re.DOTALL)
+    assert found is not None  # the pattern fits any text
+    said, place = found[1], found[2] or ""
+    where = f"[{place or 'top level'}]"
+    if unknown := re.fullmatch("Object contains unknown field `(.+)`", said):
+        fields = msgspec.structs.fields(_struct_at(place, table))
+        return f"{where} has no key '{unknown[1]}'; {_nearest(unknown[1], [field.name for field in fields])}"
+    if missing := re.fullmatch("Object missing required field `(.+)`", said):
+        return f"{where} lacks the key '{missing[1]}'"
+    parent, _, key = place.rpartition(".")
+    if wrong := re.fullmatch("Invalid (?:enum )?value '(.+)'", said):
+        known = _known_values(parent, key, table)
+        return f"[{parent}] cannot have {key} = '{wrong[1]}'; {_nearest(wrong[1], known)}"
+    return message.replace("`$.", "`")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+
+
+def _options(kind: Any) -> list[Any]:
+    """The members of a union, or the one type."""
+    return list(get_args(kind)) if isinstance(kind, UnionType) else [kind]
+
+
+def _options_at(place: str, table: dict[str, Any]) -> list[Any]:
+    """The structs that may stand at a place of a recipe, such as ``pretrain.augment``."""
+    kinds: list[Any] = [Recipe]
     for part in filter(None, place.split(".")):
-        kind = {field.name: field.type for field in msgspec.structs.fields(kind)}[part]
-    names = [field.name for field in msgspec.structs.fields(kind)]
-    near = difflib.get_close_matches(key, names, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
-    return f"[{place or 'top level'}] has no key '{key}'; {hint}"
+        fields = msgspec.structs.fields(_chosen(kinds, table))
+        kinds = _options(next(field.type for field in fields if field.name == part))
+        table = table[part]
+    return kinds
+
+
+def _struct_at(place: str, table: dict[str, Any]) -> Any:
+    """The struct at a place of a recipe; of a union's, the one that the recipe names."""
+    kinds = _options_at(place, table)
+    for part in filter(None, place.split(".")):
+        table = table[part]
+    return _chosen(kinds, table)
+
+
+def _chosen(kinds: list[Any], table: dict[str, Any]) -> Any:
+    config = kinds[0].__struct_config__
+    return next((kind for kind in kinds if kind.__struct_config__.tag == table.get(config.tag_field)), kinds[0])
+
+
+def _known_values(place: str, key: str, table: dict[str, Any]) -> list[str]:
+    """What a key that names one of several things can be."""
+    kinds = _options_at(place, table)
+    if kinds[0].__struct_config__.tag_field == key:
+        return [kind.__struct_config__.tag for kind in kinds]
+    fields = msgspec.structs.fields(_struct_at(place, table))
+    return list(get_args(next(field.type for field in fields if field.name == key)))

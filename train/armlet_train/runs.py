@@ -20,7 +20,7 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
 from armlet_runtime.windows import Normalisation, WindowSpec
 
-from . import checkpoints
+from . import checkpoints, models, parallel
 from .data import Corpus, window_spec
 from .models import ArmletModel
 from .recipes import Recipe, load_recipe
@@ -73,17 +73,26 @@ class TrainedRun:
 
 def build_model(recipe: Recipe, modalities: tuple[Modality, ...]) -> ArmletModel:
     """A fresh model, its weights drawn from the recipe's pretraining seed."""
-    length = round(recipe.data.window_s * modalities[0].rate_hz)
+    window = window_spec(recipe.data)
+    lengths = {modality.name: window.samples(modality) for modality in modalities}
     torch.manual_seed(recipe.pretrain.seed)
-    return ArmletModel(recipe.model, modalities, len(recipe.data.labels), length)
+    return models.build(recipe.model, modalities, lengths, len(recipe.data.labels))
 
 
 def start_run(folder: Path, recipe_path: Path, stage: str) -> None:
     """Make a run's folder, or go on in one that was begun with the same recipe and not ended.
 
+    Of many processes the first does so, and the others wait.
+
     Raises:
         UsageError: The folder holds something else, or a run that has ended.
     """
+    if parallel.is_first():
+        _start_run(folder, recipe_path, stage)
+    parallel.wait()
+
+
+def _start_run(folder: Path, recipe_path: Path, stage: str) -> None:
     if folder.exists() and not (folder / "recipe.toml").exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty and is not a run; give another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +107,9 @@ def start_run(folder: Path, recipe_path: Path, stage: str) -> None:
 def end_run(
     folder: Path, stage: str, recipe: Recipe, name: str, corpus: Corpus, model: ArmletModel, seconds: float
 ) -> None:
-    """Write the model and ``run.json``, the latter last: a run that has it has ended."""
+    """Write the model and ``run.json``, the latter last: a run that has it has ended. The first process does so."""
+    if not parallel.is_first():
+        return
     checkpoints.save(folder / "model.pt", model.state_dict())
     info = RunInfo(
         stage=stage,
@@ -113,6 +124,7 @@ def end_run(
         git=_git_commit(),
     )
     write_atomic(folder / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
+    print(f"{'pretrained' if stage == 'pretrain' else 'fine-tuned'} run: {folder}")
 
 
 def load_run(folder: Path, stage: str | None = None) -> TrainedRun:
@@ -146,6 +158,8 @@ def load_run(folder: Path, stage: str | None = None) -> TrainedRun:
 
 def add_metrics(folder: Path, epoch: int, report: msgspec.Struct) -> None:
     """Write an epoch's line of ``metrics.jsonl``; one that a resumed training repeats replaces the earlier one."""
+    if not parallel.is_first():
+        return
     path = folder / "metrics.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     write_atomic(path, b"\n".join([*lines[:epoch], msgspec.json.encode(report)]) + b"\n")
@@ -164,7 +178,12 @@ def pick_device(name: str) -> torch.device:
         torch.set_num_threads(1)
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no CUDA GPU on this machine; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # torchrun numbers the processes of a machine; each has a GPU of its own.
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def _git_commit() -> str | None:

@@ -81,6 +81,7 @@ def _material(trained: Any, certify_split: str) -> Material:
     from datetime import datetime, timezone
 
     from armlet_train import data, finetune
+    from armlet_train.batches import steps_per_epoch
     from armlet_train.models import fold_batchnorm
 
     from ..assemble import Description
@@ -104,12 +105,12 @@ def _material(trained: Any, certify_split: str) -> Material:
             window=trained.window,
             normalisation=trained.normalisation,
             labels=trained.labels,
-            token_dim=recipe.model.token_dim,
-            embedding_dim=recipe.model.embedding_dim,
+            token_dim=trained.model.token_dim,
+            embedding_dim=trained.model.embedding_dim,
             presence=recipe.presence,
         ),
         batches=lambda epoch: finetune.batches(corpus, trained.normalisation, recipe.finetune, epoch, stage=STAGE),
-        batch_count=finetune.steps_per_epoch(corpus, recipe.finetune.batch),
+        batch_count=steps_per_epoch(corpus, recipe.finetune.batch, labelled=True),
         validation=validation,
         certify=certify,
         certify_name=f"{recipe.data.name} {certify_split}",

@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> Evaluation:
     from .. import data, evaluate, runs
-    from ..finetune import subset_predictions
+    from ..finetune import all_logits
 
     trained = runs.load_run(Path(args.bundle), "finetune")
     scored = data.score_windows(data.load_corpus(trained.recipe.data, args.split), trained.normalisation)
-    predictions = subset_predictions(trained.model, scored.windows).numpy()
+    predictions = all_logits(trained.model, scored.windows, scored.present).argmax(axis=2)
     scores = evaluate.score(predictions, trained.model.modalities, scored, trained.labels)
     return _evaluation(args, "pytorch", trained.labels, len(scored.truth), scores)
 

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     from armlet_runtime.errors import UsageError
 
-    from .. import data, runs
+    from .. import data, parallel, runs
     from .. import finetune as finetuning
     from ..recipes import find_recipe, load_recipe
 
@@ -35,16 +35,16 @@ def run(args: argparse.Namespace) -> int:
     pretrained = runs.load_run(args.source, "pretrain")
     if pretrained.recipe.model != recipe.model or pretrained.recipe.data != recipe.data:
         raise UsageError(f"{args.source} was pretrained with other [data] or [model] values than {path} has")
-    runs.start_run(args.out, path, "finetune")
-    began = time.monotonic()
-    corpus = data.load_corpus(recipe.data, "train")
-    normalisation = corpus.normalisation()
-    validation = data.score_windows(data.load_corpus(recipe.data, "validation"), normalisation)
-    with progress_bar("finetune") as advance:
-        model = finetuning.finetune(
-            pretrained.model, corpus, normalisation, validation, recipe.finetune, device, args.out / "checkpoints",
-            lambda report: runs.add_metrics(args.out, report.epoch, report), advance,
-        )  # fmt: skip
-    runs.end_run(args.out, "finetune", recipe, path.stem, corpus, model, time.monotonic() - began)
-    print(f"fine-tuned run: {args.out}")
+    with parallel.processes(device):
+        runs.start_run(args.out, path, "finetune")
+        began = time.monotonic()
+        corpus = data.load_corpus(recipe.data, "train")
+        normalisation = corpus.normalisation()
+        validation = data.score_windows(data.load_corpus(recipe.data, "validation"), normalisation)
+        with progress_bar("finetune") as advance:
+            model = finetuning.finetune(
+                pretrained.model, corpus, normalisation, validation, recipe.finetune, recipe.checkpoints, device,
+                args.out / "checkpoints", lambda report: runs.add_metrics(args.out, report.epoch, report), advance,
+            )  # fmt: skip
+        runs.end_run(args.out, "finetune", recipe, path.stem, corpus, model, time.monotonic() - began)
     return 0

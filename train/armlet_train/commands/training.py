@@ -25,7 +25,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def progress_bar(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, or on ``console``; it takes steps done and steps in all."""
+    """A bar on the terminal, or on ``console``; it takes steps done and steps in all. One process of many shows it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -35,7 +35,9 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Callabl
         TimeRemainingColumn,
     )
 
+    from .. import parallel
+
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not parallel.is_first()) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,381 @@
+"""CBraMod: an encoder of many-channel biosignals, cut into patches and attended to criss-cross (Wang et al., ICLR 2025).
+
+The state dict is interchangeable with the published one: the same 211 names and shapes (4,924,000 values), see
+:func:`load_state`. The published constants are the defaults of :class:`armlet_train.recipes.CBraModSizes`: patches
+of 200 samples, which are 1 s at 200 Hz, in units of 100 µV. The same architecture with other constants encodes ECG.
+
+What comes out equals the published model's but is computed faster: the spectrum is one matrix product with constant
+cosines and sines (which also lets the model be exported), the positions' kernel is cut to the rows and columns that can
+meet anything but padding, projections of float32 on a CPU run as 1 x 1 convolutions, and dropout draws 16 bits a value.
+
+A channel that is removed and one that is set to zero give different outputs, and each changes the tokens of every other
+channel: the group norms take their statistics over all channels, the positions are a convolution across channels, and
+attention reads zeros like any other values. Hence armlet gives an absent modality no place in an encoder: each modality
+has an encoder of its own, and the mask token of :class:`armlet_train.models.ArmletModel` stands for its token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armlet_runtime.errors import DataError, RecipeError
+from armlet_runtime.modalities import Modality
+
+from . import models, parallel
+from .recipes import CBraModModel, CBraModSizes
+
+RATE_HZ = 200.0
+"""Sampling rate of the published weights (EEG of the TUEG corpus, resampled)."""
+
+UNIT_UV = 100.0
+"""The published weights take microvolts divided by this."""
+
+PUBLISHED = CBraModSizes()
+"""Of the published weights."""
+
+PUBLISHED_NAME = "pretrained_weights.pth"
+PUBLISHED_BYTES = 19_775_842
+PUBLISHED_SHA256 = "0792cb808c14e6b7a2bb2ce1dff379bc47bc54c49a779825bdfeb33bf8157178"
+"""Of the published file, revision 500543c of weighting666/CBraMod on the Hugging Face Hub."""
+
+
+class CBraMod(nn.Module):
+    """Patches (B, channels, patches, patch samples) to their reconstructions, of the same shape.
+
+    :meth:`features` gives what the encoder knows of each patch, (B, channels, patches, width).
+    """
+
+    def __init__(self, sizes: CBraModSizes = PUBLISHED) -> None:
+        """Build with the published initialisation: He, by fan-out, for every linear layer but the input projections."""
+        super().__init__()
+        self.sizes = sizes
+        self.patch_embedding = PatchEmbedding(sizes)
+        self.encoder = Encoder(sizes)
+        self.proj_out = nn.Sequential(nn.Linear(sizes.width, sizes.patch))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, channels, patches, width); ``mask`` (B, channels, patches) bool is true where a patch is hidden."""
+        features: Tensor = self.encoder(self.patch_embedding(patches, mask))
+        return features
+
+    def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reconstruct all patches from those that ``mask`` does not hide."""
+        reconstructed: Tensor = self.proj_out(self.features(patches, mask))
+        return reconstructed
+
+
+class PatchEmbedding(nn.Module):
+    """Each patch by its shape in time and its spectrum, plus its place among channels and patches."""
+
+    # Constant: cosines and sines of the patch's discrete Fourier transform, (patch, 2 * bins).
+    fourier: Tensor
+
+    def __init__(self, sizes: CBraModSizes) -> None:
+        super().__init__()
+        kernel = tuple(sizes.positions)
+        self.positional_encoding = nn.Sequential(
+            nn.Conv2d(sizes.width, sizes.width, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=sizes.width)
+        )
+        # Frozen at zero, as published; the paper saw no gain from learning it.
+        self.mask_encoding = nn.Parameter(torch.zeros(sizes.patch), requires_grad=False)
+        maps, stride = sizes.maps, sizes.stride
+        self.proj_in = nn.Sequential(
+            nn.Conv2d(1, maps, (1, 2 * stride - 1), (1, stride), (0, stride - 1)),
+            nn.GroupNorm(sizes.groups, maps),
+            nn.GELU(),
+            nn.Conv2d(maps, maps, (1, 3), padding=(0, 1)),
+            nn.GroupNorm(sizes.groups, maps),
+            nn.GELU(),
+            nn.Conv2d(maps, maps, (1, 3), padding=(0, 1)),
+            nn.GroupNorm(sizes.groups, maps),
+            nn.GELU(),
+        )
+        bins = sizes.patch // 2 + 1
+        self.spectral_proj = nn.Sequential(nn.Linear(bins, sizes.width), Dropout(sizes.dropout))
+        angles = 2 * math.pi / sizes.patch * torch.outer(torch.arange(sizes.patch), torch.arange(bins)).double()
+        fourier = torch.cat([angles.cos(), angles.sin()], dim=1) / sizes.patch
+        self.register_buffer("fourier", fourier.float(), persistent=False)
+
+    def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, channels, patches, width) of patches (B, channels, patches, samples); see :meth:`CBraMod.features`."""
+        batch, channels, count, _ = patches.shape
+        if mask is not None:
+            patches = torch.where(mask[..., None], self.mask_encoding, patches)
+        # An image of one row a patch: the kernels never leave a row, the group norms average over all of them.
+        shape: Tensor = self.proj_in(patches.reshape(batch, 1, channels * count, -1))
+        embedded = shape.transpose(1, 2).reshape(batch, channels, count, -1) + self._spectrum(patches)
+        return embedded + self._positions(embedded)
+
+    def _spectrum(self, patches: Tensor) -> Tensor:
+        cosine, sine = linear(patches, self.fourier.T, None).chunk(2, dim=-1)
+        # The summand, far below what float32 resolves, keeps the gradient finite for a patch of zeros.
+        magnitude = torch.sqrt(cosine.square() + sine.square() + 1e-14)
+        projection, dropout = self.spectral_proj
+        spectrum: Tensor = dropout(linear(magnitude, projection.weight, projection.bias))
+        return spectrum
+
+    def _positions(self, embedded: Tensor) -> Tensor:
+        convolution = self.positional_encoding[0]
+        assert isinstance(convolution, nn.Conv2d)
+        weight = convolution.weight
+        # Of 19 rows, only 2 C - 1 can meet one of C channels, the rest meet padding; and so along the patches.
+        rows = min(weight.shape[2] // 2, embedded.shape[1] - 1)
+        columns = min(weight.shape[3] // 2, embedded.shape[2] - 1)
+        row, column = weight.shape[2] // 2 - rows, weight.shape[3] // 2 - columns
+        weight = weight[:, :, row : row + 2 * rows + 1, column : column + 2 * columns + 1]
+        image = embedded.permute(0, 3, 1, 2)
+        placed = F.conv2d(image, weight, convolution.bias, padding=(rows, columns), groups=convolution.groups)
+        return placed.permute(0, 2, 3, 1)
+
+
+class Encoder(nn.Module):
+    """The layers, one after the other; no norm at the end."""
+
+    def __init__(self, sizes: CBraModSizes) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.layers))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, channels, patches, width) to the same."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return tokens
+
+
+class Layer(nn.Module):
+    """Pre-norm: half of the width attends across the channels of a patch, half across the patches of a channel."""
+
+    def __init__(self, sizes: CBraModSizes) -> None:
+        super().__init__()
+        self.self_attn_s = Attention(sizes.width // 2, sizes.heads // 2, sizes.dropout)
+        self.self_attn_t = Attention(sizes.width // 2, sizes.heads // 2, sizes.dropout)
+        self.linear1 = nn.Linear(sizes.width, sizes.feedforward)
+        self.linear2 = nn.Linear(sizes.feedforward, sizes.width)
+        self.norm1 = nn.LayerNorm(sizes.width)
+        self.norm2 = nn.LayerNorm(sizes.width)
+        self.dropout = Dropout(sizes.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, channels, patches, width) to the same."""
+        spatial, temporal = self.norm1(tokens).chunk(2, dim=3)
+        attended = torch.cat([self.self_attn_s(spatial, along=1), self.self_attn_t(temporal, along=2)], dim=3)
+        tokens = tokens + self.dropout(attended)
+        hidden = F.gelu(linear(self.norm2(tokens), self.linear1.weight, self.linear1.bias))
+        return tokens + self.dropout(linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention along one axis of a grid, with the parameters of ``nn.MultiheadAttention``."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, tokens: Tensor, along: int) -> Tensor:
+        """(B, channels, patches, width) to the same; attends along channels (1) or patches (2)."""
+        batch, channels, patches, width = tokens.shape
+        projected = linear(tokens, self.in_proj_weight, self.in_proj_bias)
+        # Query, key and value: each (B * the other axis, heads, the axis attended along, width of a head).
+        parts = projected.reshape(batch, channels, patches, 3, self.heads, -1).transpose(along, 2)
+        query, key, value = parts.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind()
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+        attended = self.dropout(scores.softmax(3)) @ value
+        merged = attended.transpose(1, 2).unflatten(0, (batch, -1)).transpose(along, 2).reshape(tokens.shape)
+        return linear(merged, self.out_proj.weight, self.out_proj.bias)
+
+
+class Dropout(parallel.Dropout):
+    """Dropout that draws 16 random bits a value on a CPU, several times as fast as PyTorch's one double a value."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Set each value to zero with probability ``p``, and scale the rest."""
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        return input * parallel.rows(lambda count: self._kept(count, input), input.shape[0])
+
+    def _kept(self, count: int, like: Tensor) -> Tensor:
+        shape = (count, *like.shape[1:])
+        size = math.prod(shape)
+        words = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.int16)[:size].view(shape) >= round(self.p * 2**16) - 2**15
+        return kept.to(like.dtype).mul_(1 / (1 - self.p))
+
+
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``; a large one in float32 on a CPU by way of a 1 x 1 convolution.
+
+    A linear layer goes to the CPU's BLAS, which with PyTorch's builds is MKL, and MKL leaves AVX-512 unused on other
+    makers' CPUs. Convolutions go to oneDNN, which uses it: measured on an AMD EPYC, half of the time for 1,280 tokens.
+    """
+    # A matrix even where the values are half of wider rows: neither way copies such rows before it multiplies them.
+    rows = values.reshape(-1, weight.shape[1])
+    count = rows.shape[0]
+    images = next((images for images in range(17, 65) if count % images == 0), None)
+    if images is None or count < 256 or torch.compiler.is_compiling() or rows.device.type != "cpu":
+        return F.linear(rows, weight, bias).reshape(*values.shape[:-1], -1)
+    # Channels last, so that nothing is moved; PyTorch takes oneDNN from 17 images on.
+    pixels = rows.unflatten(0, (images, 1, -1)).permute(0, 3, 1, 2)
+    mapped = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return mapped.permute(0, 2, 3, 1).reshape(*values.shape[:-1], -1)
+
+
+class CBraModEncoder(models.Encoder):
+    """One modality's window to its token: cut into patches, encoded, pooled, mapped.
+
+    Attributes:
+        sizes: Of the CBraMod inside.
+        cbramod: The CBraMod.
+    """
+
+    def __init__(self, recipe: CBraModModel, modality: Modality, length: int) -> None:
+        """Build the layers.
+
+        Args:
+            recipe: Sizes of all encoders.
+            modality: What comes in.
+            length: Samples of a window.
+
+        Raises:
+            RecipeError: The recipe has no sizes for the modality, or a window is not a whole number of patches.
+        """
+        super().__init__()
+        if modality.name not in recipe.encoders:
+            raise RecipeError(f"[model.encoders] lacks '{modality.name}', which is among [data] modalities")
+        self.sizes = recipe.encoders[modality.name]
+        patch = self.sizes.patch
+        if length % patch or length == 0:
+            raise RecipeError(
+                f"[model.encoders.{modality.name}] patch = {patch}: a window of {modality.name} has {length} samples "
+                f"({modality.rate_hz:g} Hz), which is not a whole number of patches; mend patch or [data] window_s"
+            )
+        self.cbramod = CBraMod(self.sizes)
+        self._flat = recipe.pool == "flat"
+        places = len(modality.channels) * (length // patch) if self._flat else 1
+        self.token = nn.Linear(places * self.sizes.width, recipe.token_dim)
+
+    def patches(self, window: Tensor) -> Tensor:
+        """(B, channels, patches, patch samples) of (B, channels, samples)."""
+        return window.reshape(window.shape[0], window.shape[1], -1, self.sizes.patch)
+
+    def features(self, window: Tensor) -> Tensor:
+        """(B, F): the patches' features, their mean or side by side."""
+        features = self.cbramod.features(self.patches(window))
+        return features.flatten(1) if self._flat else features.mean(dim=(1, 2))
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Encode a batch."""
+        token: Tensor = self.token(self.features(window))
+        return token
+
+
+class ConcatAggregator(models.Aggregator):
+    """Concatenated tokens through one hidden layer to the head: the "simple fusion" of arXiv 2512.15250.
+
+    Neither the paper's head sizes nor its activation are known; ELU is that of CBraMod's own classification heads.
+    """
+
+    def __init__(self, recipe: CBraModModel, modalities: int, labels: int) -> None:
+        """Build the layers for that many modalities and labels."""
+        super().__init__()
+        self.embedding_dim = recipe.embedding_dim
+        self.hidden = nn.Linear(modalities * recipe.token_dim, recipe.embedding_dim)
+        self.dropout = parallel.Dropout(recipe.dropout)
+        self.head = nn.Linear(recipe.embedding_dim, labels)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Aggregate a batch."""
+        embedding = F.elu(self.hidden(tokens))
+        return self.head(self.dropout(embedding)), embedding
+
+
+def build(
+    recipe: CBraModModel, modalities: Sequence[Modality], lengths: Mapping[str, int], labels: int
+) -> models.ArmletModel:
+    """A fresh model, its weights from PyTorch's generator; see :func:`armlet_train.models.build`.
+
+    Raises:
+        RecipeError: The recipe's sizes do not fit the modalities.
+    """
+    encoders = {modality.name: CBraModEncoder(recipe, modality, lengths[modality.name]) for modality in modalities}
+    aggregator = ConcatAggregator(recipe, len(modalities), labels)
+    return models.ArmletModel([modality.name for modality in modalities], encoders, recipe.token_dim, aggregator)
+
+
+def start_from_weights(model: models.ArmletModel, recipe: CBraModModel, modalities: Sequence[Modality]) -> None:
+    """Load the weights that the recipe names for its encoders; an encoder without stays as it is.
+
+    Raises:
+        RecipeError: The weights were trained on other patches or units than the modality has.
+        DataError: A file is not what it should be.
+    """
+    for modality in modalities:
+        encoder = model.encoders[modality.name]
+        assert isinstance(encoder, CBraModEncoder)
+        if encoder.sizes.weights is None:
+            continue
+        place = f"[model.encoders.{modality.name}] weights"
+        if msgspec.structs.replace(encoder.sizes, weights=None, dropout=PUBLISHED.dropout) != PUBLISHED:
+            raise RecipeError(f"{place}: published weights need the published sizes; leave all but dropout out")
+        if modality.rate_hz != RATE_HZ or modality.unit != "uV":
+            raise RecipeError(
+                f"{place}: published weights take microvolts at {RATE_HZ:g} Hz, and {modality.name} comes in "
+                f"{modality.unit} at {modality.rate_hz:g} Hz"
+            )
+        encoder.cbramod.load_state_dict(load_state(Path(encoder.sizes.weights)))
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a CBraMod of the published sizes, from a file of PyTorch.
+
+    The file is read as weights only: nothing in it is executed. Every one of its tensors must have its place, and every
+    place its tensor. A file by the name of the published one, ``pretrained_weights.pth``, must be the published one.
+
+    Raises:
+        DataError: It is not such a file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read CBraMod's weights: {error}") from None
+    if path.name == PUBLISHED_NAME:
+        digest = hashlib.sha256(content).hexdigest()
+        if len(content) != PUBLISHED_BYTES or digest != PUBLISHED_SHA256:
+            raise DataError(
+                f"{path} is not CBraMod's published {PUBLISHED_NAME}: it has {len(content):,} bytes and SHA-256 "
+                f"{digest[:12]}..., instead of {PUBLISHED_BYTES:,} and {PUBLISHED_SHA256[:12]}...; fetch it again, or "
+                "give weights of your own another name"
+            )
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's reader fails in many ways; each means the same here
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a file of weights that PyTorch reads safely ({reason})") from None
+    wanted = {name: tuple(value.shape) for name, value in CBraMod().state_dict().items()}
+    found = {}
+    if isinstance(state, dict):
+        found = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise DataError(
+            f"{path} does not hold a CBraMod of the published sizes: {len(wrong)} of its tensors are missing, strange "
+            f"or of another shape, '{wrong[0]}' for one (wanted {wanted.get(wrong[0])}, found {found.get(wrong[0])})"
+        )
+    return {name: value.float() for name, value in state.items()}

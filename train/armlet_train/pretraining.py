@@ -1,0 +1,152 @@
+"""Pretraining: a method, the windows it sees, and the loop.
+
+A method is a :class:`Pretraining`: it gets one or two views of each window, augmented apart, and says what to minimise.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from armlet_runtime.windows import Normalisation
+
+from . import checkpoints, parallel
+from .augment import Augment
+from .batches import Source, Views, steps_per_epoch
+from .data import Corpus
+from .loop import Objective, train
+from .models import ArmletModel
+from .recipes import CheckpointRecipe, CrosslPretrain, DualPretrain, MuMaePretrain, PretrainRecipe
+
+STAGE = 1
+
+
+class EpochReport(msgspec.Struct, frozen=True):
+    """One epoch's mean of each term of the method's loss; ``loss`` is what is minimised."""
+
+    epoch: int
+    terms: dict[str, float]
+
+
+class Pretraining(Objective, abc.ABC):
+    """A method of pretraining around a model.
+
+    Its constructor takes the model and the method's recipe. What it needs besides the model (an expander, decoders) is
+    made there and thrown away afterwards.
+
+    Attributes:
+        views: How many views of each window it compares, 1 or 2; the second may be of a window close in time.
+        model: What is pretrained.
+    """
+
+    views: ClassVar[int]
+    model: ArmletModel
+
+    @abc.abstractmethod
+    def forward(self, views: tuple[dict[str, Tensor], ...], present: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss.
+
+        Args:
+            views: Each: modality name to (B, channels, samples), augmented and normalised.
+            present: (B, modalities) bool; a modality that is not there has anything in its window.
+
+        Returns:
+            Scalars; ``loss`` is minimised.
+        """
+
+
+def build(model: ArmletModel, recipe: PretrainRecipe) -> Pretraining:
+    """The recipe's method around a model; what it adds is drawn from PyTorch's generator."""
+    # The methods' modules build on this one.
+    from .crossl import Crossl
+    from .dual import Dual
+    from .mumae import MuMae
+
+    match recipe:
+        case CrosslPretrain():
+            return Crossl(model, recipe)
+        case DualPretrain():
+            return Dual(model, recipe)
+        case MuMaePretrain():
+            return MuMae(model, recipe)
+        case _:
+            raise AssertionError(f"no method for {type(recipe).__name__}")
+
+
+def pretrain(
+    model: ArmletModel,
+    corpus: Corpus,
+    normalisation: Mapping[str, Normalisation],
+    recipe: PretrainRecipe,
+    keeping: CheckpointRecipe,
+    device: torch.device,
+    folder: Path,
+    report: Callable[[EpochReport], None],
+    advance: Callable[[int, int], None],
+) -> None:
+    """Pretrain ``model`` in place; a second call with the same arguments goes on from the last checkpoint.
+
+    The checkpoint kept as the best is that of the lowest mean loss; the model ends as the last step leaves it.
+
+    Args:
+        model: Fresh from its seed; afterwards on the CPU, in evaluation mode.
+        corpus: Training people's recordings; labels are not looked at.
+        normalisation: Of the training people.
+        recipe: The method and its numbers.
+        keeping: When to write checkpoints.
+        device: CPU or GPU.
+        folder: For checkpoints.
+        report: Called after each epoch.
+        advance: Called after each step with steps done and steps in all.
+
+    Raises:
+        RunError: The loss became infinite.
+        UsageError: The batch cannot be shared by the processes.
+    """
+    expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
+    torch.manual_seed(recipe.seed)
+    method = build(model, recipe)
+    source = Source(corpus, device)
+    augment = Augment(recipe.augment, normalisation, device)
+    steps = steps_per_epoch(corpus, recipe.batch, labelled=False)
+
+    def batches(order: np.random.Generator, first: int) -> Iterator[Views]:
+        return _views(source, augment, recipe, method.views, steps, order, first)
+
+    def end_epoch(epoch: int, terms: dict[str, float]) -> float:
+        report(EpochReport(epoch, terms))
+        return -terms["loss"]
+
+    keeper = checkpoints.Keeper(folder, "pretrain", expected, keeping)
+    train(method, batches, steps, recipe, STAGE, device, keeper, end_epoch, advance)
+    model.to("cpu").eval()
+
+
+def _views(
+    source: Source,
+    augment: Augment,
+    recipe: PretrainRecipe,
+    views: int,
+    steps: int,
+    order: np.random.Generator,
+    first: int,
+) -> Iterator[Views]:
+    """The batches of an epoch from step ``first`` on; windows at random offsets, each view augmented apart."""
+    corpus = source.corpus
+    starts = corpus.draw(steps * recipe.batch, False, order)
+    if views == 2:
+        # The views of a window lie side by side, so that a share of the batch is a share of every draw.
+        starts = np.stack([starts, corpus.neighbours(starts, recipe.neighbour_s, order)], axis=1)
+    share = parallel.share(recipe.batch)
+    plan = starts.reshape(steps, recipe.batch, views)[first:, share].reshape(steps - first, -1)
+    for drawn in source.batches(np.ascontiguousarray(plan)):
+        windows = augment(drawn.windows)
+        each = tuple({name: window[view::views] for name, window in windows.items()} for view in range(views))
+        yield Views(each, drawn.present.reshape(-1, views, drawn.present.shape[1]).all(dim=1))
