@@ -13,12 +13,14 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window_end_ns: End of the window on the host's monotonic clock (of the recording, in a replay).
         decided_ns: When it fell due on the same clock: the last sample it needed had arrived, or waiting was over.
         subset: Names of the modalities it rests on; empty if every sensor was gone, and then ``label`` is null.
-        label: Label of the highest score; null for an empty subset.
-        scores: Softmax of the logits, in the order of the manifest's labels; empty for an empty subset.
-        embedding: Aggregator's embedding; empty for an empty subset.
+        label: Label of the highest score; null where there is no decision, see ``reason``.
+        scores: Softmax of the logits, in the order of the manifest's labels; empty without a label.
+        embedding: Aggregator's embedding; empty without a label.
         age_s: Modality name to age of its newest sample at the window's end, in seconds; null if it never had one.
         coverage: Modality name to share of the window's samples that were received.
         engine: Engine that ran the programs.
+        reason: Why there is no label: ``no sensor``, ``below floor`` (the certificate's macro-F1 of this subset is
+            lower than the user asked for) or ``not a number`` (the model's scores were none); null with a label.
         latency_s: Window's end to the decision being out, by the live clock; null in a replay, where it means nothing.
         compute_s: Time spent in encoders and aggregator; null in a replay, so that replays are byte-identical.
     """
@@ -33,6 +35,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     age_s: dict[str, float | None]
     coverage: dict[str, float]
     engine: str
+    reason: str | None = None
     latency_s: float | None = None
     compute_s: float | None = None
 

@@ -21,6 +21,10 @@ class DataError(ArmletError):
     """A data set, recording or window cannot be read or is not what its description says."""
 
 
+class NotANumberError(DataError):
+    """A window holds, or a model gave, something that is no finite number; no decision rests on it."""
+
+
 class RecipeError(ArmletError):
     """A recipe has an unknown key, a wrong type or an impossible value."""
 

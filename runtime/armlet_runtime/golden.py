@@ -1,13 +1,17 @@
-"""The golden run: does this machine get from a bundle's programs what was measured when it was exported?"""
+"""The golden run: does this machine get from a bundle's programs what was measured when it was exported?
+
+Besides the stored windows it gives the programs what they must stand on any machine (:data:`ODD_INPUTS`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
 
 from .engines.base import Float32
+from .errors import NotANumberError
 from .manifest import Manifest
 from .modalities import subsets
 from .model import BundleModel, load_array, programs_of
@@ -16,17 +20,29 @@ FLOAT_TOLERANCE = 1e-4
 """Largest difference of a logit of a float program: other processors add up in another order (seen: 3e-8 a layer).
 Integer programs must give the same bits."""
 
+ODD_INPUTS = (
+    "a non-contiguous window gives the same token",
+    "names in another order give the same scores",
+    "NaN and infinity in a window are refused",
+    "extreme values give finite scores",
+)
+"""What :func:`odd_inputs` looks at."""
+
+EXTREME = 1e4
+"""Standard deviations: far beyond what a sensor can send, and far from where float32 ends."""
+
 
 class GoldenResult(msgspec.Struct, frozen=True):
     """What a golden run found.
 
     Attributes:
         engine: Engine name, with its ``version`` and ``detail``.
-        precision: ``int8`` if every program is, else ``fp32``.
+        precision: The one of all programs, or ``mixed``.
         windows: Golden windows, each run in every subset.
         max_difference: Largest absolute difference of a logit from the stored one.
         tolerance: Largest difference allowed.
-        passed: Whether it was kept.
+        failed: Which of :data:`ODD_INPUTS` were not stood.
+        passed: Whether all of it held.
     """
 
     engine: str
@@ -36,27 +52,43 @@ class GoldenResult(msgspec.Struct, frozen=True):
     windows: int
     max_difference: float
     tolerance: float
+    failed: tuple[str, ...]
     passed: bool
 
 
-def run_subsets(model: BundleModel, windows: dict[str, Float32]) -> tuple[Float32, Float32]:
+def run_encoders(model: BundleModel, windows: Mapping[str, Float32]) -> dict[str, Float32]:
+    """Tokens (n, token_dim) of all windows (n, channels, samples), normalised, by modality name.
+
+    Raises:
+        DataError: A window has another shape than the model takes, or is not finite.
+        EngineError: The engine failed.
+    """
+    return {
+        name: np.stack([model.encode_normalised(name, window) for window in array]) for name, array in windows.items()
+    }
+
+
+def run_subsets(
+    model: BundleModel, windows: dict[str, Float32], tokens: dict[str, Float32] | None = None
+) -> tuple[Float32, Float32]:
     """Run every subset over all windows.
 
     Args:
         model: The model.
         windows: Modality name to (n, channels, samples), normalised, for all modalities of the model.
+        tokens: Their tokens from :func:`run_encoders`, if they are there already.
 
     Returns:
         Logits (subsets, n, labels) and embeddings (subsets, n, embedding_dim), the subsets in the order of
         :func:`armlet_runtime.modalities.subsets`.
 
     Raises:
-        DataError: A window has another shape than the model takes.
+        DataError: A window has another shape than the model takes, or is not finite.
         EngineError: The engine failed.
     """
     names = [modality.name for modality in model.manifest.modalities]
     count = len(windows[names[0]])
-    tokens = {name: [model.encode_normalised(name, window) for window in windows[name]] for name in names}
+    tokens = run_encoders(model, {name: windows[name] for name in names}) if tokens is None else tokens
     parts = subsets(names)
     logits = np.empty((len(parts), count, len(model.manifest.labels)), np.float32)
     embeddings = np.empty((len(parts), count, model.manifest.embedding_dim), np.float32)
@@ -64,6 +96,70 @@ def run_subsets(model: BundleModel, windows: dict[str, Float32]) -> tuple[Float3
         for j in range(count):
             logits[i, j], embeddings[i, j] = model.aggregate({name: tokens[name][j] for name in subset})
     return logits, embeddings
+
+
+def odd_inputs(model: BundleModel, windows: Mapping[str, Float32]) -> tuple[str, ...]:
+    """Give the programs what a careless caller or a broken sensor would, in every subset of one window.
+
+    Args:
+        model: The model.
+        windows: Modality name to (n, channels, samples), normalised; the first of each is used.
+
+    Returns:
+        Which of :data:`ODD_INPUTS` were not stood; none is how it should be.
+
+    Raises:
+        EngineError: The engine failed.
+    """
+    contiguous, order, refused, extremes = ODD_INPUTS
+    first = {name: np.ascontiguousarray(array[0]) for name, array in windows.items()}
+    failed = []
+
+    def strided(window: Float32) -> Float32:
+        wide = np.repeat(window, 2, axis=1)
+        wide[:, 1::2] = np.inf  # what an engine would read that ignores strides
+        return wide[:, ::2]
+
+    tokens = {name: model.encode_normalised(name, window) for name, window in first.items()}
+    if not all(
+        np.array_equal(model.encode_normalised(name, window), tokens[name])
+        for name, part in first.items()
+        for window in (strided(part), np.asfortranarray(part), part[::-1][::-1])
+    ):
+        failed.append(contiguous)
+    names = list(first)
+    for subset in subsets(names):
+        scores = model.aggregate({name: tokens[name] for name in subset})[0]
+        if not np.array_equal(model.aggregate({name: tokens[name] for name in reversed(subset)})[0], scores):
+            failed.append(order)
+            break
+    broken = (np.nan, np.inf, -np.inf)
+    if not all(_is_refused(model, name, part, value) for name, part in first.items() for value in broken):
+        failed.append(refused)
+    ends = [
+        {name: (np.where(np.indices(part.shape).sum(0) % step == 0, sign, -sign) * EXTREME).astype(np.float32)
+         for name, part in first.items()}
+        for sign in (1, -1)
+        for step in (1, 2)
+    ]  # fmt: skip
+    extreme = {name: [model.encode_normalised(name, end[name]) for end in ends] for name in names}
+    try:
+        for subset in subsets(names):
+            for place in range(len(ends)):
+                model.aggregate({name: extreme[name][place] for name in subset})
+    except NotANumberError:
+        failed.append(extremes)
+    return tuple(failed)
+
+
+def _is_refused(model: BundleModel, name: str, window: Float32, value: float) -> bool:
+    broken = window.copy()
+    broken[-1, -1] = value
+    try:
+        model.encode_normalised(name, broken)
+    except NotANumberError:
+        return True
+    return False
 
 
 def golden_windows(manifest: Manifest, read: Callable[[str], bytes]) -> dict[str, Float32]:
@@ -83,7 +179,8 @@ def golden_windows(manifest: Manifest, read: Callable[[str], bytes]) -> dict[str
 
 
 def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult:
-    """Run the golden windows in every subset and compare with the logits that the same engine gave at export.
+    """Run the golden windows in every subset, compare with the logits that the same engine gave at export, and look at
+    :data:`ODD_INPUTS`.
 
     Raises:
         BundleError: A golden member is not what the manifest promises.
@@ -95,17 +192,23 @@ def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult
     logits, _ = run_subsets(model, windows)
     member = manifest.golden.logits[stored_under]
     stored = load_array(read(member), member, logits.shape)
-    refs = (*programs.encoders.values(), programs.aggregator)
-    precision = "int8" if all(ref.precision == "int8" for ref in refs) else "fp32"
-    tolerance = 0.0 if precision == "int8" else FLOAT_TOLERANCE
+    precisions = {ref.precision for ref in (*programs.encoders.values(), programs.aggregator)}
+    tolerance = manifest.golden.tolerance.get(stored_under)
+    if tolerance is None:
+        tolerance = 0.0 if precisions == {"int8"} else FLOAT_TOLERANCE
+    if model.engine.name != stored_under and ":" in model.engine.name:
+        # Another provider of the same engine rounds as it likes between the layers.
+        tolerance = max(tolerance, FLOAT_TOLERANCE)
     difference = float(np.max(np.abs(logits - stored), initial=0.0))
+    failed = odd_inputs(model, windows) if logits.shape[1] else ()
     return GoldenResult(
         engine=model.engine.name,
         version=model.engine.version,
         detail=model.engine.detail,
-        precision=precision,
+        precision=precisions.pop() if len(precisions) == 1 else "mixed",
         windows=logits.shape[1],
         max_difference=difference,
         tolerance=tolerance,
-        passed=difference <= tolerance,  # false also for a NaN
+        failed=failed,
+        passed=difference <= tolerance and not failed,  # false also for a NaN
     )

@@ -11,7 +11,9 @@ after the window's last grid time.
 
 **Presence.** A modality is present when its newest sample at the window's end is not older than ``stale_after_s`` (or
 two of its periods, for slow ones) and its coverage is at least ``min_coverage``; one that was absent needs
-``return_coverage``. At the start all are absent.
+``return_coverage``. At the start all are absent. A sample that is NaN or infinite counts as not received.
+
+**No decision.** Every window has its record; one without a label says why (``reason``).
 
 **Determinism.** Decisions are a pure function of the packets with their arrivals: before a packet that arrived at *a*
 is taken in, everything that fell due before *a* is decided; after it, everything due at *a* or earlier. Whoever feeds
@@ -23,14 +25,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .decisions import Decision
 from .engines.base import Float32
-from .errors import DataError
-from .manifest import Presence
-from .modalities import Modality
+from .errors import DataError, NotANumberError
+from .manifest import CertificateRow, Presence
+from .modalities import Modality, subset_name, subsets
 from .model import BundleModel
 from .recording import Packet
 from .streams import Cut, SampleRing, Wearable
@@ -41,6 +43,9 @@ KEEP_MARGIN_NS = 1_000_000_000
 # A wearable's own rate may be off the model's by this share, and is then interpolated. Further off, interpolation would
 # alias the signal or invent some, and the stream is not used.
 RATE_TOLERANCE = 0.1
+
+NO_SENSOR, BELOW_FLOOR, NOT_A_NUMBER = "no sensor", "below floor", "not a number"
+"""Why a window has no label."""
 
 # Packets of a recording that are further apart are not of one run: the clock they are stamped with was another one.
 LONGEST_SILENCE_NS = 7 * 24 * 3600 * 1_000_000_000
@@ -68,13 +73,30 @@ class LiveCore:
         problems: Why a wearable's modality is not used, by ``wearable/modality``.
     """
 
-    def __init__(self, model: BundleModel, clock_ns: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        model: BundleModel,
+        clock_ns: Callable[[], int] | None = None,
+        floor: float | None = None,
+        certified: Mapping[str, CertificateRow] | None = None,
+    ) -> None:
         """Begin without any packet.
 
         Args:
             model: The model to run.
             clock_ns: The clock that arrivals are stamped with, for ``latency_s``; None for a replay.
+            floor: Decide on no subset whose certified macro-F1 is below it, or that the certificate does not know.
+            certified: Subset to its row of the certificate, for the engine that runs.
         """
+        self._refused: set[str] = set()
+        if floor is not None:
+            names = [modality.name for modality in model.manifest.modalities]
+            rows = certified or {}
+            self._refused = {
+                name
+                for name in map(subset_name, subsets(names))
+                if name not in rows or not rows[name].macro_f1 >= floor
+            }
         manifest = model.manifest
         self.wearables: dict[str, Wearable] = {}
         self.problems: dict[str, str] = {}
@@ -213,17 +235,29 @@ class LiveCore:
             slot.present = cut is not None and self._is_present(slot, cut)
             if cut is not None and slot.present:
                 if slot.token is None or slot.token_total != cut.total:
-                    slot.token = self._model.encode(name, cut.window)
+                    try:
+                        slot.token = self._model.encode(name, cut.window)
+                    except NotANumberError:  # finite samples that normalisation makes infinite
+                        slot.present, slot.token = False, None
+                        continue
                     slot.token_total = cut.total
                 tokens[name] = slot.token
         label: str | None = None
         scores: tuple[float, ...] = ()
         embedding: tuple[float, ...] = ()
-        if tokens:
-            logits, vector = self._model.aggregate(tokens)
-            scores = _softmax(logits.tolist())
-            embedding = tuple(vector.tolist())
-            label = self._model.manifest.labels[int(logits.argmax())]
+        reason: str | None = None
+        if not tokens:
+            reason = NO_SENSOR
+        elif subset_name(tuple(tokens)) in self._refused:
+            reason = BELOW_FLOOR
+        else:
+            try:
+                logits, vector = self._model.aggregate(tokens)
+                scores = _softmax(logits.tolist())
+                embedding = tuple(vector.tolist())
+                label = self._model.manifest.labels[int(logits.argmax())]
+            except NotANumberError:
+                reason = NOT_A_NUMBER
         live = self._clock_ns is not None
         return Decision(
             index=self._index,
@@ -236,6 +270,7 @@ class LiveCore:
             age_s=age_s,
             coverage=coverage,
             engine=self._model.engine.name,
+            reason=reason,
             latency_s=(self._clock_ns() - end_ns) / 1e9 if self._clock_ns is not None else None,
             compute_s=(time.perf_counter_ns() - began_ns) / 1e9 if live else None,
         )

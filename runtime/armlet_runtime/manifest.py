@@ -17,7 +17,12 @@ from .errors import NewerSchemaError, SchemaError
 from .modalities import Modality
 from .windows import Normalisation, WindowSpec
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 since programs have precisions other than int8 and fp32, and golden outputs tolerances; 1 is still read."""
+
+PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
+"""What a program's weights are kept in: ``dynamic`` is int8 whose activations are rounded by the range of each call,
+``fp16`` computes in float32."""
 
 MAX_RELEASE = (1 << 53) - 1
 """Largest release: what every JSON reader keeps exactly."""
@@ -30,7 +35,7 @@ class ProgramRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: Mapping[str, tuple[int, ...]]
     outputs: Mapping[str, tuple[int, ...]]
     precision: str
-    """``int8`` or ``fp32``: what the weights and activations are kept in."""
+    """One of :data:`PRECISIONS`."""
 
 
 class EnginePrograms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,11 +71,14 @@ class GoldenRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Members (raw ``.npy``) that hold golden inputs and each engine's own outputs on them.
 
     ``windows``: modality name to an array (n, channels, samples) of normalised windows. ``logits``: engine name to an
-    array (subsets, n, labels), the subsets in the order of :func:`armlet_runtime.modalities.subsets`.
+    array (subsets, n, labels), the subsets in the order of :func:`armlet_runtime.modalities.subsets`. ``tolerance``:
+    engine name to how far a logit may be from the stored one on another machine; 0 for programs that are integer from
+    end to end. Not given in schema 1, where :data:`armlet_runtime.golden.FLOAT_TOLERANCE` holds for fp32.
     """
 
     windows: dict[str, str]
     logits: dict[str, str]
+    tolerance: dict[str, float] = {}
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +118,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Measured quality of one subset on one engine. ``macro_f1`` and ``agreement`` are shares (0 to 1)."""
+    """Measured quality of one subset on one engine. ``macro_f1`` and ``agreement`` are shares (0 to 1).
+
+    The fields with ``quantised`` compare with the model that the programs should be but for rounding differences: the
+    PyTorch model with the rounding of its int8 parts simulated. Those without compare with the float model.
+    """
 
     subset: str
     engine: str
@@ -122,6 +134,33 @@ class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean_distance: float
     agreement: float
     """Share of windows with the same arg max as the float PyTorch model."""
+    macro_f1_low: float | None = None
+    """Lower end of the interval that :attr:`Certificate.interval` describes; null in certificates of schema 1."""
+    macro_f1_high: float | None = None
+    rmse: float | None = None
+    """Root of the mean squared difference of the logits."""
+    cosine: float | None = None
+    """Cosine of the angle between all logits and those of the float model."""
+    quantised_max_distance: float | None = None
+    quantised_rmse: float | None = None
+    quantised_cosine: float | None = None
+    quantised_agreement: float | None = None
+
+
+class ProgramRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How near one program is to its PyTorch module with rounding simulated, on the same inputs.
+
+    An encoder's outputs are tokens, the aggregator's (given the tokens that the engine's own encoders made) logits;
+    ``agreement`` is the share of windows with the same arg max, of logits only.
+    """
+
+    engine: str
+    part: str
+    precision: str
+    cosine: float
+    rmse: float
+    max_distance: float
+    agreement: float | None = None
 
 
 class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,6 +171,23 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     people: tuple[str, ...]
     windows: int
     rows: tuple[CertificateRow, ...]
+    interval: str = ""
+    """How the interval of macro-F1 came about."""
+    programs: tuple[ProgramRow, ...] = ()
+    versions: dict[str, str] = {}
+    """What made and ran the programs: package or engine to version."""
+
+
+def decode_certificate(data: bytes) -> Certificate:
+    """Read a certificate.
+
+    Raises:
+        SchemaError: It does not follow its schema.
+    """
+    try:
+        return msgspec.json.decode(data, type=Certificate)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise SchemaError(f"the certificate does not follow its schema: {error}") from error
 
 
 class _AnyManifest(msgspec.Struct):
@@ -195,7 +251,7 @@ def seconds_of(time: str) -> float:
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     names = [modality.name for modality in manifest.modalities]
-    if manifest.schema != SCHEMA:
+    if not 1 <= manifest.schema <= SCHEMA:
         yield f"schema {manifest.schema} does not exist"
     if not names or len(set(names)) != len(names):
         yield "it needs at least one modality, and none twice"
@@ -242,7 +298,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         if programs.aggregator.inputs != {"tokens": tokens} or programs.aggregator.outputs != outputs:
             yield f"the aggregator for {engine} must take tokens {tokens} and give {outputs}"
         for ref in (*programs.encoders.values(), programs.aggregator):
-            if ref.precision not in ("int8", "fp32"):
-                yield f"the program {ref.member} has the precision '{ref.precision}', not int8 or fp32"
+            if ref.precision not in PRECISIONS:
+                yield f"the program {ref.member} has the precision '{ref.precision}', not {', '.join(PRECISIONS)}"
         if engine not in manifest.golden.logits:
             yield f"there are no golden logits for {engine}"

@@ -11,7 +11,7 @@ from . import engines
 from .bundle import Bundle
 from .engines import Engine, Program
 from .engines.base import Float32
-from .errors import BundleError, DataError, EngineError
+from .errors import BundleError, DataError, EngineError, NotANumberError
 from .manifest import EnginePrograms, Manifest, ProgramRef
 
 # The TFLite runtime runs the programs that were made for LiteRT.
@@ -131,9 +131,12 @@ class BundleModel:
 
         Raises:
             DataError: The model has no such modality, or the window is of another shape.
+            NotANumberError: The window holds NaN or infinity.
             EngineError: The engine failed.
         """
         self._check(modality, window)
+        if not np.isfinite(window).all():
+            raise NotANumberError(f"a window of '{modality}' holds samples that are no finite numbers; leave it out")
         token: Float32 = self._encoders[modality]({"window": np.asarray(window, np.float32)[None]})["token"][0]
         return token
 
@@ -156,6 +159,7 @@ class BundleModel:
 
         Raises:
             DataError: There are no tokens, or one is of an unknown modality or of another shape.
+            NotANumberError: The scores are none: a decision is never NaN.
             EngineError: The engine failed.
         """
         unknown = [name for name in tokens if name not in self.mask_tokens]
@@ -167,6 +171,8 @@ class BundleModel:
         for name, place in self._places.items():
             place[0] = tokens.get(name, self.mask_tokens[name])
         result = self._aggregator({"tokens": self._row})
+        if not np.isfinite(result["logits"]).all():
+            raise NotANumberError(f"the scores of {', '.join(tokens)} are no finite numbers: the signal is too large")
         embedding: Float32 = result["embedding"][0]
         if self._prototypes is None:
             return result["logits"][0], embedding

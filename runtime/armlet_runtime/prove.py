@@ -9,6 +9,7 @@ modality an array (n, channels, samples) float32 of *normalised* windows, as the
 
 - ``logits`` (subsets, n, labels) and ``embeddings`` (subsets, n, embedding_dim) float32, the subsets in the order of
   :func:`armlet_runtime.modalities.subsets`;
+- ``tokens_MODALITY`` (n, token_dim) float32;
 - ``report``: a string, JSON of :class:`ProofReport`.
 """
 
@@ -29,7 +30,7 @@ from .bundle import MANIFEST, open_bundle
 from .engines.base import Float32
 from .errors import ArmletError, BundleError, DataError, EngineError, MissingMemberError
 from .files import write_atomic
-from .golden import run_subsets
+from .golden import odd_inputs, run_encoders, run_subsets
 from .machine import resident_bytes
 from .manifest import Manifest, decode_manifest
 from .modalities import subset_name, subsets
@@ -47,6 +48,7 @@ class ProofReport(msgspec.Struct, frozen=True):
         load_s: Time to load the engine and all programs.
         run_s: Time of all windows in all subsets.
         resident_bytes: Memory of this process at the end.
+        failed: Which of :data:`armlet_runtime.golden.ODD_INPUTS` were not stood.
     """
 
     engine: str
@@ -57,6 +59,7 @@ class ProofReport(msgspec.Struct, frozen=True):
     load_s: float
     run_s: float
     resident_bytes: int
+    failed: tuple[str, ...]
 
 
 class Draft:
@@ -114,7 +117,8 @@ def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Seq
     start = time.perf_counter()
     model = BundleModel(draft.manifest, draft.read, engine)
     loaded = time.perf_counter()
-    logits, embeddings = run_subsets(model, windows)
+    tokens = run_encoders(model, windows)
+    logits, embeddings = run_subsets(model, windows, tokens)
     done = time.perf_counter()
     report = ProofReport(
         engine=model.engine.name,
@@ -125,9 +129,16 @@ def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Seq
         load_s=loaded - start,
         run_s=done - loaded,
         resident_bytes=resident_bytes(),
+        failed=odd_inputs(model, windows),
     )
     buffer = io.BytesIO()
-    np.savez(buffer, logits=logits, embeddings=embeddings, report=np.array(msgspec.json.encode(report).decode()))
+    np.savez(
+        buffer,
+        logits=logits,
+        embeddings=embeddings,
+        report=np.array(msgspec.json.encode(report).decode()),
+        **{f"tokens_{name}": array for name, array in tokens.items()},  # type: ignore[arg-type]
+    )
     write_atomic(output, buffer.getvalue())
     return report
 

@@ -16,6 +16,7 @@ import numpy as np
 from . import machine
 from .decisions import Decision
 from .live import LiveCore
+from .manifest import CertificateRow
 from .modalities import subset_name
 from .model import BundleModel
 
@@ -64,6 +65,12 @@ class Summary(msgspec.Struct, frozen=True):
     """Subset to its number of decisions."""
     labels: dict[str, int]
     """Label to its number of decisions."""
+    undecided: dict[str, int]
+    """Why there was no label, to how often."""
+    certified: dict[str, CertificateRow]
+    """Each subset that there was, to its row of the bundle's certificate for the engine."""
+    floor: float | None
+    """The macro-F1 below which no decision was asked for."""
     transitions: list[Transition]
     latency_s: Spread | None
     """Window's end to the decision being out; null in a replay or without decisions."""
@@ -98,6 +105,7 @@ class Tally:
         self._compute_s = array("d")
         self._subsets: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
+        self._undecided: Counter[str] = Counter()
         self._transitions: list[Transition] = []
 
     def add(self, decision: Decision) -> bool:
@@ -111,6 +119,8 @@ class Tally:
         self._subsets[subset] += 1
         if decision.label is not None:
             self._labels[decision.label] += 1
+        if decision.reason is not None:
+            self._undecided[decision.reason] += 1
         if self._transitions and self._transitions[-1].subset == subset:
             return False
         self._transitions.append(Transition(decision.index, decision.window_end_ns, subset, decision.age_s))
@@ -126,6 +136,8 @@ class Tally:
         ran_s: float,
         links: Mapping[str, tuple[str, str]] | None = None,
         dropped: int = 0,
+        certified: Mapping[str, CertificateRow] | None = None,
+        floor: float | None = None,
     ) -> Summary:
         """The summary at the end.
 
@@ -138,6 +150,8 @@ class Tally:
             ran_s: See :class:`Summary`.
             links: Wearable name to state and problem; None for a replay.
             dropped: Packets lost in this process.
+            certified: Subset to its row of the certificate.
+            floor: See :class:`Summary`.
         """
         decisions = sum(self._subsets.values())
         limit_s = model.manifest.presence.max_wait_s + LATE_S
@@ -163,6 +177,9 @@ class Tally:
             late=sum(latency > limit_s for latency in self._latency_s),
             subsets=dict(self._subsets),
             labels=dict(self._labels),
+            undecided=dict(self._undecided),
+            certified={name: row for name, row in (certified or {}).items() if name in self._subsets},
+            floor=floor,
             transitions=self._transitions,
             latency_s=_spread(self._latency_s),
             compute_s=_spread(self._compute_s),

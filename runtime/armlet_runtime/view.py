@@ -12,6 +12,7 @@ from .modalities import subset_name
 
 if TYPE_CHECKING:
     from .live import LiveCore
+    from .manifest import CertificateRow
     from .summary import Summary
 
 # A calm table: not more often than the eye asks for, and little work on a small board.
@@ -33,9 +34,11 @@ class LinkView(Protocol):
 class LineView:
     """Prints a line when a link or the subset changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, certified: Mapping[str, CertificateRow] | None = None) -> None:
+        """``certified``: subset to its row of the bundle's certificate."""
         self._states: dict[str, str] = {}
         self._first_end_ns: int | None = None
+        self._certified = certified or {}
 
     def links(self, links: Mapping[str, LinkView]) -> None:
         """Show the links."""
@@ -51,8 +54,10 @@ class LineView:
             self._first_end_ns = decision.window_end_ns
         if changed:
             at_s = (decision.window_end_ns - self._first_end_ns) / 1e9
+            subset = subset_name(decision.subset)
             print(
-                f"{at_s:8.2f} s  window {decision.index}: {subset_name(decision.subset)} -> {decision.label or '-'}",
+                f"{at_s:8.2f} s  window {decision.index}: {subset} -> {decision.label or decision.reason}"
+                f"{certified_text(self._certified.get(subset))}",
                 flush=True,
             )
 
@@ -69,9 +74,9 @@ class LineView:
 class TableView(LineView):
     """A table that stays in its place: the wearables, and the newest decision."""
 
-    def __init__(self, core: LiveCore) -> None:
-        """``core``: the loop whose counts are shown."""
-        super().__init__()
+    def __init__(self, core: LiveCore, certified: Mapping[str, CertificateRow] | None = None) -> None:
+        """``core``: the loop whose counts are shown; ``certified``: see :class:`LineView`."""
+        super().__init__(certified)
         from rich.console import Console
         from rich.live import Live
 
@@ -130,12 +135,23 @@ class TableView(LineView):
             about += f"  score {max(newest.scores):.2f}"
         if newest.latency_s is not None:
             about += f"  latency {newest.latency_s * 1e3:.0f} ms"
-        return Group(wearables, "", Text.assemble((newest.label or "no sensor", "bold"), about))
+        about += certified_text(self._certified.get(subset_name(newest.subset)))
+        return Group(wearables, "", Text.assemble((newest.label or newest.reason or "", "bold"), about))
 
 
-def make_view(core: LiveCore) -> LineView:
-    """A table if standard output is a terminal, lines if not."""
-    return TableView(core) if sys.stdout.isatty() else LineView()
+def make_view(core: LiveCore, certified: Mapping[str, CertificateRow] | None = None) -> LineView:
+    """A table if standard output is a terminal, lines if not; ``certified``: see :class:`LineView`."""
+    return TableView(core, certified) if sys.stdout.isatty() else LineView(certified)
+
+
+def certified_text(row: CertificateRow | None) -> str:
+    """What the certificate says of a subset, to put behind a decision; empty if it says nothing."""
+    if row is None:
+        return ""
+    interval = ""
+    if row.macro_f1_low is not None and row.macro_f1_high is not None:
+        interval = f" [{row.macro_f1_low:.2f}, {row.macro_f1_high:.2f}]"
+    return f"  (certified macro-F1 {row.macro_f1:.2f}{interval})"
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -145,6 +161,10 @@ def summary_lines(summary: Summary) -> list[str]:
         f"{summary.decisions} decisions, {summary.missed} missed ({subsets})",
         f"engine {summary.engine} {summary.engine_version}: {summary.engine_detail}",
     ]
+    for name, row in summary.certified.items():
+        lines.append(f"on {name}:{certified_text(row)}")
+    if summary.undecided:
+        lines.append("no decision: " + ", ".join(f"{why} {count}" for why, count in summary.undecided.items()))
     if summary.latency_s is not None and summary.compute_s is not None:
         latency, compute = summary.latency_s, summary.compute_s
         lines.append(

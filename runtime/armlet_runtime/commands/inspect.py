@@ -22,21 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the bundle, which is verified first."""
-    import msgspec
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from ..errors import SchemaError
-    from ..manifest import Certificate
+    from ..manifest import decode_certificate
     from ..outputs import write_json
 
     bundle = load_bundle(args)
     manifest = bundle.manifest
-    try:
-        certificate = msgspec.json.decode(bundle.read(manifest.certificate), type=Certificate)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SchemaError(f"the member '{manifest.certificate}' does not follow its schema: {error}") from error
+    certificate = decode_certificate(bundle.read(manifest.certificate))
 
     console = Console(highlight=False, markup=False)
     facts = Table.grid(padding=(0, 2))
@@ -66,16 +61,31 @@ def run(args: argparse.Namespace) -> int:
 
     console.print(
         f"certificate: {certificate.windows} windows of {len(certificate.people)} people, {certificate.data}; "
-        "distances are of logits from the float PyTorch model",
+        f"interval: {certificate.interval or 'none'}; distances are of logits from the float PyTorch model",
         soft_wrap=True,
     )
-    rows = Table("subset", "engine", "macro-F1", "PyTorch", "max dist.", "mean dist.", "agree", box=box.SIMPLE_HEAD)
+    rows = Table(
+        "subset", "engine", "macro-F1", "interval", "PyTorch", "max dist.", "RMSE", "cosine", "agree",
+        box=box.SIMPLE_HEAD,
+    )  # fmt: skip
     for row in certificate.rows:
+        interval = "" if row.macro_f1_low is None else f"{row.macro_f1_low:.3f} to {row.macro_f1_high:.3f}"
         rows.add_row(
-            row.subset, row.engine, f"{row.macro_f1:.4f}", f"{row.macro_f1_pytorch:.4f}",
-            f"{row.max_distance:.3g}", f"{row.mean_distance:.3g}", f"{row.agreement:.4f}",
+            row.subset, row.engine, f"{row.macro_f1:.4f}", interval, f"{row.macro_f1_pytorch:.4f}",
+            f"{row.max_distance:.3g}", _dash(row.rmse, ".3g"), _dash(row.cosine, ".6f"), f"{row.agreement:.4f}",
         )  # fmt: skip
     console.print(rows)
+    if certificate.programs:
+        console.print("each program against PyTorch with its rounding simulated:")
+        near = Table("engine", "program", "precision", "cosine", "RMSE", "max dist.", "agree", box=box.SIMPLE_HEAD)
+        for program in certificate.programs:
+            near.add_row(
+                program.engine, program.part, program.precision, f"{program.cosine:.6f}", f"{program.rmse:.3g}",
+                f"{program.max_distance:.3g}", _dash(program.agreement, ".4f"),
+            )  # fmt: skip
+        console.print(near)
+        versions = ", ".join(f"{name} {number}" for name, number in certificate.versions.items())
+        console.print(f"measured with {versions}", soft_wrap=True)
     size = sum(bundle.sizes.values())
     console.print(f"{len(bundle.sizes)} members, {size / 1024:.1f} KiB")
 
@@ -91,3 +101,7 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     return 0
+
+
+def _dash(value: float | None, pattern: str) -> str:
+    return "-" if value is None else format(value, pattern)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
+    from ..manifest import CertificateRow
     from ..model import BundleModel
 
 
@@ -52,6 +53,37 @@ def load_bundle(args: argparse.Namespace) -> Bundle:
     from ..trust import trusted_keys
 
     return open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
+
+
+def add_floor_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--floor``."""
+    parser.add_argument(
+        "--floor",
+        type=float,
+        metavar="F",
+        help="give no decision on sensors for which the bundle's certificate has a macro-F1 below this (0 to 1)",
+    )
+
+
+def load_certified(args: argparse.Namespace) -> tuple[BundleModel, str, dict[str, CertificateRow]]:
+    """As :func:`load_model`, and subset to its row of the bundle's certificate, for the engine that runs.
+
+    Raises:
+        BundleError: The bundle cannot be trusted or used.
+        EngineError: The engine cannot be used here.
+        UsageError: The floor is no share.
+    """
+    from ..errors import UsageError
+    from ..manifest import decode_certificate
+    from ..model import BundleModel, programs_of
+
+    if args.floor is not None and not 0 <= args.floor <= 1:
+        raise UsageError(f"--floor {args.floor:g}: macro-F1 lies between 0 and 1")
+    bundle = load_bundle(args)
+    model = BundleModel.from_bundle(bundle, args.engine)
+    certificate = decode_certificate(bundle.read(bundle.manifest.certificate))
+    stored_under, _ = programs_of(bundle.manifest, model.engine.name)
+    return model, bundle.digest, {row.subset: row for row in certificate.rows if row.engine == stored_under}
 
 
 def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:

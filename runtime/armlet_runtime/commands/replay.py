@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .model_arguments import add_model_arguments, load_model
+from .model_arguments import add_floor_option, add_model_arguments, load_certified
 
 NAME = "replay"
 HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("recording", type=Path, help="recording with packets, as 'armlet record' makes them")
     add_model_arguments(parser)
+    add_floor_option(parser)
     parser.add_argument("--real-time", action="store_true", help="take as long as the run took")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
@@ -42,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             f"{args.recording} holds no packets, only streams: 'armlet wearables simulate' plays it as wearables"
         )
-    model, digest = load_model(args)
+    model, digest, certified = load_certified(args)
     ready_s = since_process_start_s()
-    core = LiveCore(model)
+    core = LiveCore(model, None, args.floor, certified)
     tally = Tally()
-    view = LineView()
+    view = LineView(certified)
     # Sleeping keeps this distance between the recording's clock and the host's.
     began_ns = time.monotonic_ns()
     offset_ns = began_ns - recording.packets[0].arrival_ns
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             lines.write(decision.to_json())
             view.decision(decision, tally.add(decision))
     ran_s = (time.monotonic_ns() - began_ns) / 1e9
-    summary = tally.summary(model, digest, core, ended_ns, ready_s, ran_s)
+    summary = tally.summary(model, digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor)
     view.end(summary)
     if args.json:
         write_json(args.json, summary)
