@@ -153,6 +153,10 @@ class CBraModModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only
     dropout: float
 
 
+Fusion = Literal["cross-attention", "concatenation"]
+Masking = Literal["synchronised", "independent"]
+
+
 class VideoRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A stream of pictures: its channels are colours x height x width, in this order.
 
@@ -188,7 +192,7 @@ class MuMaeModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=T
     width: int
     depth: int
     heads: int
-    fusion: Literal["cross-attention", "concatenation"]
+    fusion: Fusion
     queries: int = 1
     embedding_dim: int
     dropout: float
@@ -261,7 +265,7 @@ class MuMaePretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_
         video_weight: Of each camera's loss.
     """
 
-    masking: Literal["synchronised", "independent"] = "synchronised"
+    masking: Masking = "synchronised"
     mask_ratio: float = 0.75
     tube_ratio: float = 0.9
     decoder_width: int
@@ -339,6 +343,8 @@ class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_
         shots: Labelled examples of each class; published: 1.
         queries: Queries of each class, in training; published: 1.
         made: Share of the training episodes that are made, see :mod:`armlet_train.movements`.
+        unspliced: Learned labels between which no window is spliced, because the held-out labels lie there. Any other
+            two learned labels give two more classes to learn, see :func:`armlet_train.movements.splice`.
         distance: Of a query from a prototype.
         scale: First value of the learned factor on similarities; 7 is the published code's fixed one.
         classification: Weight of telling the learned classes apart; published: 1.
@@ -352,6 +358,7 @@ class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_
     shots: int = 1
     queries: int
     made: float
+    unspliced: tuple[str, ...]
     distance: Literal["cosine", "euclidean"]
     scale: float = 7.0
     classification: float = 1.0

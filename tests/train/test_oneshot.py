@@ -1,0 +1,67 @@
+"""The one-shot table on HAPT, in seconds: what is held out, and that it resumes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from armlet_runtime.errors import RecipeError
+from armlet_runtime.recording import Recording
+from armlet_train import data, oneshot
+from armlet_train.recipes import find_recipe, load_recipe
+
+CPU = torch.device("cpu")
+RECIPE = load_recipe(find_recipe("hapt-mumae-tiny"))
+
+
+def test_no_training_window_touches_a_held_out_label(recordings: list[Recording]) -> None:
+    assert recordings  # HAPT is in the cache
+    corpus = data.load_corpus(RECIPE.data, "train")
+    everything = msgspec.structs.replace(RECIPE.data, labels=RECIPE.data.hold_out, hold_out=())
+    transitions = data.load_corpus(everything, "train")
+    starts = corpus.draw(5000, False, np.random.default_rng(0))
+    for at in range(0, corpus.length, 16):
+        assert (transitions.labels_of(starts + at) == data.NO_LABEL).all()
+    # And there are some that would have been touched.
+    free = transitions.draw(5000, False, np.random.default_rng(0))
+    assert (transitions.labels_of(free + corpus.length // 2) != data.NO_LABEL).any()
+
+
+def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> None:
+    assert recordings
+    said: list[str] = []
+
+    def advance(what: str, done: int, total: int) -> None:
+        assert 0 < done <= total
+        said.append(what)
+
+    report = oneshot.table(tmp_path, True, CPU, advance, split="validation")
+    assert set(report.examples) == set(RECIPE.data.hold_out)
+    assert report.people == ("7", "15", "22", "28") and report.ways == 5 and report.shots == 1
+    assert [row.name for row in report.rows] == [oneshot.HAND, *oneshot.ROWS]
+    for row in report.rows:
+        assert 0.15 < row.accuracy < 0.95 and 0.005 < row.interval < 0.03
+        assert set(row.people) == set(report.people)
+    assert {f"{name}, seed 0" for name in oneshot.ROWS} == set(said)
+
+    # What is done is not done again; a row that was lost is, with the same figures.
+    said.clear()
+    rows = sorted(tmp_path.glob("validation-*.json"))
+    rows[0].unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert oneshot.table(tmp_path, True, CPU, advance, split="validation") == report
+    assert len(set(said)) == 1
+    console = Console(width=200, record=True)
+    oneshot.show(report, console)
+    assert "independent, concatenation" in console.export_text()
+
+
+def test_recipe_without_fewshot_is_one_sentence() -> None:
+    with pytest.raises(RecipeError, match="no \\[fewshot\\]"):
+        oneshot._few(load_recipe(find_recipe("hapt")))

@@ -1,0 +1,289 @@
+"""The one-shot table: what one example of a movement is worth that was kept out of all training.
+
+Every row is pretrained without labels, meta-trained on the learned classes and on made episodes, and tested on the
+held-out ones, whose windows are centred on each occurrence (a window that would leave its recording is moved inside).
+Support and queries of a test episode come from different people; beside it stands the easier test in which they come
+from different recordings. No window of training people that touches a held-out label takes part in any training (the
+normalisation's mean and deviation are those of all samples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from armlet_runtime.errors import RecipeError
+from armlet_runtime.files import write_atomic
+from armlet_runtime.windows import Float32, Normalisation
+
+from . import checkpoints, data, episodes, models, pretraining
+from .batches import in_batches
+from .episodes import EpisodeScore
+from .fewshot import PrototypeHead
+from .models import ArmletModel
+from .recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RECIPE, QUICK_RECIPE = "hapt-mumae-oneshot", "hapt-mumae-tiny"
+
+EPISODE_SEED = 20_000
+"""Of the test episodes; the same ones for every row and seed."""
+
+HAND = "gravity at both ends, no training"
+
+ROWS: dict[str, tuple[Masking | None, Fusion]] = {
+    "synchronised, cross-attention": ("synchronised", "cross-attention"),
+    "synchronised, concatenation": ("synchronised", "concatenation"),
+    "independent, cross-attention": ("independent", "cross-attention"),
+    "independent, concatenation": ("independent", "concatenation"),
+    "no pretraining, cross-attention": (None, "cross-attention"),
+}
+"""Row to how spans were masked in pretraining (None: no pretraining), and how streams are fused."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One row of the table.
+
+    Attributes:
+        name: Of the method.
+        seeds: Accuracy of each training seed.
+        accuracy: Mean over episodes and seeds, support and queries of different people.
+        interval: Half the width of its 95 % confidence interval over the episodes.
+        people: Accuracy on each person's queries, mean over the seeds.
+        recordings_accuracy: Support and queries of different recordings, which may be of the same person.
+        recordings_interval: Of that.
+    """
+
+    name: str
+    seeds: list[float]
+    accuracy: float
+    interval: float
+    people: dict[str, float]
+    recordings_accuracy: float
+    recordings_interval: float
+
+
+class OneShotReport(msgspec.Struct, frozen=True):
+    """The table, and what it was made of. ``examples``: label to how many there are of it."""
+
+    recipe: str
+    split: str
+    ways: int
+    shots: int
+    episodes: int
+    learned: tuple[str, ...]
+    examples: dict[str, int]
+    people: tuple[str, ...]
+    rows: list[Row]
+
+
+class _Trained(msgspec.Struct, frozen=True):
+    """What is kept of one row's training with one seed."""
+
+    people: EpisodeScore
+    recordings: EpisodeScore
+
+
+class _Unseen(msgspec.Struct, frozen=True):
+    """Windows of the held-out labels: raw ones by modality, labels, people, recordings."""
+
+    windows: dict[str, Float32]
+    present: NDArray[np.bool_]
+    truth: NDArray[np.int64]
+    people: NDArray[np.str_]
+    recordings: NDArray[np.str_]
+
+
+def table(
+    folder: Path,
+    quick: bool,
+    device: torch.device,
+    advance: Callable[[str, int, int], None],
+    split: str = "test",
+) -> OneShotReport:
+    """Make the table; begun again in the same folder, it goes on where it stopped.
+
+    Args:
+        folder: For checkpoints and finished rows.
+        quick: Seconds of training, for tests of the path; its figures mean nothing.
+        device: CPU or GPU.
+        advance: Called with what is being trained, steps done and steps in all.
+        split: Whose movements are tested; ``validation`` while something is still being chosen.
+
+    Raises:
+        DataError: The data cannot be had.
+    """
+    recipe = load_recipe(find_recipe(QUICK_RECIPE if quick else RECIPE))
+    few = _few(recipe)
+    episodes.check_disjoint(recipe.data.labels, recipe.data.hold_out)
+    corpus = data.load_corpus(recipe.data, "train", recipe.presence)
+    unseen = _unseen(recipe, split)
+    rows = [_hand_row(unseen, few)]
+    for name, (masking, fusion) in ROWS.items():
+        trained = []
+        for seed in range(few.seeds):
+            variant = _variant(recipe, masking, fusion, seed)
+            done = folder / f"{split}-{checkpoints.fingerprint(variant)[:16]}.json"
+            if not done.exists():
+                say = partial(advance, f"{name}, seed {seed}")
+                model, head = _train(variant, masking, corpus, folder, device, say)
+                embedded = _embed(model, unseen, corpus.normalisation())
+                write_atomic(done, msgspec.json.encode(_score(embedded, unseen, head, few)))
+            trained.append(msgspec.json.decode(done.read_bytes(), type=_Trained))
+        rows.append(_row(name, trained))
+    labels, counts = np.unique(unseen.truth, return_counts=True)
+    return OneShotReport(
+        recipe=QUICK_RECIPE if quick else RECIPE,
+        split=split,
+        ways=few.ways,
+        shots=few.shots,
+        episodes=few.test_episodes,
+        learned=recipe.data.labels,
+        examples={recipe.data.hold_out[label]: int(count) for label, count in zip(labels, counts, strict=True)},
+        people=tuple(sorted(set(unseen.people.tolist()), key=int)),
+        rows=rows,
+    )
+
+
+def show(report: OneShotReport, console: Console) -> None:
+    """Print the table."""
+    from rich.table import Table
+
+    printed = Table(
+        title=f"{report.ways}-way {report.shots}-shot on unseen {', '.join(report.examples)}: {report.split} people, "
+        f"{report.episodes} episodes a seed"
+    )
+    for heading in ("method", "different people", "over seeds", "lowest to highest person", "different recordings"):
+        printed.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in report.rows:
+        people = sorted((value, name) for name, value in row.people.items())
+        printed.add_row(
+            row.name,
+            f"{row.accuracy:.3f} ± {row.interval:.3f}",
+            " ".join(f"{value:.3f}" for value in row.seeds),
+            f"{people[0][0]:.2f} ({people[0][1]}) to {people[-1][0]:.2f} ({people[-1][1]})",
+            f"{row.recordings_accuracy:.3f} ± {row.recordings_interval:.3f}",
+        )
+    console.print(printed)
+
+
+def _few(recipe: Recipe) -> FewShotRecipe:
+    if recipe.fewshot is None:
+        raise RecipeError("the recipe has no [fewshot], which the one-shot table needs")
+    return recipe.fewshot
+
+
+def _variant(recipe: Recipe, masking: Masking | None, fusion: Fusion, seed: int) -> Recipe:
+    """The recipe of one row and seed."""
+    assert isinstance(recipe.model, MuMaeModel) and isinstance(recipe.pretrain, MuMaePretrain)
+    pretrain = msgspec.structs.replace(recipe.pretrain, seed=seed)
+    if masking is None:
+        pretrain = msgspec.structs.replace(pretrain, epochs=0)
+    else:
+        pretrain = msgspec.structs.replace(pretrain, masking=masking)
+    return msgspec.structs.replace(
+        recipe,
+        model=msgspec.structs.replace(recipe.model, fusion=fusion),
+        pretrain=pretrain,
+        fewshot=msgspec.structs.replace(_few(recipe), seed=seed),
+    )
+
+
+def _train(
+    recipe: Recipe,
+    masking: Masking | None,
+    corpus: data.Corpus,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[int, int], None],
+) -> tuple[ArmletModel, PrototypeHead]:
+    """Pretrain and meta-train; what is pretrained does not hang on the fusion, so both fusions share it."""
+    assert isinstance(recipe.model, MuMaeModel) and isinstance(recipe.pretrain, MuMaePretrain)
+    normalisation = corpus.normalisation()
+    model = _build(recipe, corpus)
+    if masking is not None:
+        kept = (
+            folder / f"pretrained-{checkpoints.fingerprint(recipe.data, recipe.pretrain, recipe.model.width)[:16]}.pt"
+        )
+        if not kept.exists():
+            plain = msgspec.structs.replace(recipe.model, fusion="concatenation")
+            first = _build(msgspec.structs.replace(recipe, model=plain), corpus)
+            keep = (recipe.pretrain, recipe.checkpoints, device, folder / "checkpoints")
+            pretraining.pretrain(first, corpus, normalisation, *keep, lambda _: None, say)
+            checkpoints.save(kept, _shared(first))
+        model.load_state_dict(checkpoints.load(kept), strict=False)
+    head = episodes.meta_train(
+        model, corpus, normalisation, _few(recipe), recipe.checkpoints, device, folder / "checkpoints", say
+    )
+    return model, head
+
+
+def _build(recipe: Recipe, corpus: data.Corpus) -> ArmletModel:
+    torch.manual_seed(recipe.pretrain.seed)
+    return models.build(recipe.model, corpus.modalities, corpus.lengths, len(corpus.labels))
+
+
+def _shared(model: ArmletModel) -> dict[str, torch.Tensor]:
+    """What pretraining trains: the encoders and the joint transformer."""
+    parts = ("encoders.", "aggregator.joint.")
+    return {name: value for name, value in model.state_dict().items() if name.startswith(parts)}
+
+
+def _unseen(recipe: Recipe, split: str) -> _Unseen:
+    """The windows around each occurrence of a held-out label."""
+    wanted = msgspec.structs.replace(recipe.data, labels=recipe.data.hold_out, hold_out=())
+    corpus = data.load_corpus(wanted, split, recipe.presence)
+    starts = corpus.centred()
+    return _Unseen(
+        corpus.windows(starts),
+        corpus.present(starts),
+        corpus.labels_of(starts + corpus.length // 2),
+        corpus.people_of(starts),
+        corpus.recordings_of(starts),
+    )
+
+
+def _embed(model: ArmletModel, unseen: _Unseen, normalisation: dict[str, Normalisation]) -> Float32:
+    windows = {name: normalisation[name].apply(raw) for name, raw in unseen.windows.items()}
+    return in_batches(lambda batch, present: model(batch, present)[1], windows, unseen.present)
+
+
+def _score(embedded: Float32, unseen: _Unseen, head: PrototypeHead, few: FewShotRecipe) -> _Trained:
+    """Both tests, on the same episodes for every row and seed."""
+    scores = []
+    for groups in (unseen.people, unseen.recordings):
+        rng = np.random.default_rng(EPISODE_SEED)
+        drawn = episodes.draw(unseen.truth, groups, few.test_episodes, few.ways, few.shots, 1, rng)
+        scores.append(episodes.score(embedded, drawn, unseen.people, head))
+    return _Trained(*scores)
+
+
+def _row(name: str, trained: list[_Trained]) -> Row:
+    """One row of its seeds. Episodes are the same for each seed, so their intervals are averaged, not narrowed."""
+    people = [one.people for one in trained]
+    return Row(
+        name=name,
+        seeds=[score.accuracy for score in people],
+        accuracy=float(np.mean([score.accuracy for score in people])),
+        interval=float(np.mean([score.interval for score in people])),
+        people={who: float(np.mean([score.people[who] for score in people])) for who in people[0].people},
+        recordings_accuracy=float(np.mean([one.recordings.accuracy for one in trained])),
+        recordings_interval=float(np.mean([one.recordings.interval for one in trained])),
+    )
+
+
+def _hand_row(unseen: _Unseen, few: FewShotRecipe) -> Row:
+    """What needs no training: the mean acceleration of the first and the last half second."""
+    acc = unseen.windows["acc"]
+    ends = acc.shape[2] // 10
+    embedded = np.concatenate([acc[:, :, :ends].mean(axis=2), acc[:, :, -ends:].mean(axis=2)], axis=1)
+    return _row(HAND, [_score(embedded, unseen, PrototypeHead("euclidean", 1.0), few)])
