@@ -1,4 +1,4 @@
-"""CBraMod: an encoder of many-channel biosignals, cut into patches and attended to criss-cross (Wang et al., ICLR 2025).
+"""CBraMod: an encoder of many-channel biosignals by patches and criss-cross attention (Wang et al., ICLR 2025).
 
 The state dict is interchangeable with the published one: the same 211 names and shapes (4,924,000 values), see
 :func:`load_state`. The published constants are the defaults of :class:`armlet_train.recipes.CBraModSizes`: patches
@@ -79,12 +79,11 @@ class CBraMod(nn.Module):
 class PatchEmbedding(nn.Module):
     """Each patch by its shape in time and its spectrum, plus its place among channels and patches."""
 
-    # Constant: cosines and sines of the patch's discrete Fourier transform, (patch, 2 * bins).
     fourier: Tensor
 
     def __init__(self, sizes: CBraModSizes) -> None:
         super().__init__()
-        kernel = tuple(sizes.positions)
+        kernel = sizes.positions
         self.positional_encoding = nn.Sequential(
             nn.Conv2d(sizes.width, sizes.width, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=sizes.width)
         )
@@ -102,11 +101,8 @@ class PatchEmbedding(nn.Module):
             nn.GroupNorm(sizes.groups, maps),
             nn.GELU(),
         )
-        bins = sizes.patch // 2 + 1
-        self.spectral_proj = nn.Sequential(nn.Linear(bins, sizes.width), Dropout(sizes.dropout))
-        angles = 2 * math.pi / sizes.patch * torch.outer(torch.arange(sizes.patch), torch.arange(bins)).double()
-        fourier = torch.cat([angles.cos(), angles.sin()], dim=1) / sizes.patch
-        self.register_buffer("fourier", fourier.float(), persistent=False)
+        self.spectral_proj = nn.Sequential(nn.Linear(sizes.patch // 2 + 1, sizes.width), Dropout(sizes.dropout))
+        self.register_buffer("fourier", fourier(sizes.patch).float(), persistent=False)
 
     def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, patches, width) of patches (B, channels, patches, samples); see :meth:`CBraMod.features`."""
@@ -123,6 +119,7 @@ class PatchEmbedding(nn.Module):
         # The summand, far below what float32 resolves, keeps the gradient finite for a patch of zeros.
         magnitude = torch.sqrt(cosine.square() + sine.square() + 1e-14)
         projection, dropout = self.spectral_proj
+        assert isinstance(projection, nn.Linear)
         spectrum: Tensor = dropout(linear(magnitude, projection.weight, projection.bias))
         return spectrum
 
@@ -138,6 +135,12 @@ class PatchEmbedding(nn.Module):
         image = embedded.permute(0, 3, 1, 2)
         placed = F.conv2d(image, weight, convolution.bias, padding=(rows, columns), groups=convolution.groups)
         return placed.permute(0, 2, 3, 1)
+
+
+def fourier(patch: int) -> Tensor:
+    """(patch, 2 * bins) float64: cosines and sines of the discrete Fourier transform, over the number of samples."""
+    angles = 2 * math.pi / patch * torch.outer(torch.arange(patch), torch.arange(patch // 2 + 1)).double()
+    return torch.cat([angles.cos(), angles.sin()], dim=1) / patch
 
 
 class Encoder(nn.Module):
@@ -173,7 +176,8 @@ class Layer(nn.Module):
         attended = torch.cat([self.self_attn_s(spatial, along=1), self.self_attn_t(temporal, along=2)], dim=3)
         tokens = tokens + self.dropout(attended)
         hidden = F.gelu(linear(self.norm2(tokens), self.linear1.weight, self.linear1.bias))
-        return tokens + self.dropout(linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias))
+        out: Tensor = self.dropout(linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias))
+        return tokens + out
 
 
 class Attention(nn.Module):
@@ -191,7 +195,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, along: int) -> Tensor:
         """(B, channels, patches, width) to the same; attends along channels (1) or patches (2)."""
-        batch, channels, patches, width = tokens.shape
+        batch, channels, patches, _ = tokens.shape
         projected = linear(tokens, self.in_proj_weight, self.in_proj_bias)
         # Query, key and value: each (B * the other axis, heads, the axis attended along, width of a head).
         parts = projected.reshape(batch, channels, patches, 3, self.heads, -1).transpose(along, 2)
@@ -232,7 +236,7 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if images is None or count < 256 or torch.compiler.is_compiling() or rows.device.type != "cpu":
         return F.linear(rows, weight, bias).reshape(*values.shape[:-1], -1)
     # Channels last, so that nothing is moved; PyTorch takes oneDNN from 17 images on.
-    pixels = rows.unflatten(0, (images, 1, -1)).permute(0, 3, 1, 2)
+    pixels = rows.view(images, 1, count // images, -1).permute(0, 3, 1, 2)
     mapped = F.conv2d(pixels, weight[:, :, None, None], bias)
     return mapped.permute(0, 2, 3, 1).reshape(*values.shape[:-1], -1)
 

@@ -8,15 +8,14 @@ leads". The paper gives neither the ratios nor the exact form, and no code. Here
   same lead and of the others tells what it was;
 - *across*: whole leads are hidden, and the others tell what they were; or whole columns, the same patch of every lead.
 
-Each window is masked in one of the two ways, by chance. Hidden patches are replaced before anything is computed, and the
-loss is the mean squared error on the hidden patches, in the units of the encoder's input, as CBraMod's. What is hidden is
-never nothing and never everything. Each modality's encoder learns for itself and of itself; how modalities go together,
-and what the mask token of an absent one says, is learned in fine-tuning, which sees every window in every subset.
+Each window is masked in one of the two ways, by chance. Hidden patches are replaced before anything is computed, and
+the loss is the mean squared error on the hidden patches, in the units of the encoder's input, as CBraMod's. What is
+hidden is never nothing and never everything. Each modality's encoder learns for itself and of itself; how modalities
+go together, and what the mask token of an absent one says, is learned in fine-tuning, which sees every window in
+every subset.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from .recipes import DualPretrain
 class Dual(Pretraining):
     """A model of CBraMod encoders, pretrained by dual masking."""
 
-    views: ClassVar[int] = 1
+    views = 1
 
     def __init__(self, model: ArmletModel, recipe: DualPretrain) -> None:
         """Take the model as it is: the encoders have what reconstructs.
@@ -56,7 +55,7 @@ class Dual(Pretraining):
         for name in self._learning:
             encoder = self._encoder(name)
             patches = encoder.patches(views[0][name])
-            hidden = dual_mask(self.recipe, *patches.shape[:3], device=patches.device)
+            hidden = dual_mask(self.recipe, (patches.shape[0], patches.shape[1], patches.shape[2]), patches.device)
             error = (encoder.cbramod(patches, hidden).float() - patches.float()).square().mean(dim=3)
             each = (error * hidden).sum(dim=(1, 2)) / hidden.sum(dim=(1, 2)).clamp(min=1)
             there = present[:, self.model.modalities.index(name)].float()
@@ -71,15 +70,16 @@ class Dual(Pretraining):
         return encoder
 
 
-def dual_mask(recipe: DualPretrain, batch: int, leads: int, patches: int, device: torch.device) -> Tensor:
-    """(batch, leads, patches) bool, true where a patch is hidden; drawn from PyTorch's generator.
+def dual_mask(recipe: DualPretrain, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Bool of ``shape`` (batch, leads, patches), true where a patch is hidden; drawn from PyTorch's generator.
 
     A window that has only one lead, or one column, cannot be masked across them and is masked within; of a window of a
     single patch nothing is hidden.
     """
+    batch, leads, patches = shape
 
-    def draw(*shape: int) -> Tensor:
-        return parallel.rows(lambda count: torch.rand(count, *shape, device=device), batch)
+    def draw(each: int) -> Tensor:
+        return parallel.rows(lambda count: torch.rand(count, each, device=device), batch)
 
     within = _hide(draw(leads * patches), recipe.within).reshape(batch, leads, patches)
     units = leads if recipe.unit == "leads" else patches

@@ -1,9 +1,10 @@
 """LoRA: fine-tuning of low-rank additions to an encoder's matrices, the encoder itself staying as it is.
 
 Hu et al., ICLR 2022: a matrix W (out, in) becomes W + (alpha / rank) B A, with A (rank, in) random and B (out, rank)
-zero at first, so that fine-tuning begins at the pretrained encoder. Here every matrix of an encoder gets one: all linear
-maps, those of attention included. The map to the token, the mask tokens and the aggregator have seen no pretraining and
-are trained whole. :func:`merge` adds the additions to the matrices, so what is exported has no trace of them.
+zero at first, so that fine-tuning begins at the pretrained encoder. Here every matrix of an encoder gets one: all
+linear maps, those of attention included. The map to the token, the mask tokens and the aggregator have seen no
+pretraining and are trained whole. :func:`merge` adds the additions to the matrices, so what is exported has no trace
+of them.
 """
 
 from __future__ import annotations
@@ -60,5 +61,7 @@ def merge(model: ArmletModel) -> None:
     """Add all additions to their matrices; a model without any stays as it is."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            for key in list(module.parametrizations):
+            parametrized = module.parametrizations
+            assert isinstance(parametrized, nn.ModuleDict)
+            for key in list(parametrized):
                 parametrize.remove_parametrizations(module, key, leave_parametrized=True)
