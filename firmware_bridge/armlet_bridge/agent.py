@@ -30,13 +30,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from armlet_runtime import engines, machine
+from armlet_runtime import engines, keys, machine
 from armlet_runtime.admission import admit
 from armlet_runtime.bundle import Front, Member, open_bundle, open_front, read_front
 from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError
 from armlet_runtime.files import write_atomic
-from armlet_runtime.slots import BUNDLE, PLACES, current_place, read_board, read_state
+from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, current_place, read_board, read_state
 from armlet_runtime.trust import trusted_keys
 
 from . import frames
@@ -72,7 +73,7 @@ class Agent:
 
     def hello(self) -> dict[str, Any]:
         """What this board is and has."""
-        places = read_state(self.slot).places
+        state = read_state(self.slot)
         place = current_place(self.slot) if self.slot.is_dir() else None
         return {
             "machine": machine.describe(),
@@ -81,7 +82,8 @@ class Agent:
             "engines": engines.available(),
             "clock": time.time(),
             "place": place,
-            "places": places,
+            "places": state.places,
+            "floors": state.floors,
             "update": self.update(),
         }
 
@@ -210,6 +212,22 @@ class Agent:
                 else:
                     raise DeployError(f"the part '{member.name}' is missing on the board; send the bundle again")
 
+    def trust(self, raw: bytes) -> list[str]:
+        """Trust these raw keys, 32 bytes each, if nobody is trusted yet; names of all that are trusted then.
+
+        Whoever asks for it is logged in as the board's owner. After the first time keys change by a rotation only.
+        """
+        if not trusted_keys().keys:
+            for at in range(0, len(raw), 32):
+                keys.trust(Ed25519PublicKey.from_public_bytes(raw[at : at + 32]))
+        return [keys.key_id(key) for key in trusted_keys().keys]
+
+    def describe(self, data: bytes) -> None:
+        """Write what this board is (:class:`armlet_runtime.slots.Board`)."""
+        msgspec.json.decode(data, type=Board)
+        self.slot.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.slot / BOARD, data)
+
     def _front(self) -> Front:
         try:
             return read_front(self.incoming / FRONT, trusted_keys())
@@ -278,6 +296,11 @@ def _handle(agent: Agent, request: dict[str, Any], payload: bytes) -> Iterator[d
             yield {"wanted": msgspec.to_builtins(agent.offer(data, permitted))}
         case {"op": "put", "sha256": str(sha256), "offset": int(offset)}:
             yield {"have": agent.put(sha256, offset, payload)}
+        case {"op": "trust"}:
+            yield {"trusted": agent.trust(payload)}
+        case {"op": "describe"}:
+            agent.describe(payload)
+            yield {}
         case {"op": "install", "digest": str(digest)}:
             for update in agent.install(digest, payload or None):
                 yield {"update": msgspec.to_builtins(update)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import msgspec
 
 from armlet_runtime.bundle import Front, open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
+from armlet_runtime.slots import Board as Description
 from armlet_runtime.trust import Trust
 
 from . import frames
@@ -127,6 +128,17 @@ class Board:
         await self._send({"op": "hello"}, b"")
         return await self._receive()
 
+    async def trust(self, keys: Sequence[bytes]) -> list[str]:
+        """Have a board that trusts nobody yet trust these raw keys; names of all that it trusts then."""
+        await self._send({"op": "trust"}, b"".join(keys))
+        names: list[str] = (await self._receive())["trusted"]
+        return names
+
+    async def describe(self, description: Description) -> None:
+        """Tell a board what it is."""
+        await self._send({"op": "describe"}, msgspec.json.encode(description))
+        await self._receive()
+
     async def offer(self, front: Front, permission: bytes | None) -> list[dict[str, Any]]:
         """Offer a bundle; the parts that the board lacks."""
         first = permission or b""
@@ -200,8 +212,15 @@ async def login(target: Target, host_key: str | None = None) -> AsyncIterator[An
         options["username"] = target.user
     if target.port:
         options["port"] = target.port
-    if host_key:
-        await _accept(target, host_key)
+    believed = await _believed(target, host_key) if host_key else None
+    names: list[tuple[str, int]] = []
+
+    def known_hosts(host: str, addr: str, port: int) -> tuple[list[Any], ...]:
+        names.append((host, port))  # after what ~/.ssh/config makes of the name given
+        return [believed], [], [], [], [], [], []
+
+    if believed:
+        options["known_hosts"] = known_hosts
     try:
         connection = await asyncssh.connect(target.host, **options)
     except asyncssh.HostKeyNotVerifiable:
@@ -218,6 +237,8 @@ async def login(target: Target, host_key: str | None = None) -> AsyncIterator[An
         ) from None
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise LinkError(f"cannot reach {target}: {str(error) or type(error).__name__}") from None
+    if believed:
+        _remember(names[0], believed)
     async with connection:
         try:
             yield connection
@@ -232,8 +253,8 @@ async def _host_key(target: Target) -> Any:
     return await asyncssh.get_server_host_key(target.host, target.port or ())
 
 
-async def _accept(target: Target, fingerprint: str) -> None:
-    """Write a host key to known_hosts if it is the one that the person named."""
+async def _believed(target: Target, fingerprint: str) -> Any:
+    """The key that a board shows, if it is the one that the person named."""
     import asyncssh
 
     try:
@@ -243,9 +264,13 @@ async def _accept(target: Target, fingerprint: str) -> None:
     if found is None or found.get_fingerprint() != fingerprint:
         named = found.get_fingerprint() if found else "none"
         raise LinkError(f"{target} shows the host key {named}, not {fingerprint}; nothing was written to known_hosts")
+    return found
+
+
+def _remember(name: tuple[str, int], key: Any) -> None:
+    host, port = name
     path = Path.home() / ".ssh" / "known_hosts"
-    name = f"[{target.host}]:{target.port}" if target.port and target.port != 22 else target.host
-    line = f"{name} {found.export_public_key('openssh').decode().strip()}\n"
+    line = f"{host if port == 22 else f'[{host}]:{port}'} {key.export_public_key('openssh').decode().strip()}\n"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     if not path.exists() or line not in path.read_text():
         with path.open("a") as file:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +189,79 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 def test_targets_are_read() -> None:
     assert str(parse_target("ssh://pi@board.local:2222")) == "ssh://pi@board.local:2222"
     assert parse_target("ssh://[fe80::1]").host == "fe80::1"
+
+
+class Sshd:
+    """OpenSSH's server on loopback, whose every login works in a folder that stands for the board's home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.home.mkdir(parents=True)
+        self.key = folder / "id_ed25519"
+        for path in (folder / "host_key", self.key):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+        login = folder / "login.sh"
+        login.write_text(f'#!/bin/sh\ncd {self.home} && HOME={self.home} exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+        login.chmod(0o755)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        config = folder / "sshd_config"
+        config.write_text(
+            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {folder / 'host_key'}\nPidFile none\nStrictModes no\n"
+            f"AuthorizedKeysFile {self.key}.pub\nForceCommand {login}\nUsePAM no\nPasswordAuthentication no\n"
+        )
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, where it has never been started
+        command = [str(shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")), "-D", "-e", "-f", str(config)]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.fingerprint = subprocess.run(
+            ["ssh-keygen", "-lf", str(folder / "host_key.pub")], capture_output=True, text=True, check=True
+        ).stdout.split()[1]
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    if shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin") is None or shutil.which("ssh-keygen") is None:
+        pytest.skip("OpenSSH's server is not installed: apt-get install openssh-server")
+    if os.geteuid() != 0:
+        pytest.skip("OpenSSH's server wants its folder /run/sshd, which only root may make")
+    server = Sshd(tmp_path_factory.mktemp("sshd"))
+    yield server
+    server.process.terminate()
+    server.process.wait()
+
+
+def test_a_board_is_set_up_and_deployed_to_over_ssh(
+    sshd: Sshd, make_bundle: MakeBundle, signing_key: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "person"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    (home / ".ssh" / "config").write_text(
+        f"Host board\n  HostName 127.0.0.1\n  Port {sshd.port}\n  User root\n  IdentityFile {sshd.key}\n"
+    )
+    public = signing_key.with_name(signing_key.name + ".pub")
+
+    def armlet(*arguments: object, ok: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "armlet_runtime", *map(str, arguments)], capture_output=True, text=True, check=False,
+            env={**os.environ, "HOME": str(home), "ARMLET_HOME": str(home / "armlet"), "COLUMNS": "300"},
+        )  # fmt: skip
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done.stdout if ok else done.stderr
+
+    said = armlet("board", "info", "ssh://board", ok=False)
+    assert f"--host-key {sshd.fingerprint}" in said
+    assert "nothing was written to known_hosts" in armlet(
+        "board", "info", "ssh://board", "--host-key", "SHA256:x", ok=False
+    )
+    assert not (home / ".ssh" / "known_hosts").exists()
+    assert "has no armlet yet" in armlet("board", "info", "ssh://board", "--host-key", sshd.fingerprint, ok=False)
+    said = armlet("board", "setup", "ssh://board", "--key", public, "--engine", "onnx", "--json", tmp_path / "1.json")
+    assert "ssh://board is ready" in said
+    again = armlet("board", "setup", "ssh://board", "--key", public, "--engine", "onnx")
+    assert "0.0 MB sent" in again
+    assert "no bundle yet" in armlet("board", "info", "ssh://board")
+    said = armlet("deploy", make_bundle(1), "ssh://board", "--key", public, "--json", tmp_path / "2.json")
+    assert "toy 0.1 is in use" in said and json.loads((tmp_path / "2.json").read_text())["links_lost"] == 0
+    assert "golden run" in armlet("deploy", make_bundle(2, golden_error=0.5), "ssh://board", "--key", public, ok=False)
+    assert "runs toy 0.1" in armlet("board", "info", "ssh://board")

@@ -1,23 +1,35 @@
-"""``armlet deploy``: put a bundle into a slot."""
+"""``armlet deploy``: put a bundle into a slot, here or on a board."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from armlet_runtime.commands.model_arguments import add_bundle_arguments
 
+if TYPE_CHECKING:
+    from armlet_runtime.slots import SlotState
+
+    from ..boards import Deployed
+
 NAME = "deploy"
-HELP = "Verify a bundle and put it into a slot; the slot keeps its old bundle if anything is wrong with the new one."
-EXAMPLE = "armlet deploy har.armlet file:/var/lib/armlet/slot --json deployed.json"
+HELP = "Verify a bundle and put it into use, here or on a board, which keeps its old one if anything is wrong with it."
+EXAMPLE = """armlet deploy har.armlet file:/var/lib/armlet/slot --json deployed.json
+  armlet deploy har.armlet ssh://pi@raspberrypi.local"""
 EXTRA = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     add_bundle_arguments(parser)
-    parser.add_argument("target", metavar="TARGET", help="file:FOLDER, a slot on this machine; made if not there")
+    parser.add_argument(
+        "target", metavar="TARGET", help="file:FOLDER, a slot on this machine, made if not there; or ssh://USER@HOST"
+    )
+    parser.add_argument(
+        "--host-key", metavar="SHA256:...", help="believe this new host key of a board, and remember it"
+    )
     older = parser.add_mutually_exclusive_group()
     older.add_argument(
         "--allow-older", action="store_true", help="go back to a lower release, permitted with this home's signing key"
@@ -29,14 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Deploy; 1 if the golden run refused the bundle."""
     from armlet_runtime.outputs import write_json
-    from armlet_runtime.slots import bundle_path
+    from armlet_runtime.slots import bundle_path, read_state
 
     from ..deploy import HealthError, deploy, parse_target
 
-    folder = parse_target(args.target)
     bundle = bundle_path(args.bundle)
+    if args.target.startswith("ssh://"):
+        return _deploy_to_board(args, bundle)
+    folder = parse_target(args.target)
     try:
-        done = deploy(bundle, folder, args.key, _permission(args, bundle, folder))
+        done = deploy(bundle, folder, args.key, _permission(args, bundle, read_state(folder)))
     except HealthError as error:
         print(f"armlet: {error}", file=sys.stderr)
         return 1
@@ -51,12 +65,57 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _permission(args: argparse.Namespace, bundle: Path, folder: Path) -> bytes | None:
+def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
+    import asyncio
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from armlet_runtime.errors import MissingExtraError
+    from armlet_runtime.outputs import write_json
+    from armlet_runtime.slots import SlotState
+    from armlet_runtime.trust import trusted_keys
+
+    from ..updates import Result
+
+    try:
+        import asyncssh  # noqa: F401  (said here, before anything is done)
+    except ModuleNotFoundError:
+        raise MissingExtraError("boards over SSH need an extra: pip install 'armlet[bridge]'") from None
+    from ..boards import connect, deploy, parse_target
+
+    target = parse_target(args.target)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+
+    async def both() -> Deployed:
+        floors: dict[str, int] = {}
+        if args.allow_older:
+            async with connect(target, args.host_key) as board:
+                floors = (await board.hello())["floors"]
+        permission = _permission(args, bundle, SlotState({}, floors))
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("connecting", total=None)
+            return await deploy(
+                bundle, str(target), lambda: connect(target, args.host_key), trusted_keys(args.key), permission,
+                lambda state, done, total: progress.update(task, description=state, completed=done, total=total),
+            )  # fmt: skip
+
+    done = asyncio.run(both())
+    if args.json:
+        write_json(args.json, done)
+    if done.result is not Result.SUCCESS:
+        print(f"armlet: {target} keeps what it had: {done.message}", file=sys.stderr)
+        return 1
+    print(f"{target}: {done.message}")
+    print(f"{done.bytes_sent} of {done.bytes_bundle} bytes sent in {done.seconds:.1f} s, {done.links_lost} links lost")
+    return 0
+
+
+def _permission(args: argparse.Namespace, bundle: Path, state: SlotState) -> bytes | None:
     from armlet_runtime.admission import floor, permit
     from armlet_runtime.bundle import open_bundle
     from armlet_runtime.errors import DeployError
     from armlet_runtime.keys import default_signing_key
-    from armlet_runtime.slots import read_state
     from armlet_runtime.trust import trusted_keys
 
     if args.permission:
@@ -68,4 +127,4 @@ def _permission(args: argparse.Namespace, bundle: Path, folder: Path) -> bytes |
         return None
     trusted = trusted_keys(args.key)
     key, _ = default_signing_key()
-    return permit(open_bundle(bundle, trusted), floor(read_state(folder), trusted), [key])
+    return permit(open_bundle(bundle, trusted), floor(state, trusted), [key])

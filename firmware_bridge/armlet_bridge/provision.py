@@ -1,0 +1,204 @@
+"""What a board needs, gathered on the workstation: the board itself needs no internet, no pip and no root.
+
+uv resolves armlet's own requirements for the board's Python, architecture and C library, checks every wheel's hash, and
+unpacks them into a folder that becomes the board's ``site-packages``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import distribution, requires
+from pathlib import Path
+
+import msgspec
+
+from armlet_runtime.errors import DeployError
+
+PYTHONS = ("3.13", "3.12", "3.11", "3.10")
+"""What the runtime runs on, best first."""
+
+PROBE = """
+echo "architecture=$(uname -m)"
+echo "glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2)"
+echo "model=$(cat /proc/device-tree/model 2>/dev/null | tr -d '\\0')"
+echo "memory_kb=$(sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)"
+echo "features=$(sed -n 's/^\\(Features\\|flags\\)[^:]*: *//p' /proc/cpuinfo | head -n 1)"
+echo "free_kb=$(df -Pk . | sed -n '2s/^[^ ]* *[0-9]* *[0-9]* *\\([0-9]*\\).*/\\1/p')"
+echo "clock=$(date +%s)"
+echo "units=$(systemctl --user is-system-running 2>/dev/null)"
+for name in python3.13 python3.12 python3.11 python3.10 python3; do
+  command -v $name >/dev/null 2>&1 || continue
+  echo "python=$(command -v $name) $($name -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)"
+done
+"""
+"""A constant script for the board's ``sh``; it prints ``name=value`` lines."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """What a board said of itself.
+
+    Attributes:
+        architecture: ``aarch64`` or ``x86_64``.
+        glibc: Version of its C library, such as ``2.36``.
+        model: What its device tree calls it; empty without one.
+        memory_bytes: All of its memory.
+        features: CPU features, as the kernel names them.
+        free_bytes: Room in the home folder.
+        clock: Unix seconds on its clock.
+        units: State of its user's systemd, empty without one.
+        python: Path of the interpreter to use.
+        python_version: Its version, such as ``3.11``.
+    """
+
+    architecture: str
+    glibc: str
+    model: str
+    memory_bytes: int
+    features: tuple[str, ...]
+    free_bytes: int
+    clock: int
+    units: str
+    python: str
+    python_version: str
+
+
+def read_probe(text: str) -> Probe:
+    """What the output of :data:`PROBE` says.
+
+    Raises:
+        DeployError: The board cannot run armlet; the sentence says what it lacks.
+    """
+    said: dict[str, str] = {}
+    pythons: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition("=")
+        path, _, version = value.partition(" ")
+        if name == "python" and version in PYTHONS:
+            pythons.setdefault(version, path)
+        else:
+            said[name] = value
+    if said.get("architecture") not in ("aarch64", "x86_64"):
+        raise DeployError(
+            f"this board is a {said.get('architecture') or 'machine of unknown kind'}; armlet has programs for 64-bit "
+            f"Arm (aarch64) and x86-64: install a 64-bit system on it"
+        )
+    if not re.fullmatch(r"2\.\d+", said.get("glibc", "")):
+        raise DeployError(
+            "this board has no GNU C library, which the engines need; use Debian, Raspberry Pi OS or Ubuntu"
+        )
+    best = next((version for version in PYTHONS if version in pythons), None)
+    if best is None:
+        raise DeployError(f"this board has no Python {PYTHONS[-1]} to {PYTHONS[0]} with its venv module; install one")
+    return Probe(
+        architecture=said["architecture"],
+        glibc=said["glibc"],
+        model=said.get("model", ""),
+        memory_bytes=int(said.get("memory_kb") or 0) * 1024,
+        features=tuple(said.get("features", "").split()),
+        free_bytes=int(said.get("free_kb") or 0) * 1024,
+        clock=int(said.get("clock") or 0),
+        units=said.get("units", ""),
+        python=pythons[best],
+        python_version=best,
+    )
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """What a board's ``site-packages`` must hold.
+
+    Attributes:
+        digest: Names it by what is in it, so that a board which has it already needs nothing.
+        archive: Gzipped tar archive of it.
+    """
+
+    digest: str
+    archive: bytes
+
+
+def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
+    """Gather a board's environment.
+
+    Args:
+        probe: The board.
+        extras: Engines besides LiteRT, as extras of armlet: ``onnx``, ``executorch``.
+
+    Raises:
+        DeployError: A requirement has no wheel for this board.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "requirements.in").write_text("\n".join(_wanted(extras)) + "\n")
+        platform = f"{probe.architecture}-manylinux_2_{min(int(probe.glibc.split('.')[1]), 40)}"
+        machine = ["--python-version", probe.python_version, "--python-platform", platform, "--only-binary", ":all:"]
+        lock = str(root / "requirements.txt")
+        _uv(["pip", "compile", *machine, "--generate-hashes", str(root / "requirements.in"), "-o", lock], probe)
+        site = root / "site"
+        target = ["--target", str(site)]
+        _uv(["pip", "install", *machine, *target, "--require-hashes", "--no-deps", "-r", lock], probe)
+        _uv(["pip", "install", *machine, *target, "--no-deps", str(_own_wheel(root, probe))], probe)
+        return Environment(_digest(site), _pack(site))
+
+
+def _wanted(extras: tuple[str, ...]) -> list[str]:
+    """Armlet's own requirements without an extra, and those of ``extras`` with the extra left out of their markers."""
+    wanted = []
+    for line in requires("armlet") or []:
+        extra = re.search(r"""\s*(?:\band\s+)?extra\s*==\s*['"]([\w-]+)['"]""", line)
+        if extra is None:
+            wanted.append(line)
+        elif extra[1] in extras:
+            wanted.append(line.replace(extra[0], "").rstrip("; "))
+    return wanted
+
+
+def _own_wheel(root: Path, probe: Probe) -> Path | str:
+    """The wheel of the armlet that this is: built from its sources where they are, else by its version."""
+    found = distribution("armlet")
+    where = json.loads(found.read_text("direct_url.json") or "{}").get("url", "")
+    if not where.startswith("file://"):
+        return f"armlet=={found.version}"
+    _uv(["build", "--wheel", "--out-dir", str(root), where.removeprefix("file://")], probe)
+    return next(root.glob("armlet-*.whl"))
+
+
+def _uv(arguments: list[str], probe: Probe) -> None:
+    command = [sys.executable, "-m", "uv", "--quiet", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split())
+        raise DeployError(
+            f"cannot gather what a board with Python {probe.python_version}, {probe.architecture} and glibc "
+            f"{probe.glibc} needs: {said[:400]}"
+        )
+
+
+def _pack(site: Path) -> bytes:
+    buffer = io.BytesIO()
+    # Level 1: what is packed here is sent once, and packing harder would take longer than sending it.
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for path in sorted(site.rglob("*")):
+            info = archive.gettarinfo(path, str(path.relative_to(site)))
+            info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
+            if info.isreg():
+                with path.open("rb") as file:
+                    archive.addfile(info, file)
+            elif info.isdir():
+                archive.addfile(info)
+    return buffer.getvalue()
+
+
+def _digest(site: Path) -> str:
+    # Some of what installers note beside a package names times and paths of the workstation.
+    notes = ("RECORD", "direct_url.json", "uv_cache.json", "uv_build.json", "REQUESTED", "INSTALLER")
+    whole = hashlib.sha256()
+    for path in sorted(site.rglob("*")):
+        if path.is_file() and path.name not in notes:
+            whole.update(f"{path.relative_to(site)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,155 @@
+"""Preparing a board over SSH: its environment, whom it trusts, what it is, and a unit that keeps the runtime going.
+
+Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.PREFIX`) each environment gets a folder named by its
+contents, ``venv`` is a link to the one in use, and the link is moved only when the new one can import the runtime; so a
+setup that is cut off leaves the board as it was and may be repeated.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from armlet_runtime.errors import DeployError
+from armlet_runtime.slots import Board as BoardDescription
+from armlet_runtime.trust import Trust
+
+from .boards import PREFIX, Target, connect, login
+from .provision import PROBE, Probe, gather, read_probe
+
+INSTALL = f"""
+import json, os, subprocess, sys, tarfile, venv
+line = json.loads(sys.stdin.buffer.readline())
+prefix = os.path.expanduser("~/{PREFIX}")
+place = os.path.join(prefix, "env-" + line["digest"][:16])
+link = os.path.join(prefix, "venv")
+if not os.path.exists(os.path.join(place, "complete")):
+    os.makedirs(prefix, exist_ok=True)
+    venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(place)
+    version = "python%d.%d" % sys.version_info[:2]
+    site = os.path.join(place, "lib", version, "site-packages")
+    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
+        for member in archive:
+            if not (member.isreg() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
+                sys.exit("the archive holds " + member.name)
+            archive.extract(member, site)
+    subprocess.run([os.path.join(place, "bin", "python"), "-c", "import armlet_runtime.model"], check=True)
+    os.sync()
+    open(os.path.join(place, "complete"), "w").close()
+new = link + ".new"
+if os.path.lexists(new):
+    os.unlink(new)
+os.symlink(os.path.basename(place), new)
+os.replace(new, link)
+os.sync()
+"""
+"""A constant program for the board's own Python: one JSON line, then the archive, on its standard input."""
+
+HAS = f"""
+import os, sys
+place = os.path.expanduser("~/{PREFIX}/env-" + sys.stdin.readline().strip()[:16])
+print("yes" if os.path.exists(os.path.join(place, "complete")) else "no")
+"""
+
+UNIT = f"""[Unit]
+Description=armlet: decisions from wearables
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart=%h/{PREFIX}/venv/bin/python -m armlet_runtime run file:%h/{PREFIX}/slot
+Environment=ARMLET_HOME=%h/{PREFIX}/home
+Restart=always
+RestartSec=2
+
+[Install]
+WantedBy=default.target
+"""
+
+WRITE_UNIT = """
+set -e
+mkdir -p "$HOME/.config/systemd/user"
+cat > "$HOME/.config/systemd/user/armlet.service"
+systemctl --user daemon-reload
+systemctl --user enable --now armlet.service
+"""
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a setup found and did.
+
+    Attributes:
+        board: The target.
+        probe: What the board is.
+        environment: Digest of its environment.
+        bytes_sent: Bytes of it that were sent; 0 if the board had it.
+        trusted: Short names of the keys that it trusts.
+        unit: Whether the systemd unit was started, or why there is none.
+    """
+
+    board: str
+    probe: Probe
+    environment: str
+    bytes_sent: int
+    trusted: tuple[str, ...]
+    unit: str
+
+
+async def setup(
+    target: Target,
+    trust: Trust,
+    description: BoardDescription | None = None,
+    extras: Sequence[str] = (),
+    host_key: str | None = None,
+    service: bool = True,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Setup:
+    """Prepare a board; doing it again brings it up to date.
+
+    Args:
+        target: The board.
+        trust: Whose bundles it is to take, if it trusts nobody yet.
+        description: What it is, for bundles that are made for some boards only.
+        extras: Engines besides LiteRT.
+        host_key: Fingerprint of a new host key that may be believed.
+        service: Start a systemd user unit, where the board has systemd for its users.
+        say: Called with one sentence a step.
+
+    Raises:
+        DeployError: The board cannot run armlet, or a step failed; it is as it was then.
+    """
+    async with login(target, host_key) as connection:
+        probe = read_probe(await _run(connection, "sh -s", PROBE.encode()))
+        say(f"{probe.model or probe.architecture}, Python {probe.python_version}, glibc {probe.glibc}")
+        environment = gather(probe, tuple(extras))
+        say(f"environment {environment.digest[:16]}: {len(environment.archive) / 1e6:.1f} MB")
+        # The interpreter's path is the board's own word; it is quoted, and what it runs are constants.
+        python = shlex.quote(probe.python)
+        had = await _run(connection, f"{python} -c {shlex.quote(HAS)}", environment.digest.encode() + b"\n")
+        sent = b"" if had.strip() == "yes" else environment.archive
+        first = msgspec.json.encode({"digest": environment.digest}) + b"\n"
+        await _run(connection, f"{python} -c {shlex.quote(INSTALL)}", first + sent)
+        unit = await _start_unit(connection, probe) if service else "not asked for"
+    async with connect(target) as board:
+        names = await board.trust([key.public_bytes_raw() for key in trust.keys])
+        if description is not None:
+            await board.describe(description)
+    return Setup(str(target), probe, environment.digest, len(sent), tuple(names), unit)
+
+
+async def _start_unit(connection: Any, probe: Probe) -> str:
+    if probe.units in ("", "offline", "unknown"):
+        return "none: this board runs no systemd for its users; start 'armlet run' by what it has instead"
+    await _run(connection, f"sh -c {shlex.quote(WRITE_UNIT)}", UNIT.encode())
+    return "armlet.service is enabled; 'sudo loginctl enable-linger' lets it run when nobody is logged in"
+
+
+async def _run(connection: Any, command: str, given: bytes) -> str:
+    """Run a command on the board with something on its standard input; what it printed."""
+    done = await connection.run(command, input=given, encoding=None)
+    if done.exit_status != 0:
+        said = bytes(done.stderr).decode(errors="replace").strip().splitlines()
+        raise DeployError(f"the board could not do its part ({said[-1] if said else f'status {done.exit_status}'})")
+    return bytes(done.stdout).decode(errors="replace")
