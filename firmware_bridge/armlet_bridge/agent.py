@@ -33,15 +33,15 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from armlet_runtime import engines, keys, machine
-from armlet_runtime.admission import admit
+from armlet_runtime.admission import admit, floor
 from armlet_runtime.bundle import Front, Member, open_bundle, open_front, read_front
 from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError
 from armlet_runtime.files import write_atomic
-from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, current_place, read_board, read_state
+from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, PlaceState, current_place, read_board, read_state
 from armlet_runtime.trust import trusted_keys
 
 from . import frames
-from .deploy import RESERVE_BYTES
+from .deploy import RESERVE_BYTES, deploy, roll_back
 from .updates import Result, State, Update, result_of
 
 HOME, SLOT, INCOMING, FRONT, UPDATE, LOG = "home", "slot", "incoming", "front", "update.json", "update.log"
@@ -83,7 +83,7 @@ class Agent:
             "clock": time.time(),
             "place": place,
             "places": state.places,
-            "floors": state.floors,
+            "floor": floor(state, trusted_keys()),
             "update": self.update(),
         }
 
@@ -181,8 +181,6 @@ class Agent:
 
     def installing(self, permission: bytes | None) -> None:
         """Put the offered bundle together and deploy it: the process of :meth:`install`."""
-        from .deploy import deploy
-
         front = self._front()
         self._set(State.UPDATING, Result.INITIAL, front.digest, "the bundle is put together, verified and tried")
         path = self.incoming / BUNDLE
@@ -211,6 +209,12 @@ class Agent:
                     file.write(there[member.sha256]())
                 else:
                     raise DeployError(f"the part '{member.name}' is missing on the board; send the bundle again")
+
+    def roll_back(self, permission: bytes | None) -> PlaceState:
+        """Use the bundle before the present one again (:func:`armlet_bridge.deploy.roll_back`)."""
+        entry = roll_back(self.slot, permission)
+        self._set(State.IDLE, Result.SUCCESS, entry.digest, f"{entry.name} {entry.version} is in use again")
+        return entry
 
     def trust(self, raw: bytes) -> list[str]:
         """Trust these raw keys, 32 bytes each, if nobody is trusted yet; names of all that are trusted then.
@@ -301,6 +305,8 @@ def _handle(agent: Agent, request: dict[str, Any], payload: bytes) -> Iterator[d
         case {"op": "describe"}:
             agent.describe(payload)
             yield {}
+        case {"op": "roll_back"}:
+            yield {"place": msgspec.to_builtins(agent.roll_back(payload or None))}
         case {"op": "install", "digest": str(digest)}:
             for update in agent.install(digest, payload or None):
                 yield {"update": msgspec.to_builtins(update)}

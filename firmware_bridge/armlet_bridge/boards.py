@@ -20,6 +20,7 @@ import msgspec
 from armlet_runtime.bundle import Front, open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.slots import Board as Description
+from armlet_runtime.slots import PlaceState
 from armlet_runtime.trust import Trust
 
 from . import frames
@@ -138,6 +139,11 @@ class Board:
         """Tell a board what it is."""
         await self._send({"op": "describe"}, msgspec.json.encode(description))
         await self._receive()
+
+    async def roll_back(self, permission: bytes | None) -> PlaceState:
+        """Have the board use the bundle before its present one again; which that is."""
+        await self._send({"op": "roll_back"}, permission or b"")
+        return msgspec.convert((await self._receive())["place"], PlaceState)
 
     async def offer(self, front: Front, permission: bytes | None) -> list[dict[str, Any]]:
         """Offer a bundle; the parts that the board lacks."""

@@ -113,6 +113,31 @@ def deploy(source: Path, folder: Path, keys: Sequence[Path] = (), permission: by
         raise DeployError(f"cannot deploy into {folder}: {error.strerror or error}; {_AS_IT_WAS}") from error
 
 
+def roll_back(folder: Path, permission: bytes | None, keys: Sequence[Path] = ()) -> PlaceState:
+    """Use the bundle again that a slot had before its present one.
+
+    Args:
+        folder: The slot.
+        permission: The owner's, for a bundle of a lower release.
+        keys: Files of trusted public keys; what the home trusts without any.
+
+    Raises:
+        BundleError: There is none, or it may not come (any more). The slot is as it was.
+        DeployError: Another deploy is under way. The slot is as it was.
+    """
+    trusted = trusted_keys(keys)
+    with _locked(folder):
+        state = read_state(folder)
+        place = PLACES[1] if current_place(folder) == PLACES[0] else PLACES[0]
+        entry = state.places.get(place)
+        if entry is None:
+            raise DeployError(f"{folder} holds no bundle besides the present one; deploy the one you want")
+        bundle = open_bundle(folder / place / BUNDLE, trusted)
+        _write_state(folder, admit(bundle, state, read_board(folder), trusted, permission))
+        _switch(folder, place)
+    return entry
+
+
 def _deploy(
     source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path], trusted: Trust, permission: bytes | None
 ) -> Deployment:

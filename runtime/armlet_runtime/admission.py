@@ -47,9 +47,9 @@ class Permission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issued: int
 
 
-def permit(bundle: Bundle | Front, over: int, signers: list[Ed25519PrivateKey]) -> bytes:
-    """The signed permission for ``bundle`` to take the place of one of release ``over``."""
-    return seal(Permission(bundle.digest, over, int(time.time())), KIND, signers)
+def permit(digest: str, over: int, signers: list[Ed25519PrivateKey]) -> bytes:
+    """The signed permission for the bundle of that digest to take the place of one of release ``over``."""
+    return seal(Permission(digest, over, int(time.time())), KIND, signers)
 
 
 def floor(state: SlotState, trusted: Trust) -> int:

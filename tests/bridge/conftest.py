@@ -57,7 +57,7 @@ def signing_key(tmp_path: Path) -> Path:
 def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
     """A small real bundle: two encoders and an aggregator as ONNX programs with random weights by ``seed``."""
 
-    def make(seed: int = 0, golden_error: float = 0.0, key: Path = signing_key) -> Path:
+    def make(seed: int = 0, golden_error: float = 0.0, key: Path = signing_key, release: int = 0) -> Path:
         rng = np.random.default_rng(seed)
         channels, samples, tokens, labels = 3, 8, 4, 3
         modalities = tuple(Modality(name, ("x", "y", "z"), UNITS[name], 8.0) for name in ("acc", "gyro"))
@@ -103,10 +103,11 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
             golden=GoldenRef({name: f"golden/{name}.npy" for name in windows}, {"onnx": "golden/onnx.npy"}),
             certificate="certificate.json",
             sbom="sbom.json",
+            release=release,
         )
         logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
         members["golden/onnx.npy"] = _npy(logits + golden_error)
-        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}.armlet"
+        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}-{release}.armlet"
         write_bundle(path, manifest, members, [keys.load_private(key)])
         return path
 

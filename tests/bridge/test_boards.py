@@ -20,6 +20,7 @@ from armlet_bridge import boards, frames
 from armlet_bridge.boards import Board, BoardError, LinkError, deploy, parse_target
 from armlet_bridge.updates import Result
 from armlet_runtime import keys
+from armlet_runtime.admission import permit
 from armlet_runtime.bundle import open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.slots import current_bundle
@@ -189,6 +190,25 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 def test_targets_are_read() -> None:
     assert str(parse_target("ssh://pi@board.local:2222")) == "ssh://pi@board.local:2222"
     assert parse_target("ssh://[fe80::1]").host == "fe80::1"
+
+
+async def test_a_board_goes_back_by_its_owners_word(
+    make_bundle: MakeBundle, prefix: Path, signing_key: Path, tmp_path: Path
+) -> None:
+    owner = keys.load_private(signing_key)
+    old = await deploy(make_bundle(1, release=1), "b", connecting(prefix))
+    new = await deploy(make_bundle(2, release=2), "b", connecting(prefix))
+    assert (await deploy(make_bundle(1, release=1), "b", connecting(prefix))).result is Result.UNSUPPORTED_PACKAGE
+    async with connecting(prefix)() as board:
+        with pytest.raises(BoardError, match="going back needs the owner's signed permission"):
+            await board.roll_back(None)
+        stranger = keys.generate(tmp_path / "stranger")
+        with pytest.raises(BoardError, match="signed by 0 of the 1 keys"):
+            await board.roll_back(permit(old.digest, 2, [stranger]))
+        assert digest(prefix) == new.digest
+        entry = await board.roll_back(permit(old.digest, (await board.hello())["floor"], [owner]))
+    assert entry.version == "0.1" and digest(prefix) == old.digest
+    assert (await deploy(make_bundle(2, release=2), "b", connecting(prefix))).result is Result.SUCCESS
 
 
 class Sshd:

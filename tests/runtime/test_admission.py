@@ -47,7 +47,7 @@ def test_rollback_is_refused_and_the_owner_may_permit_it(make: Any) -> None:
     with pytest.raises(AdmissionError, match=r"of release 10, and this slot has had release 11: .*signed permission"):
         admit(old, state, None, TRUST)
     assert admit(new, state, None, TRUST) == state, "the same once more is no rollback"
-    permission = permit(old, 11, [OWNER])
+    permission = permit(old.digest, 11, [OWNER])
     back = admit(old, state, None, TRUST, permission)
     assert floor(back, TRUST) == 10
     forward = admit(new, back, None, TRUST)
@@ -69,7 +69,7 @@ def test_a_permission_is_for_one_step_only(
     old, other, new = make(release=10), make(release=9), make(release=11)
     state = admit(new, EMPTY, None, TRUST)
     with pytest.raises(error, match=words):
-        admit(old, state, None, TRUST, permit(other if of == "other" else old, over, [signer]))
+        admit(old, state, None, TRUST, permit((other if of == "other" else old).digest, over, [signer]))
 
 
 def test_freeze_ends_when_the_bundle_expires(make: Any) -> None:

@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     setup.add_argument("--no-service", action="store_true", help="do not start a systemd unit")
     setup.add_argument("--key", type=Path, action="append", default=[], metavar="FILE.pub", help="whom it is to trust")
+    back = actions.add_parser("rollback", help="use the bundle before the present one again, by the owner's permission")
+    _add_target(back)
     info = actions.add_parser("info", help="what the board is, what it runs, how its last update ended")
     _add_target(info)
 
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     from armlet_runtime.outputs import write_json
 
-    result = asyncio.run(_setup(args) if args.action == "setup" else _info(args))
+    actions = {"setup": _setup, "info": _info, "rollback": _roll_back}
+    result = asyncio.run(actions[args.action](args))
     if args.json:
         write_json(args.json, result)
     return 0
@@ -92,3 +95,23 @@ async def _info(args: argparse.Namespace) -> Any:
         print(f"runs {entry['name']} {entry['version']} ({entry['digest'][:12]}), deployed {entry['deployed']}")
     print(f"last update: {found['update']['message']}")
     return found
+
+
+async def _roll_back(args: argparse.Namespace) -> Any:
+    from armlet_runtime.admission import permit
+    from armlet_runtime.errors import DeployError
+    from armlet_runtime.keys import default_signing_key
+    from armlet_runtime.slots import PLACES
+
+    from ..boards import connect, parse_target
+
+    target = parse_target(args.target)
+    async with connect(target, args.host_key) as board:
+        found = await board.hello()
+        other = PLACES[1] if found["place"] == PLACES[0] else PLACES[0]
+        if other not in found["places"]:
+            raise DeployError(f"{target} holds no bundle besides the present one; deploy the one you want")
+        key, _ = default_signing_key()
+        entry = await board.roll_back(permit(found["places"][other]["digest"], found["floor"], [key]))
+    print(f"{target} runs {entry.name} {entry.version} ({entry.digest[:12]}) again")
+    return entry

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from armlet_runtime.commands.model_arguments import add_bundle_arguments
 
 if TYPE_CHECKING:
-    from armlet_runtime.slots import SlotState
-
     from ..boards import Deployed
 
 NAME = "deploy"
@@ -40,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Deploy; 1 if the golden run refused the bundle."""
+    from armlet_runtime.admission import floor
     from armlet_runtime.outputs import write_json
     from armlet_runtime.slots import bundle_path, read_state
+    from armlet_runtime.trust import trusted_keys
 
     from ..deploy import HealthError, deploy, parse_target
 
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         return _deploy_to_board(args, bundle)
     folder = parse_target(args.target)
     try:
-        done = deploy(bundle, folder, args.key, _permission(args, bundle, read_state(folder)))
+        permission = _permission(args, bundle, floor(read_state(folder), trusted_keys(args.key)))
+        done = deploy(bundle, folder, args.key, permission)
     except HealthError as error:
         print(f"armlet: {error}", file=sys.stderr)
         return 1
@@ -73,7 +74,6 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
 
     from armlet_runtime.errors import MissingExtraError
     from armlet_runtime.outputs import write_json
-    from armlet_runtime.slots import SlotState
     from armlet_runtime.trust import trusted_keys
 
     from ..updates import Result
@@ -88,11 +88,11 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
     async def both() -> Deployed:
-        floors: dict[str, int] = {}
+        over = 0
         if args.allow_older:
             async with connect(target, args.host_key) as board:
-                floors = (await board.hello())["floors"]
-        permission = _permission(args, bundle, SlotState({}, floors))
+                over = (await board.hello())["floor"]
+        permission = _permission(args, bundle, over)
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("connecting", total=None)
             return await deploy(
@@ -111,8 +111,8 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     return 0
 
 
-def _permission(args: argparse.Namespace, bundle: Path, state: SlotState) -> bytes | None:
-    from armlet_runtime.admission import floor, permit
+def _permission(args: argparse.Namespace, bundle: Path, over: int) -> bytes | None:
+    from armlet_runtime.admission import permit
     from armlet_runtime.bundle import open_bundle
     from armlet_runtime.errors import DeployError
     from armlet_runtime.keys import default_signing_key
@@ -125,6 +125,5 @@ def _permission(args: argparse.Namespace, bundle: Path, state: SlotState) -> byt
             raise DeployError(f"cannot read the permission {args.permission}: {error.strerror}") from error
     if not args.allow_older:
         return None
-    trusted = trusted_keys(args.key)
     key, _ = default_signing_key()
-    return permit(open_bundle(bundle, trusted), floor(state, trusted), [key])
+    return permit(open_bundle(bundle, trusted_keys(args.key)).digest, over, [key])

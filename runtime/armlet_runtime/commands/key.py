@@ -138,7 +138,7 @@ def _permit(args: argparse.Namespace) -> None:
     from ..bundle import open_bundle
 
     opened = open_bundle(args.bundle, None)
-    files.write_atomic(args.out, permit(opened, args.over, _signers(args)))
+    files.write_atomic(args.out, permit(opened.digest, args.over, _signers(args)))
     manifest = opened.manifest
     print(f"{args.out}: {manifest.name} {manifest.version} may once take the place of release {args.over}")
 
