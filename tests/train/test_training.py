@@ -17,7 +17,7 @@ import torch
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording
 from armlet_runtime.windows import Normalisation, fill_gaps
-from armlet_train import augment, crossl, finetune
+from armlet_train import augment, finetune
 from armlet_train.models import ArmletModel, build, fold_batchnorm
 from armlet_train.recipes import find_recipe, load_recipe
 
@@ -64,28 +64,6 @@ def test_folding_batchnorm_keeps_the_function(model: ArmletModel) -> None:
     assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules())
     windows, present = random_windows(8), torch.ones(8, 2, dtype=torch.bool)
     torch.testing.assert_close(folded(windows, present)[0], model(windows, present)[0], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("modalities", [2, 3, 4])
-def test_mask_pairs_are_different_and_never_empty(modalities: int) -> None:
-    pairs = crossl.mask_pairs(modalities)
-    masks = 2**modalities - 1
-    assert len(pairs) == masks * (masks - 1)
-    assert pairs.any(dim=2).all()
-    assert (pairs[:, 0] != pairs[:, 1]).any(dim=1).all()
-
-
-def test_vicreg_terms() -> None:
-    torch.manual_seed(1)
-    views = torch.randn(2000, 8)
-    similarity, variance, covariance = crossl.vicreg(views, views)
-    assert similarity == 0
-    assert variance < 0.03 and covariance < 0.03  # unit variance, nothing correlated
-    _, collapsed, _ = crossl.vicreg(torch.zeros(16, 8), torch.zeros(16, 8))
-    assert collapsed == pytest.approx(1 - 0.01)  # the hinge, less sqrt(1e-4)
-    copies = views[:, :1].repeat(1, 8)
-    # All 56 off-diagonal covariances of eight equal components are 1: 56 / 8, for each of the two views.
-    assert crossl.vicreg(copies, copies)[2] == pytest.approx(2 * 56 / 8, rel=0.1)
 
 
 def test_rotations_are_rotations() -> None:

@@ -1,97 +1,200 @@
-"""CroSSL: self-supervised pretraining by masking whole modalities in latent space (Deldari et al., WSDM 2024).
+"""CroSSL: self-supervised pretraining by masking modalities in latent space (Deldari et al., WSDM 2024).
 
-Each window gives two views: augmented apart, encoded, and with different modalities hidden in each. The aggregator and
+Each window gives two views, with different modalities (or elements of their tokens) hidden in each. The aggregator and
 an expander map what is left to one vector a view, and VICReg (Bardes et al., ICLR 2022) pulls the two together while it
 keeps the vectors varied and their components uncorrelated. So the tokens of any subset learn to say what the others
 would have said.
 
-Differences from the published code: the two masks of a pair are never empty and never the same (there, more than half
-of the pairs at the default ratio are), a hidden token is a learned one (``mask = "zero"`` gives the published zeros),
-each view is augmented, and the second view is a window close in time to the first.
+Two models can be pretrained so: armlet's own small one (:mod:`armlet_train.models`), and the paper's, which stands here
+(``kind = "crossl"``). Where both differ from the published code is written in ``train/README.md``.
 """
 
 from __future__ import annotations
 
-from itertools import product
-from typing import ClassVar
+from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armlet_runtime.errors import RecipeError
+from armlet_runtime.modalities import Modality
+
 from . import parallel
-from .models import ArmletModel
+from .contrastive import cocoa, nt_xent, vicreg
+from .masking import MOST_MODALITIES, all_masks, draw_pairs, set_mask_policy
+from .models import Aggregator, ArmletModel, Encoder
 from .pretraining import Pretraining
-from .recipes import CrosslPretrain
+from .recipes import CrosslModel, CrosslPretrain
+
+NORM_EPS = 1e-3
+"""Of the layer norms; Keras's default, with which the paper's models were trained."""
+
+MOST_EVERY = 3
+"""Most modalities of which every pair of masks is compared: 42 pairs; with four it would be 210."""
+
+INIT_STD = 0.05
+"""Standard deviation of the normal distribution that convolutions begin with; Keras's ``RandomNormal``."""
 
 
-def mask_pairs(modalities: int) -> Tensor:
-    """All ordered pairs of two different non-empty masks: (pairs, 2, modalities) bool, true = visible."""
-    masks = [mask for mask in product([True, False], repeat=modalities) if any(mask)]
-    return torch.tensor([[first, second] for first in masks for second in masks if first != second])
+class CrosslBlock(nn.Module):
+    """Convolution that keeps the length, layer norm over channels, PReLU with a slope a channel, dropout.
 
-
-def vicreg(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """VICReg's three terms for two batches of vectors (B, D), B > 1.
-
-    Returns:
-        Invariance (mean squared distance), variance (hinge at a standard deviation of 1, mean of both views) and
-        covariance (squared off-diagonal covariances over D, sum of both views).
+    An even kernel has one more zero on the right than on the left, as Keras pads.
     """
-    similarity = F.mse_loss(first, second)
-    variance = first.new_zeros(())
-    covariance = first.new_zeros(())
-    for view in (first, second):
-        centred = view - view.mean(dim=0)
-        deviation = torch.sqrt(centred.var(dim=0) + 1e-4)  # 1e-4 as published: a slope at zero variance
-        variance = variance + F.relu(1 - deviation).mean() / 2
-        matrix = centred.T @ centred / (len(view) - 1)
-        off_diagonal = matrix.pow(2).sum() - matrix.diagonal().pow(2).sum()
-        covariance = covariance + off_diagonal / view.shape[1]
-    return similarity, variance, covariance
+
+    def __init__(self, before: int, channels: int, kernel: int, dropout: float) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.padding = ((kernel - 1) // 2, kernel // 2)
+        self.convolution = nn.Conv1d(before, channels, kernel)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.activation = nn.PReLU(channels, init=0.0)  # Keras's slopes begin at zero
+        self.dropout = parallel.Dropout(dropout)
+        nn.init.normal_(self.convolution.weight, std=INIT_STD)
+        assert self.convolution.bias is not None
+        nn.init.zeros_(self.convolution.bias)
+
+    def forward(self, window: Tensor) -> Tensor:
+        """(B, before, samples) to (B, channels, samples)."""
+        convolved = self.convolution(F.pad(window, self.padding))
+        normal = self.norm(convolved.transpose(1, 2)).transpose(1, 2)
+        active: Tensor = self.dropout(self.activation(normal))
+        return active
+
+
+class CrosslEncoder(Encoder):
+    """The paper's encoder: three blocks of C/4, C/2 and C channels, and the average over time as the token."""
+
+    def __init__(self, recipe: CrosslModel, modality: Modality) -> None:
+        """Build the blocks."""
+        super().__init__()
+        size = recipe.token_dim
+        widths = [len(modality.channels), size // 4, size // 2, size]
+        self.blocks = nn.Sequential(
+            *[
+                CrosslBlock(before, after, kernel, recipe.dropout)
+                for before, after, kernel in zip(widths[:-1], widths[1:], recipe.kernels, strict=True)
+            ]
+        )
+
+    def features(self, window: Tensor) -> Tensor:
+        """(B, C): the token itself, as the paper's own probe has it."""
+        return self.forward(window)
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Encode a batch."""
+        token: Tensor = self.blocks(window).mean(dim=2)
+        return token
+
+
+class CrosslAggregator(Aggregator):
+    """The paper's aggregator: Dense 64 with ReLU, Dense P with ReLU, Dense P, layer norm; and a linear head on it.
+
+    The paper draws the head on the aggregator. (Its published code puts one on the encoders instead, and leaves the
+    aggregator out.)
+    """
+
+    def __init__(self, recipe: CrosslModel, modalities: int, labels: int) -> None:
+        """Build the layers for that many modalities and labels."""
+        super().__init__()
+        self.embedding_dim = recipe.embedding_dim
+        self.projector = nn.Sequential(
+            nn.Linear(modalities * recipe.token_dim, recipe.hidden_dim),
+            nn.ReLU(),
+            nn.Linear(recipe.hidden_dim, recipe.embedding_dim),
+            nn.ReLU(),
+            nn.Linear(recipe.embedding_dim, recipe.embedding_dim),
+            nn.LayerNorm(recipe.embedding_dim, eps=NORM_EPS),
+        )
+        self.head = nn.Linear(recipe.embedding_dim, labels)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Aggregate a batch."""
+        embedding = self.projector(tokens)
+        return self.head(embedding), embedding
+
+
+def build(recipe: CrosslModel, modalities: Sequence[Modality], labels: int) -> ArmletModel:
+    """The paper's model, its mask tokens zeros for ever."""
+    encoders = {modality.name: CrosslEncoder(recipe, modality) for modality in modalities}
+    aggregator = CrosslAggregator(recipe, len(modalities), labels)
+    model = ArmletModel([modality.name for modality in modalities], encoders, recipe.token_dim, aggregator)
+    set_mask_policy(model, "zero")
+    return model
 
 
 class Crossl(Pretraining):
-    """A model with the expander that VICReg needs."""
-
-    views: ClassVar[int] = 2
+    """A model with the expander that its objective needs."""
 
     def __init__(self, model: ArmletModel, recipe: CrosslPretrain) -> None:
-        """Put an expander on the model's embedding."""
+        """Put an expander on the model's embedding.
+
+        Raises:
+            RecipeError: There are too many modalities for the recipe's masks.
+        """
         super().__init__()
+        most = MOST_EVERY if recipe.every_mask else MOST_MODALITIES
+        if len(model.modalities) > most:
+            raise RecipeError(
+                f"CroSSL masks at most {most} modalities with [pretrain] every_mask = {str(recipe.every_mask).lower()}"
+            )
+        self.views = recipe.views
         self.model = model
         self.recipe = recipe
-        self.expander = nn.Sequential(
-            nn.Linear(model.embedding_dim, recipe.projection_dim),
-            nn.ReLU(),
-            nn.Linear(recipe.projection_dim, recipe.projection_dim),
-        )
-        self.register_buffer("pairs", mask_pairs(len(model.modalities)), persistent=False)
+        self.expander: nn.Module = nn.Identity()
+        if recipe.projection_dim:
+            self.expander = nn.Sequential(
+                nn.Linear(model.embedding_dim, recipe.projection_dim),
+                nn.ReLU(),
+                nn.Linear(recipe.projection_dim, recipe.projection_dim),
+            )
 
     def forward(self, views: tuple[dict[str, Tensor], ...], present: Tensor) -> dict[str, Tensor]:
-        """VICReg's terms and their weighted sum, over the whole batch of all processes."""
+        """The objective's terms, over the whole batch of all processes."""
         recipe = self.recipe
-        # Both views go through the encoders as one batch: one pass, and batch statistics over both.
+        count = present.shape[0]
+        # Both views go through the encoders as one batch: one pass, and batch statistics over both. A window's views
+        # lie side by side. With one view the two masks hide parts of the same tokens, as published.
         both = {name: torch.stack([view[name] for view in views], dim=1).flatten(0, 1) for name in views[0]}
-        visible = self._visible(present).flatten(0, 1)
-        vectors = self.expander(self._embed(self.model.tokens(both), visible))
+        tokens = self.model.tokens(both)
+        tokens = tokens.reshape(count, len(views), *tokens.shape[1:]).expand(-1, 2, -1, -1)
+        if recipe.objective == "cocoa":
+            with torch.autocast(tokens.device.type, enabled=False):
+                each = parallel.widen(tokens).unbind(1)[: len(views)]
+                losses = [cocoa(view, present, recipe.temperature, recipe.negatives) for view in each]
+            return {"loss": torch.stack(losses).mean()}
+        if recipe.every_mask and len(self.model.modalities) > 1:
+            return self._every_mask(tokens, present)
+        visible = draw_pairs(recipe.strategy, present, tokens.shape[3], recipe.keep).transpose(0, 1)
+        masked = torch.where(visible, tokens, self.model.mask_tokens).flatten(2).flatten(0, 1)
+        vectors = self.expander(self.model.aggregator(masked)[1])
         with torch.autocast(vectors.device.type, enabled=False):
-            first, second = parallel.gather(vectors.float().reshape(-1, 2, vectors.shape[1])).unbind(1)
-            similarity, variance, covariance = vicreg(first, second)
+            first, second = parallel.widen(vectors).reshape(count, 2, -1).unbind(1)
+            if recipe.objective == "nt-xent":
+                return {"loss": nt_xent(first, second, recipe.temperature)}
+            return self._weigh(vicreg(first, second))
+
+    def _every_mask(self, tokens: Tensor, present: Tensor) -> dict[str, Tensor]:
+        """VICReg's terms in the mean over all pairs of different masks, one for each view.
+
+        Of masks that leave a window nothing, it sees all that it has.
+        """
+        masks = all_masks(present.shape[1]).to(present.device)
+        visible = masks & present[:, None]
+        visible = torch.where(visible.any(dim=2, keepdim=True), visible, present[:, None])
+        # (B, views, masks, modalities, token_dim)
+        masked = torch.where(visible[:, None, :, :, None], tokens[:, :, None], self.model.mask_tokens)
+        vectors = self.expander(self.model.aggregator(masked.flatten(3).flatten(0, 2))[1])
+        with torch.autocast(vectors.device.type, enabled=False):
+            # (views, masks, B, projection_dim)
+            each = parallel.widen(vectors).reshape(-1, 2, len(masks), vectors.shape[1]).permute(1, 2, 0, 3)
+            pairs = [vicreg(each[0, one], each[1, other]) for one, other in permutations(range(len(masks)), 2)]
+            return self._weigh(torch.stack([torch.stack(terms) for terms in pairs]).mean(dim=0).unbind())
+
+    def _weigh(self, terms: Sequence[Tensor]) -> dict[str, Tensor]:
+        similarity, variance, covariance = terms
+        recipe = self.recipe
         loss = recipe.similarity * similarity + recipe.variance * variance + recipe.covariance * covariance
         return {"loss": loss, "similarity": similarity, "variance": variance, "covariance": covariance}
-
-    def _visible(self, present: Tensor) -> Tensor:
-        """(B, 2, modalities): what each view sees; of a window with one modality both see that."""
-        pairs = self.pairs
-        assert isinstance(pairs, Tensor)
-        chosen = parallel.rows(
-            lambda count: torch.randint(len(pairs), (count,), device=present.device), present.shape[0]
-        )
-        visible = pairs[chosen] & present[:, None]
-        return torch.where(visible.any(dim=2, keepdim=True), visible, present[:, None])
-
-    def _embed(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        masked = tokens * visible[:, :, None] if self.recipe.mask == "zero" else self.model.mask(tokens, visible)
-        embedding: Tensor = self.model.aggregator(masked.flatten(1))[1]
-        return embedding

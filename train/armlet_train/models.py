@@ -13,12 +13,13 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet_runtime.modalities import Modality
 
 from . import parallel
-from .recipes import CBraModModel, ConvModel, ModelRecipe, MuMaeModel
+from .recipes import CBraModModel, ConvModel, CrosslModel, ModelRecipe, MuMaeModel
 
 
 class Encoder(nn.Module, abc.ABC):
@@ -127,11 +128,13 @@ def build(recipe: ModelRecipe, modalities: Sequence[Modality], lengths: Mapping[
         RecipeError: The kind cannot be built for these modalities.
     """
     # The methods' modules build on this one.
-    from . import cbramod, mumae
+    from . import cbramod, crossl, mumae
 
     match recipe:
         case ConvModel():
             return _build_conv(recipe, modalities, lengths, labels)
+        case CrosslModel():
+            return crossl.build(recipe, modalities, labels)
         case CBraModModel():
             return cbramod.build(recipe, modalities, lengths, labels)
         case MuMaeModel():
@@ -166,19 +169,28 @@ class ConvEncoder(Encoder):
             steps = (steps + 2 * padding - kernel) // stride + 1
         self.layers = nn.Sequential(*layers)
         self.pool = nn.AvgPool2d((1, steps), count_include_pad=False)
-        self.token = nn.Linear(before, recipe.token_dim)
+        self.flagged = recipe.flagged
+        self.token = nn.Linear(before, recipe.token_dim - recipe.flagged)
 
     def features(self, window: Tensor) -> Tensor:
-        """(B, last of the recipe's channels): square roots of what the token is a linear map of.
+        """(B, twice the channels of all layers but the last): averages and deviations over time of what they give.
 
-        Those are averages of rectified activations, in which a loud movement would otherwise drown a quiet one.
+        The last layer says what pretraining asked it for; the ones before it hold for people who were not seen.
+        (Chosen by cross-validation over training and validation people.)
         """
-        return self._pooled(window).sqrt()
+        layers = list(self.layers)
+        rectified = [number for number, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
+        active, parts = window.unsqueeze(2), []
+        for number, layer in enumerate(layers[: rectified[-2 if len(rectified) > 1 else -1] + 1]):
+            active = layer(active)
+            if number in rectified:
+                parts += [active.mean(dim=3), active.std(dim=3, correction=0)]
+        return torch.cat(parts, dim=1).flatten(1)
 
     def forward(self, window: Tensor) -> Tensor:
         """Encode a batch."""
         token: Tensor = self.token(self._pooled(window))
-        return token
+        return F.pad(token, (0, 1), value=1.0) if self.flagged else token
 
     def _pooled(self, window: Tensor) -> Tensor:
         pooled: Tensor = self.pool(self.layers(window.unsqueeze(2)))
@@ -207,9 +219,14 @@ class ConvAggregator(Aggregator):
 def _build_conv(
     recipe: ConvModel, modalities: Sequence[Modality], lengths: Mapping[str, int], labels: int
 ) -> ArmletModel:
+    from .masking import AttentionAggregator, set_mask_policy
+
     encoders = {modality.name: ConvEncoder(recipe, modality, lengths[modality.name]) for modality in modalities}
-    aggregator = ConvAggregator(recipe, len(modalities), labels)
-    return ArmletModel([modality.name for modality in modalities], encoders, recipe.token_dim, aggregator)
+    kind = AttentionAggregator if recipe.mask == "attention" else ConvAggregator
+    aggregator = kind(recipe, len(modalities), labels)
+    model = ArmletModel([modality.name for modality in modalities], encoders, recipe.token_dim, aggregator)
+    set_mask_policy(model, recipe.mask)
+    return model
 
 
 def fold_batchnorm(model: ArmletModel) -> ArmletModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import msgspec
 import numpy as np
@@ -46,7 +45,8 @@ class Pretraining(Objective, abc.ABC):
         model: What is pretrained.
     """
 
-    views: ClassVar[int]
+    uses_all = False  # the classifier's head learns in fine-tuning only
+    views: int
     model: ArmletModel
 
     @abc.abstractmethod

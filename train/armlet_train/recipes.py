@@ -73,7 +73,18 @@ class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="conv"):
-    """Armlet's own small model, :class:`armlet_train.models.ConvEncoder`."""
+    """Armlet's own small model, :class:`armlet_train.models.ConvEncoder`.
+
+    Attributes:
+        channels: Of each convolution.
+        kernels: Samples that each spans.
+        strides: Samples from step to step of each.
+        token_dim: Width of a token.
+        hidden_dim: Width between the tokens and the embedding.
+        embedding_dim: Width of the embedding.
+        dropout: Before the embedding.
+        mask: What stands for an absent token; see :func:`armlet_train.masking.set_mask_policy`.
+    """
 
     channels: tuple[int, ...]
     kernels: tuple[int, ...]
@@ -82,10 +93,38 @@ class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     hidden_dim: int
     embedding_dim: int
     dropout: float
+    mask: Literal["zero", "token", "presence", "attention"] = "token"
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the last element of a token says that it is there."""
+        return self.mask in ("presence", "attention")
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.kernels) == len(self.strides) > 0:
             raise ValueError("channels, kernels and strides must have one entry for each layer")
+
+
+class CrosslModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="crossl"):
+    """The model of CroSSL's paper, :class:`armlet_train.crossl.CrosslEncoder`; the defaults are the published ones.
+
+    Attributes:
+        kernels: Of the three convolutions, whose channels are a quarter, a half and the whole of ``token_dim``.
+        token_dim: Width of a token, a multiple of 4.
+        hidden_dim: Of the aggregator's first layer.
+        embedding_dim: Width of the embedding.
+        dropout: After each convolution.
+    """
+
+    kernels: tuple[int, int, int] = (24, 16, 8)
+    token_dim: int = 96
+    hidden_dim: int = 64
+    embedding_dim: int = 32
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.token_dim < 4 or self.token_dim % 4:
+            raise ValueError("token_dim must be a multiple of 4")
 
 
 class CBraModSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -235,18 +274,38 @@ class CrosslPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw
     """CroSSL; see :mod:`armlet_train.crossl`.
 
     Attributes:
+        views: 2: each window has a second view, augmented apart, of a window near it. 1: both masks hide parts of the
+            same view, as published.
+        strategy: What is hidden: whole modalities (``spatial``), or single elements of tokens (``random``).
+        keep: Probability of not being hidden; the published code's default is 0.9.
+        every_mask: Compare each view under every mask with the other under every other one, instead of under one drawn
+            pair (``spatial`` and ``vicreg`` only): the encoders, which cost most, run no more often for that.
+        objective: What is minimised: VICReg, or one of the rivals in :mod:`armlet_train.contrastive`.
         similarity: VICReg's invariance coefficient.
         variance: VICReg's variance coefficient.
         covariance: VICReg's covariance coefficient.
-        projection_dim: Width of the space in which VICReg compares.
-        mask: What stands for a hidden token: a learned one (``token``) or zeros (``zero``, as published).
+        temperature: Of the rivals.
+        negatives: Weight of COCOA's second term.
+        projection_dim: Width of the space in which views are compared; 0 to compare embeddings, as published.
     """
 
-    similarity: float
-    variance: float
-    covariance: float
-    projection_dim: int
-    mask: Literal["token", "zero"]
+    views: Literal[1, 2] = 2
+    strategy: Literal["spatial", "random"] = "spatial"
+    keep: float = 0.5
+    every_mask: bool = False
+    objective: Literal["vicreg", "nt-xent", "cocoa"] = "vicreg"
+    similarity: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+    temperature: float = 0.1
+    negatives: float = 3.9e-3
+    projection_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise ValueError("keep must lie between 0 and 1, both excluded")
+        if self.every_mask and (self.strategy, self.objective) != ("spatial", "vicreg"):
+            raise ValueError('every_mask goes with strategy = "spatial" and objective = "vicreg"')
 
 
 class MuMaePretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="mumae"):
@@ -391,6 +450,18 @@ class QatRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_agreement: float
 
 
+class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What programs are made in; read by ``armlet export``.
+
+    Attributes:
+        precision: Modality, or ``aggregator``, to what its programs are kept in; ``int8`` for those that are not named.
+        max_auto_loss: What ``--precision auto`` may lose in macro-F1 in any subset on validation people.
+    """
+
+    precision: dict[str, Literal["int8", "dynamic", "fp16", "fp32", "auto"]] = {}
+    max_auto_loss: float = 0.005
+
+
 class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When trainings write checkpoints; see :mod:`armlet_train.checkpoints`.
 
@@ -404,7 +475,7 @@ class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # The kinds of models and the methods of pretraining that a recipe can name.
-Model = ConvModel | MuMaeModel | CBraModModel
+Model = ConvModel | CrosslModel | MuMaeModel | CBraModModel
 Pretrain = CrosslPretrain | MuMaePretrain | DualPretrain | NoPretrain
 
 
@@ -419,6 +490,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     presence: Presence = Presence()
     checkpoints: CheckpointRecipe = CheckpointRecipe()
     fewshot: FewShotRecipe | None = None
+    export: ExportRecipe = ExportRecipe()
 
     def __post_init__(self) -> None:
         encoders = self.model.encoders if isinstance(self.model, CBraModModel) else {}

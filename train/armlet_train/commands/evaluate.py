@@ -1,10 +1,10 @@
-"""``armlet evaluate``: figures of a run or of a bundle's own programs, on every subset and for every person."""
+"""``armlet evaluate``: figures of a run, of a bundle's own programs, or of all methods, on every subset."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from armlet_runtime.commands.model_arguments import add_engine_option, add_key_option
 
@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from ..evaluate import Evaluation, SubsetScore
 
 NAME = "evaluate"
-HELP = "Score a run, or the programs of a bundle, on every subset of the modalities."
+HELP = "Score a run, the programs of a bundle, or all methods (--suite), on every subset of the modalities."
 EXAMPLE = """armlet evaluate model.armlet --engine litert --split test --json figures.json
-  armlet evaluate runs/pretrain --few-label"""
+  armlet evaluate runs/pretrain --few-label
+  armlet evaluate --suite hapt --out suite --split validation --methods crossl,supervised"""
 EXTRA = "train"
+
+SUITES = ("hapt", "masking")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("bundle", metavar="RUN|BUNDLE", help="a run's folder, a bundle file, or file:SLOT")
+    parser.add_argument("bundle", nargs="?", metavar="RUN|BUNDLE", help="a run's folder, a bundle file, or file:SLOT")
     add_key_option(parser)
     add_engine_option(parser)
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="people to score on (test)")
@@ -28,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--few-label", action="store_true", help="linear probe on a run's encoders with 1, 5, 10, 20 labels a class"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    suite = parser.add_argument_group("suites", "train and score from recipes; a second start goes on")
+    suite.add_argument("--suite", choices=SUITES, help="all methods on HAPT, or CroSSL's ways of masking")
+    suite.add_argument("--out", type=Path, default=Path("suite"), metavar="FOLDER", help="the suite's folder (suite)")
+    suite.add_argument("--methods", metavar="NAME,NAME", help="only these methods of the suite hapt")
+    suite.add_argument("--seeds", type=int, default=1, help="trainings of each method of the suite hapt (1)")
+    suite.add_argument("--quick", action="store_true", help="minutes of training become seconds; the figures are void")
+    suite.add_argument("--tables", type=Path, metavar="FILE", help="put the suite's tables into a Markdown file")
+    suite.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.outputs import write_json
 
+    if args.suite:
+        return _suite(args)
+    if args.bundle is None:
+        raise UsageError("give a run's folder or a bundle, or --suite")
     if Path(args.bundle).is_dir():
         if args.engine:
             raise UsageError(f"{args.bundle} is a run, which PyTorch scores; --engine is for bundles")
@@ -49,29 +66,55 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _suite(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from armlet_runtime.errors import UsageError
+    from armlet_runtime.outputs import write_json
+
+    from .. import ablation, runs, suite, tables
+    from .training import progress_bar
+
+    if args.bundle is not None or args.engine or args.few_label:
+        raise UsageError("--suite trains its own models: give no run, bundle, --engine or --few-label with it")
+    if args.seeds < 1:
+        raise UsageError("--seeds must be at least 1")
+    console = Console()
+    report: Any
+    if args.suite == "masking":
+        with progress_bar("masking", console) as advance:
+            report = ablation.run(args.out / "masking", args.quick, runs.pick_device(args.device), advance)
+    else:
+        runs.pick_device(args.device)
+        methods = args.methods.split(",") if args.methods else list(suite.METHODS)
+        report = suite.Suite(args.out / "hapt", args.split, args.quick, args.device, console).run(methods, args.seeds)
+    tables.show(report, console)
+    if args.json:
+        write_json(args.json, report)
+    if args.tables:
+        tables.insert(args.tables, report)
+    return 0
+
+
 def _run(args: argparse.Namespace) -> Evaluation:
-    from .. import data, evaluate, runs
-    from ..finetune import all_logits
+    from .. import runs, suite
 
     trained = runs.load_run(Path(args.bundle), "finetune")
-    scored = data.score_windows(data.load_corpus(trained.recipe.data, args.split), trained.normalisation)
-    predictions = all_logits(trained.model, scored.windows, scored.present).argmax(axis=2)
-    scores = evaluate.score(predictions, trained.model.modalities, scored, trained.labels)
-    return _evaluation(args, "pytorch", trained.labels, len(scored.truth), scores)
+    scores = suite.score_run(trained, args.split)
+    return _evaluation(args, "pytorch", trained.labels, scores)
 
 
 def _few_label(args: argparse.Namespace) -> Evaluation:
     from .. import data, evaluate, runs
 
     trained = runs.load_run(Path(args.bundle))
-    recipe, normalisation = trained.recipe.data, trained.normalisation
-    corpus = data.load_corpus(recipe, "train")
-    raw = corpus.windows(corpus.starts(labelled=False, every=corpus.stride))
-    unlabelled = {name: normalisation[name].apply(windows) for name, windows in raw.items()}
-    train = data.score_windows(corpus, normalisation)
-    scored = data.score_windows(data.load_corpus(recipe, args.split), normalisation)
-    few = evaluate.few_label(trained.model, unlabelled, train, scored, len(trained.labels))
-    return evaluate.Evaluation(args.bundle, "pytorch", args.split, trained.labels, len(scored.truth), few_label=few)
+    recipe = trained.recipe
+    train, scored = (data.load_corpus(recipe.data, split, recipe.presence) for split in ("train", args.split))
+    people = evaluate.probe_people(train, scored, trained.normalisation)
+    features = evaluate.standardise(evaluate.model_features(trained.model), people, tuple(trained.model.modalities))
+    truth = people.scored.truth
+    few = evaluate.few_label(features, people.labelled.truth, truth, len(trained.labels))
+    return evaluate.Evaluation(args.bundle, "pytorch", args.split, trained.labels, len(truth), few_label=few)
 
 
 def _bundle(args: argparse.Namespace) -> Evaluation:
@@ -95,14 +138,17 @@ def _bundle(args: argparse.Namespace) -> Evaluation:
     logits, _ = run_subsets(model, scored.windows)
     scores = evaluate.score(logits.argmax(axis=2), names, scored, manifest.labels)
     engine = f"{model.engine.name} {model.engine.version} ({model.engine.detail})"
-    return _evaluation(args, engine, manifest.labels, len(scored.truth), scores)
+    return _evaluation(args, engine, manifest.labels, scores)
 
 
 def _evaluation(
-    args: argparse.Namespace, engine: str, labels: tuple[str, ...], windows: int, scores: list[SubsetScore]
+    args: argparse.Namespace, engine: str, labels: tuple[str, ...], scores: list[SubsetScore]
 ) -> Evaluation:
+    import numpy as np
+
     from ..evaluate import Evaluation
 
+    windows = int(np.sum(scores[0].confusion))
     return Evaluation(args.bundle, engine, args.split, labels, windows, scores)
 
 

@@ -1,0 +1,266 @@
+"""The evaluation suite: every method on the same people, windows and labels, by the commands that a person would type.
+
+For each method: fine-tuning with all labels on every subset of the modalities and for every person, linear probes on
+the pretrained, frozen model with all labels and with few, and beside each subset a *specialist*: the same model trained
+from scratch on that subset alone, for as long as the other was fine-tuned. Logistic regression on hand features stands
+beside them all.
+
+A suite's folder holds a folder a method, with ordinary runs in it (any of them can be exported) and its figures. A
+second start goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import tomli_w
+import tomllib
+from rich.console import Console
+
+from armlet_runtime.errors import UsageError
+from armlet_runtime.files import write_atomic
+from armlet_runtime.machine import Machine, describe
+from armlet_runtime.modalities import subset_name, subsets
+from armlet_runtime.windows import Float32, Normalisation
+
+from . import data, evaluate, finetune, runs
+from .commands import finetune as finetune_command
+from .commands import pretrain as pretrain_command
+from .data import Scored
+from .evaluate import FewLabelScore, People, SubsetScore
+from .handcrafted import hand_features
+from .recipes import Recipe, find_recipe, load_recipe
+
+METHODS = {
+    "crossl": "hapt",
+    "crossl-faithful": "hapt-crossl",
+    "mumae": "hapt-mumae",
+    "supervised": "hapt-supervised",
+}
+"""Method to recipe. All are of one data set, with the same windows and labels."""
+
+HAND = "hand features"
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What one method reached with one training seed.
+
+    Attributes:
+        method: Its name in :data:`METHODS`, or :data:`HAND`.
+        recipe: The recipe's name.
+        seed: Of its training.
+        parameters: Of the model.
+        seconds: What pretraining and fine-tuning took.
+        finetuned: With all labels, a row a subset; none for hand features.
+        specialists: A row a subset, each from a model of its own; that of all modalities is the model itself.
+        probe: Linear probe with all labels, a row a subset.
+        few_label: Linear probe with few labels on all modalities.
+    """
+
+    method: str
+    recipe: str
+    seed: int = 0
+    parameters: int = 0
+    seconds: dict[str, float] = {}
+    finetuned: list[SubsetScore] = []
+    specialists: list[SubsetScore] = []
+    probe: list[SubsetScore] = []
+    few_label: list[FewLabelScore] = []
+
+
+class SuiteReport(msgspec.Struct, frozen=True):
+    """What ``armlet evaluate --suite hapt --json`` writes. ``methods``: a row a method and training seed."""
+
+    suite: str
+    quick: bool
+    split: str
+    labels: tuple[str, ...]
+    windows: int
+    methods: list[Figures]
+    machine: Machine
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Figures in a file, with a digest of what they rest on."""
+
+    digest: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite in one folder.
+
+    Attributes:
+        folder: For runs and figures.
+        split: People to score on, ``validation`` or ``test``.
+        quick: One epoch each and two draws, for tests of the path.
+        device: As in ``armlet pretrain --device``.
+        console: Where it is shown what happens.
+    """
+
+    folder: Path
+    split: str
+    quick: bool
+    device: str
+    console: Console
+
+    def run(self, methods: list[str], seeds: int) -> SuiteReport:
+        """Train and score what has no figures yet.
+
+        Args:
+            methods: Names in :data:`METHODS`.
+            seeds: Trainings of each, with the recipe's seed and those that follow it.
+
+        Raises:
+            UsageError: A method is not known.
+        """
+        unknown = [method for method in methods if method not in METHODS]
+        if unknown:
+            raise UsageError(f"the suite has no method '{unknown[0]}'; it has {', '.join(METHODS)}")
+        recipe = load_recipe(find_recipe(METHODS[methods[0]]))
+        figures = [self._hand_features(recipe, METHODS[methods[0]])]
+        figures += [self._method(method, number) for method in methods for number in range(seeds)]
+        windows = int(np.sum(figures[0].probe[0].confusion))
+        return SuiteReport("hapt", self.quick, self.split, recipe.data.labels, windows, figures, describe())
+
+    def _method(self, method: str, number: int) -> Figures:
+        table = tomllib.loads(find_recipe(METHODS[method]).read_text())
+        for stage in ("pretrain", "finetune"):
+            table[stage]["seed"] += number
+            if self.quick and "epochs" in table[stage]:
+                table[stage]["epochs"] = 1
+        self.console.rule(f"{method}, training seed {table['pretrain']['seed']}")
+        folder = self.folder / method / str(number)
+        tuned = self._trained(folder, table)
+        alone = [self._specialist(table, subset) for subset in subsets(table["data"]["modalities"])[1:]]
+        digest = _digest(*((run.folder / "run.json").read_bytes() for run in (tuned, *alone)), self.quick)
+        path = folder / f"figures-{self.split}.json"
+        return _kept(path, digest) or self._score(path, digest, method, table["pretrain"]["seed"], tuned, alone)
+
+    def _score(
+        self, path: Path, digest: str, method: str, seed: int, tuned: runs.TrainedRun, alone: list[runs.TrainedRun]
+    ) -> Figures:
+        pretrained = runs.load_run(tuned.folder.parent / "pretrain", "pretrain")
+        finetuned = score_run(tuned, self.split)
+        people = _people(pretrained.recipe, self.split, pretrained.normalisation)
+        features = evaluate.model_features(pretrained.model)
+        probe, few = self._probes(features, people, tuned.model.modalities, tuned.labels)
+        figures = Figures(
+            method=method,
+            recipe=METHODS[method],
+            seed=seed,
+            parameters=tuned.info.parameters,
+            seconds={"pretrain": pretrained.info.seconds, "finetune": tuned.info.seconds},
+            finetuned=finetuned,
+            specialists=[finetuned[0], *(score_run(run, self.split)[0] for run in alone)],
+            probe=probe,
+            few_label=few,
+        )
+        return _keep(path, digest, figures)
+
+    def _trained(self, folder: Path, table: Mapping[str, Any]) -> runs.TrainedRun:
+        """Pretrain and fine-tune by the commands, as far as that has not been done."""
+        text = tomli_w.dumps(table).encode()
+        recipe = folder / "recipe.toml"
+        if recipe.exists() and recipe.read_bytes() != text:
+            shutil.rmtree(folder)  # of an earlier version of the recipe, or of --quick
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(recipe, text)
+        pretrained, tuned = folder / "pretrain", folder / "finetune"
+        if not (pretrained / "run.json").exists():
+            self._armlet(pretrain_command, recipe, "--out", pretrained)
+        if not (tuned / "run.json").exists():
+            self._armlet(finetune_command, recipe, "--from", pretrained, "--out", tuned)
+        return runs.load_run(tuned, "finetune")
+
+    def _specialist(self, table: Mapping[str, Any], subset: tuple[str, ...]) -> runs.TrainedRun:
+        """The same model from scratch on a subset alone. Methods with the same model have the same specialists."""
+        cut = dict(table["data"], modalities=list(subset))
+        for key in ("knee", "scale"):
+            cut[key] = {name: value for name, value in cut.get(key, {}).items() if name in subset}
+        none = {"method": "none", "seed": table["finetune"]["seed"]}
+        specialist = dict(table, data=cut, pretrain=none)
+        folder = f"{subset_name(subset)}-{_digest(specialist)[:12]}"
+        return self._trained(self.folder / "specialists" / folder, specialist)
+
+    def _armlet(self, command: ModuleType, *words: str | Path) -> None:
+        arguments = [*map(str, words), "--device", self.device]
+        self.console.print(f"[dim]$ armlet {command.NAME} {' '.join(arguments)}[/dim]", highlight=False, soft_wrap=True)
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        command.run(parser.parse_args(arguments))
+
+    def _hand_features(self, recipe: Recipe, name: str) -> Figures:
+        """Logistic regression on hand features, of windows in their units."""
+        self.console.rule(HAND)
+        path, digest = self.folder / f"hand-features-{self.split}.json", _digest(recipe.data, self.quick)
+        kept = _kept(path, digest)
+        if kept is not None:
+            return kept
+
+        def features(windows: Scored, subset: tuple[str, ...]) -> Float32:
+            return hand_features({one: windows.windows[one] for one in subset})
+
+        people = _people(recipe, self.split, None)
+        probe, few = self._probes(features, people, recipe.data.modalities, recipe.data.labels)
+        return _keep(path, digest, Figures(HAND, name, probe=probe, few_label=few))
+
+    def _probes(
+        self, features: evaluate.Features, people: People, names: Sequence[str], labels: Sequence[str]
+    ) -> tuple[list[SubsetScore], list[FewLabelScore]]:
+        """Linear probes with all labels on every subset, and with few labels on all modalities."""
+        self.console.print("linear probes", style="dim")
+        probes, few = [], []
+        for subset in subsets(names):
+            cut = evaluate.standardise(features, people, subset)
+            predicted = evaluate.fit(cut.labelled, people.labelled.truth).predict(cut.scored)
+            probes.append(evaluate.score_subset(subset, predicted, people.scored, labels))
+            if len(subset) == len(names):
+                draws = 2 if self.quick else evaluate.SEEDS
+                few = evaluate.few_label(cut, people.labelled.truth, people.scored.truth, len(labels), draws)
+        return probes, few
+
+
+def _people(recipe: Recipe, split: str, normalisation: dict[str, Normalisation] | None) -> People:
+    train = data.load_corpus(recipe.data, "train", recipe.presence)
+    scored = data.load_corpus(recipe.data, split, recipe.presence)
+    return evaluate.probe_people(train, scored, normalisation)
+
+
+def score_run(run: runs.TrainedRun, split: str) -> list[SubsetScore]:
+    """Figures of a fine-tuned run on every subset."""
+    corpus = data.load_corpus(run.recipe.data, split, run.recipe.presence)
+    scored = data.score_windows(corpus, run.normalisation)
+    predictions = finetune.all_logits(run.model, scored.windows, scored.present).argmax(axis=2)
+    return evaluate.score(predictions, run.model.modalities, scored, run.labels)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def _kept(path: Path, digest: str) -> Figures | None:
+    """Figures written earlier, if they rest on the same."""
+    if not path.exists():
+        return None
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except msgspec.DecodeError:  # of another version of armlet
+        return None
+    return kept.figures if kept.digest == digest else None
+
+
+def _keep(path: Path, digest: str, figures: Figures) -> Figures:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, msgspec.json.encode(_Kept(digest, figures)))
+    return figures
