@@ -57,7 +57,7 @@ def test_classes_of_an_episode_differ_and_people_resemble_each_other() -> None:
     acc = F.normalize(acc, dim=1).expand(-1, -1, 256) + 0.01 * torch.randn(count, 3, 256)
     made, gyro = movements.made_episodes(acc, 0.01 * torch.randn(count, 3, 256), episodes, ways, 50.0)
     assert made.shape == gyro.shape == (count, 3, 256)
-    assert math.isclose(float(made.norm(dim=1).mean()), 1.0, abs_tol=0.01)
+    assert math.isclose(float(made.norm(dim=1).mean()), 1.0, abs_tol=0.02)
     ends = torch.cat([made[:, :, :13].mean(2), made[:, :, -13:].mean(2)], dim=1).reshape(episodes, ways, each, 6)
     distance = torch.cdist(ends[:, :, 1], ends[:, :, 0])
     right = (distance.argmin(dim=2) == torch.arange(ways)).float().mean()

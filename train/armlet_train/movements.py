@@ -11,9 +11,10 @@ a turn of a certain length, with a lean out and back of its own on the way. Reco
 turned along it, every person a little differently: other angles, another pace, another moment. (New classes from turned
 examples: Santoro et al., ICML 2016, turned characters by 90 degrees.)
 
-A turned window is what a wearable would have measured, but for its linear accelerations: the accelerometer's vectors,
-gravity included, turn with the body, and the gyroscope's have the turn's own rate added. On the recordings of HAPT's
-training people the derivative of gravity is explained by the gyroscope's rate with a slope of 1.00, in these signs.
+A turned window is what a wearable would have measured: the accelerometer's vectors, gravity included, turn with the
+body, and the gyroscope's have the turn's own rate added. (On the recordings of HAPT's training people the derivative of
+gravity is explained by the gyroscope's rate with a slope of 1.00, in these signs.) Linear accelerations are two pushes,
+each with its braking.
 
 No recording of an unseen class is used, and nothing is known of it here: postures are random, and activities between
 which the unseen classes lie are not spliced. All numbers in this file were chosen by us.
@@ -44,6 +45,12 @@ LEAN_DEG = 60.0
 
 LEAN_PERSON_DEG = 12.0
 """Standard deviation of the lean's direction from person to person."""
+
+PUSHES = 2
+"""Pushes on the way."""
+
+PUSH = 0.15
+"""Standard deviation of the largest push's acceleration in each axis, in the accelerometer's unit (g)."""
 
 PACE = 0.2
 """Standard deviation of the logarithm of a person's pace."""
@@ -176,6 +183,8 @@ def made_episodes(acc: Tensor, gyro: Tensor, episodes: int, ways: int, rate_hz: 
     )
     lean_at, lean_gap = normal(classes, 0.6), uniform(classes, 0.6, 1.6)
     lean_span, span = uniform(classes, 0.5, 1.5), uniform(classes, 1.0, 3.0)
+    push = PUSH * torch.randn(classes, PUSHES, 3, device=device) * torch.rand(classes, PUSHES, 1, device=device)
+    push_at, push_span = uniform(classes * PUSHES, -1.25, 1.25), uniform(classes * PUSHES, 0.4, 1.2)
 
     # Everybody does it in their own way.
     begin, end = (random_rotations(count, PERSON_DEG, device) @ rotations(-for_each(ends[:, side])) for side in (0, 1))
@@ -199,4 +208,11 @@ def made_episodes(acc: Tensor, gyro: Tensor, episodes: int, ways: int, rate_hz: 
     over = smooth_step(time, moment + normal(count, 0.1), span)
     acc, gyro = turn(acc, gyro, lean, *out)
     acc, gyro = turn(acc, gyro, -lean, *back)
-    return turn(acc, gyro, -rotation_vectors(end @ begin.transpose(1, 2)), *over)
+    acc, gyro = turn(acc, gyro, -rotation_vectors(end @ begin.transpose(1, 2)), *over)
+
+    push = for_each(push) * (1 + 0.3 * torch.randn(count, PUSHES, 1, device=device))
+    push_at, push_span = (for_each(values.reshape(-1, PUSHES)) * pace[:, None] for values in (push_at, push_span))
+    share = (time - push_at[:, :, None] - moment[:, None, None]) / push_span[:, :, None]
+    # The second derivative of a Gaussian: what speeds up is braked again.
+    pulse = (1 - 8 * share**2) * torch.exp(-4 * share**2)
+    return acc + push.transpose(1, 2) @ pulse, gyro

@@ -10,9 +10,7 @@ normalisation's mean and deviation are those of all samples).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.files import write_atomic
+from armlet_runtime.machine import Machine, describe
 from armlet_runtime.windows import Float32, Normalisation
 
 from . import checkpoints, data, episodes, models, pretraining
@@ -30,10 +29,11 @@ from .fewshot import PrototypeHead
 from .models import ArmletModel
 from .recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
+SUITE = "one-shot"
 RECIPE, QUICK_RECIPE = "hapt-mumae-oneshot", "hapt-mumae-tiny"
+
+PARTS = 100
+"""Of one training, for the progress bar."""
 
 EPISODE_SEED = 20_000
 """Of the test episodes; the same ones for every row and seed."""
@@ -75,6 +75,9 @@ class Row(msgspec.Struct, frozen=True):
 class OneShotReport(msgspec.Struct, frozen=True):
     """The table, and what it was made of. ``examples``: label to how many there are of it."""
 
+    suite: str
+    quick: bool
+    machine: Machine
     recipe: str
     split: str
     ways: int
@@ -107,7 +110,7 @@ def table(
     folder: Path,
     quick: bool,
     device: torch.device,
-    advance: Callable[[str, int, int], None],
+    advance: Callable[[int, int], None],
     split: str = "test",
 ) -> OneShotReport:
     """Make the table; begun again in the same folder, it goes on where it stopped.
@@ -116,7 +119,7 @@ def table(
         folder: For checkpoints and finished rows.
         quick: Seconds of training, for tests of the path; its figures mean nothing.
         device: CPU or GPU.
-        advance: Called with what is being trained, steps done and steps in all.
+        advance: Called with parts done and parts in all, :data:`PARTS` for each training.
         split: Whose movements are tested; ``validation`` while something is still being chosen.
 
     Raises:
@@ -128,20 +131,27 @@ def table(
     corpus = data.load_corpus(recipe.data, "train", recipe.presence)
     unseen = _unseen(recipe, split)
     rows = [_hand_row(unseen, few)]
-    for name, (masking, fusion) in ROWS.items():
-        trained = []
-        for seed in range(few.seeds):
-            variant = _variant(recipe, masking, fusion, seed)
-            done = folder / f"{split}-{checkpoints.fingerprint(variant)[:16]}.json"
-            if not done.exists():
-                say = partial(advance, f"{name}, seed {seed}")
-                model, head = _train(variant, masking, corpus, folder, device, say)
-                embedded = _embed(model, unseen, corpus.normalisation())
-                write_atomic(done, msgspec.json.encode(_score(embedded, unseen, head, few)))
-            trained.append(msgspec.json.decode(done.read_bytes(), type=_Trained))
-        rows.append(_row(name, trained))
+    plan = [(name, seed) for name in ROWS for seed in range(few.seeds)]
+    trained: dict[str, list[_Trained]] = {name: [] for name in ROWS}
+    for number, (name, seed) in enumerate(plan):
+        masking, fusion = ROWS[name]
+        variant = _variant(recipe, masking, fusion, seed)
+        done = folder / f"{split}-{checkpoints.fingerprint(variant)[:16]}.json"
+        if not done.exists():
+            model, head = _train(
+                variant, masking, corpus, folder, device,
+                lambda part, number=number: advance(number * PARTS + part, len(plan) * PARTS),  # type: ignore[misc]
+            )  # fmt: skip
+            embedded = _embed(model, unseen, corpus.normalisation())
+            write_atomic(done, msgspec.json.encode(_score(embedded, unseen, head, few)))
+        advance((number + 1) * PARTS, len(plan) * PARTS)
+        trained[name].append(msgspec.json.decode(done.read_bytes(), type=_Trained))
+    rows += [_row(name, scores) for name, scores in trained.items()]
     labels, counts = np.unique(unseen.truth, return_counts=True)
     return OneShotReport(
+        suite=SUITE,
+        quick=quick,
+        machine=describe(),
         recipe=QUICK_RECIPE if quick else RECIPE,
         split=split,
         ways=few.ways,
@@ -154,26 +164,24 @@ def table(
     )
 
 
-def show(report: OneShotReport, console: Console) -> None:
-    """Print the table."""
-    from rich.table import Table
-
-    printed = Table(
-        title=f"{report.ways}-way {report.shots}-shot on unseen {', '.join(report.examples)}: {report.split} people, "
-        f"{report.episodes} episodes a seed"
+def cells(report: OneShotReport) -> tuple[str, list[str], list[list[str]]]:
+    """The table for people: title, columns, rows."""
+    title = (
+        f"{report.ways}-way {report.shots}-shot on {', '.join(report.examples)}, none of them in training: accuracy "
+        f"and 95 % confidence interval over {report.episodes:,} episodes, {len(report.people)} {report.split} people"
     )
-    for heading in ("method", "different people", "over seeds", "lowest to highest person", "different recordings"):
-        printed.add_column(heading, justify="left" if heading == "method" else "right")
+    columns = ["method", "different people", "each seed", "lowest to highest person", "different recordings"]
+    rows = []
     for row in report.rows:
         people = sorted((value, name) for name, value in row.people.items())
-        printed.add_row(
+        rows.append([
             row.name,
             f"{row.accuracy:.3f} ± {row.interval:.3f}",
             " ".join(f"{value:.3f}" for value in row.seeds),
             f"{people[0][0]:.2f} ({people[0][1]}) to {people[-1][0]:.2f} ({people[-1][1]})",
             f"{row.recordings_accuracy:.3f} ± {row.recordings_interval:.3f}",
-        )
-    console.print(printed)
+        ])  # fmt: skip
+    return title, columns, rows
 
 
 def _few(recipe: Recipe) -> FewShotRecipe:
@@ -194,7 +202,7 @@ def _variant(recipe: Recipe, masking: Masking | None, fusion: Fusion, seed: int)
         recipe,
         model=msgspec.structs.replace(recipe.model, fusion=fusion),
         pretrain=pretrain,
-        fewshot=msgspec.structs.replace(_few(recipe), seed=seed),
+        fewshot=msgspec.structs.replace(_few(recipe), seed=seed, seeds=1),  # more seeds: more rows, not others
     )
 
 
@@ -204,11 +212,16 @@ def _train(
     corpus: data.Corpus,
     folder: Path,
     device: torch.device,
-    say: Callable[[int, int], None],
+    say: Callable[[int], None],
 ) -> tuple[ArmletModel, PrototypeHead]:
-    """Pretrain and meta-train; what is pretrained does not hang on the fusion, so both fusions share it."""
+    """Pretrain and meta-train; what is pretrained does not hang on the fusion, so both fusions share it.
+
+    ``say`` is called with how many of :data:`PARTS` are done; pretraining is the first half of them.
+    """
     assert isinstance(recipe.model, MuMaeModel) and isinstance(recipe.pretrain, MuMaePretrain)
     normalisation = corpus.normalisation()
+    keep = (recipe.checkpoints, device, folder / "checkpoints")
+    half = PARTS // 2
     model = _build(recipe, corpus)
     if masking is not None:
         kept = (
@@ -217,12 +230,14 @@ def _train(
         if not kept.exists():
             plain = msgspec.structs.replace(recipe.model, fusion="concatenation")
             first = _build(msgspec.structs.replace(recipe, model=plain), corpus)
-            keep = (recipe.pretrain, recipe.checkpoints, device, folder / "checkpoints")
-            pretraining.pretrain(first, corpus, normalisation, *keep, lambda _: None, say)
+            pretraining.pretrain(
+                first, corpus, normalisation, recipe.pretrain, *keep, lambda _: None,
+                lambda done, all_: say(half * done // all_),
+            )  # fmt: skip
             checkpoints.save(kept, _shared(first))
         model.load_state_dict(checkpoints.load(kept), strict=False)
     head = episodes.meta_train(
-        model, corpus, normalisation, _few(recipe), recipe.checkpoints, device, folder / "checkpoints", say
+        model, corpus, normalisation, _few(recipe), *keep, lambda done, all_: say(half + half * done // all_)
     )
     return model, head
 
