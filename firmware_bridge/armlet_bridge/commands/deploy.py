@@ -12,10 +12,14 @@ from armlet_runtime.commands.model_arguments import add_bundle_arguments
 if TYPE_CHECKING:
     from ..boards import Deployed
 
+FLEET = "fleet:"
+"""How an inventory (:mod:`armlet_bridge.fleet`) is written where a target is asked for: ``fleet:FILE.toml``."""
+
 NAME = "deploy"
 HELP = "Verify a bundle and put it into use, here or on a board, which keeps its old one if anything is wrong with it."
 EXAMPLE = """armlet deploy har.armlet file:/var/lib/armlet/slot --json deployed.json
-  armlet deploy har.armlet ssh://pi@raspberrypi.local"""
+  armlet deploy har.armlet ssh://pi@raspberrypi.local
+  armlet deploy har.armlet fleet:boards.toml --json deployed.json"""
 EXTRA = ""
 
 
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     bundle = bundle_path(args.bundle)
     if args.target.startswith("ssh://"):
         return _deploy_to_board(args, bundle)
+    if args.target.startswith(FLEET):
+        return _deploy_to_fleet(args, bundle)
     folder = parse_target(args.target)
     try:
         permission = _permission(args, bundle, floor(read_state(folder), trusted_keys(args.key)))
@@ -66,22 +72,69 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
+    import asyncio
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Table
+
+    from armlet_runtime.errors import UsageError
+    from armlet_runtime.outputs import write_json
+    from armlet_runtime.trust import trusted_keys
+
+    _need_ssh()
+    from ..boards import connect, parse_target
+    from ..fleet import deploy_to_fleet, read_inventory, totals
+
+    if args.allow_older or args.host_key:
+        raise UsageError("a fleet goes back by --permission only, and its host keys must be in known_hosts")
+    inventory = read_inventory(Path(args.target.removeprefix(FLEET)))
+    count = sum(len(group.boards) for group in inventory.group)
+    columns = (TextColumn("boards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=count)
+        rows = asyncio.run(
+            deploy_to_fleet(
+                bundle, inventory, lambda board: lambda: connect(parse_target(board)), trusted_keys(args.key),
+                lambda row: progress.update(task, advance=1, description=f"{row.board}: {row.outcome}"),
+                _permission(args, bundle, 0),
+            )
+        )  # fmt: skip
+    if args.json:
+        write_json(args.json, rows)
+    table = Table()
+    for heading in ("board", "group", "outcome", "what it said"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row.board, row.group, row.outcome, row.message)
+    Console().print(table)
+    counted = totals(rows)
+    print(", ".join(f"{number} {outcome}" for outcome, number in counted.items() if number))
+    return 0 if counted["deployed"] + counted["already"] == count else 1
+
+
+def _need_ssh() -> None:
+    from armlet_runtime.errors import MissingExtraError
+
+    try:
+        import asyncssh  # noqa: F401  (said here, before anything is done)
+    except ModuleNotFoundError:
+        raise MissingExtraError("boards over SSH need an extra: pip install 'armlet[bridge]'") from None
+
+
 def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     import asyncio
 
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from armlet_runtime.errors import MissingExtraError
     from armlet_runtime.outputs import write_json
     from armlet_runtime.trust import trusted_keys
 
     from ..updates import Result
 
-    try:
-        import asyncssh  # noqa: F401  (said here, before anything is done)
-    except ModuleNotFoundError:
-        raise MissingExtraError("boards over SSH need an extra: pip install 'armlet[bridge]'") from None
+    _need_ssh()
     from ..boards import connect, deploy, parse_target
 
     target = parse_target(args.target)

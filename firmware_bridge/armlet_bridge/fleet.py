@@ -1,0 +1,163 @@
+"""Many boards at once: an inventory, canaries first, a bound on how many at a time, and a stop when too many fail.
+
+An inventory is a TOML file::
+
+    concurrency = 8            # boards at a time; optional
+    stop_at = 0.2              # share of a group's boards that may fail before no more are begun; optional
+
+    [[group]]                  # one after the other: put the canaries first
+    name = "canary"
+    boards = ["ssh://pi@desk-1"]
+
+    [[group]]
+    name = "ward"
+    boards = ["ssh://pi@ward-1", "ssh://pi@ward-2"]
+
+A group is begun when the one before it has ended within ``stop_at``. There is nothing to remember between two starts: a
+board that runs the bundle already is left alone, so a second start goes on where the first ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import tomllib
+
+from armlet_runtime.bundle import read_front
+from armlet_runtime.errors import DeployError, UsageError
+from armlet_runtime.trust import Trust
+
+from .boards import Connect, Deployed, deploy, parse_target
+from .updates import Result
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Boards that are deployed to side by side."""
+
+    name: str
+    boards: tuple[str, ...]
+
+
+class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All boards of an owner, in the order in which they are to be deployed to."""
+
+    group: tuple[Group, ...]
+    concurrency: int = 8
+    stop_at: float = 0.2
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What happened to one board.
+
+    Attributes:
+        board: The target.
+        group: Its group.
+        outcome: ``deployed``, ``already`` (it ran the bundle before), ``failed``, or ``not begun``.
+        message: The board's sentence, or why it was not reached.
+        deployed: Figures, for a board that was deployed to.
+    """
+
+    board: str
+    group: str
+    outcome: str
+    message: str
+    deployed: Deployed | None = None
+
+
+def read_inventory(path: Path) -> Inventory:
+    """Read and check an inventory.
+
+    Raises:
+        UsageError: It cannot be read, or does not follow its form.
+    """
+    try:
+        inventory = msgspec.convert(tomllib.loads(path.read_text()), Inventory)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"cannot read the inventory {path}: {error}") from None
+    boards = [board for group in inventory.group for board in group.boards]
+    if not boards:
+        raise UsageError(f"the inventory {path} names no boards")
+    for board in boards:
+        parse_target(board)
+        if boards.count(board) > 1:
+            raise UsageError(f"the inventory {path} names {board} twice")
+    if inventory.concurrency < 1 or not 0 <= inventory.stop_at <= 1:
+        raise UsageError(f"{path}: concurrency is at least 1, and stop_at a share between 0 and 1")
+    return inventory
+
+
+async def deploy_to_fleet(
+    bundle: Path,
+    inventory: Inventory,
+    connecting: Callable[[str], Connect],
+    trusted: Trust | None,
+    report: Callable[[Row], None],
+    permission: bytes | None = None,
+) -> list[Row]:
+    """Deploy to all boards of an inventory; a row for each, in its order.
+
+    Args:
+        bundle: The bundle's file.
+        inventory: The boards.
+        connecting: Board to what opens a link to its agent.
+        trusted: As for :func:`armlet_bridge.boards.deploy`.
+        report: Called with each board's row as it ends.
+        permission: The owner's signed permission to go back.
+
+    Raises:
+        BundleError: The bundle is not whole or not signed; no board was touched.
+    """
+    digest = read_front(bundle, trusted).digest
+    rows: dict[str, Row] = {}
+    turns = asyncio.Semaphore(inventory.concurrency)
+    stopped = False
+
+    async def one(group: Group, board: str) -> None:
+        nonlocal stopped
+        async with turns:
+            if stopped:
+                return
+            rows[board] = row = await _one(bundle, digest, group, board, connecting(board), trusted, permission)
+            report(row)
+            stopped = stopped or _failed(rows, group) > inventory.stop_at * len(group.boards)
+
+    for group in inventory.group:
+        await asyncio.gather(*(one(group, board) for board in group.boards))
+    return [
+        rows.get(board, Row(board, group.name, "not begun", "too many boards had failed before its turn"))
+        for group in inventory.group
+        for board in group.boards
+    ]
+
+
+def _failed(rows: dict[str, Row], group: Group) -> int:
+    return sum(row.outcome == "failed" for row in rows.values() if row.group == group.name)
+
+
+async def _one(
+    bundle: Path,
+    digest: str,
+    group: Group,
+    name: str,
+    connecting: Connect,
+    trusted: Trust | None,
+    permission: bytes | None,
+) -> Row:
+    try:
+        async with connecting() as board:
+            found = await board.hello()
+            if found["place"] is not None and found["places"][found["place"]]["digest"] == digest:
+                return Row(name, group.name, "already", "it runs this bundle")
+        done = await deploy(bundle, name, connecting, trusted, permission)
+    except DeployError as error:
+        return Row(name, group.name, "failed", str(error))
+    outcome = "deployed" if done.result is Result.SUCCESS else "failed"
+    return Row(name, group.name, outcome, done.message, done)
+
+
+def totals(rows: Sequence[Row]) -> dict[str, int]:
+    """How many boards had each outcome."""
+    return {name: sum(row.outcome == name for row in rows) for name in ("deployed", "already", "failed", "not begun")}
