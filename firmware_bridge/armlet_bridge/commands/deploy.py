@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     add_bundle_arguments(parser)
     parser.add_argument(
-        "target", metavar="TARGET", help="file:FOLDER, a slot on this machine, made if not there; or ssh://USER@HOST"
+        "target",
+        metavar="TARGET",
+        help="file:FOLDER, a slot here, made if not there; ssh://USER@HOST; or fleet:FILE.toml",
     )
     parser.add_argument(
         "--host-key", metavar="SHA256:...", help="believe this new host key of a board, and remember it"
