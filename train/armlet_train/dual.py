@@ -54,14 +54,15 @@ class Dual(Pretraining):
         terms = {}
         for name in self._learning:
             encoder = self._encoder(name)
-            patches = encoder.patches(views[0][name])
+            there = present[:, self.model.modalities.index(name)]
+            # Zeros in the place of an absent window: a NaN there would reach the gradient even with a weight of zero.
+            patches = torch.where(there[:, None, None, None], encoder.patches(views[0][name]), 0.0)
             hidden = dual_mask(self.recipe, (patches.shape[0], patches.shape[1], patches.shape[2]), patches.device)
             error = (encoder.cbramod(patches, hidden).float() - patches.float()).square().mean(dim=3)
             each = (error * hidden).sum(dim=(1, 2)) / hidden.sum(dim=(1, 2)).clamp(min=1)
-            there = present[:, self.model.modalities.index(name)].float()
             # By the number of windows of the whole batch, wherever its parts are, so that processes equal one.
-            count = parallel.gather(there).sum().clamp(min=1) / parallel.world()
-            terms[name] = (torch.where(there > 0, each, 0.0)).sum() / count
+            count = parallel.gather(there.float()).sum().clamp(min=1) / parallel.world()
+            terms[name] = (each * there).sum() / count
         return {"loss": torch.stack(list(terms.values())).mean(), **terms}
 
     def _encoder(self, name: str) -> CBraModEncoder:

@@ -23,6 +23,9 @@ KNOWN = {
     "pamap2": "armlet_train.datasets.pamap2",
     "wesad": "armlet_train.datasets.wesad",
     "mmact": "armlet_train.datasets.mmact",
+    "dreamer": "armlet_train.datasets.dreamer",
+    "sleep-edf": "armlet_train.datasets.sleep_edf",
+    "ptb-xl": "armlet_train.datasets.ptb_xl",
     "made": "armlet_train.made",
     "made-quick": "armlet_train.made:QUICK",
 }
