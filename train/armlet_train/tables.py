@@ -14,8 +14,13 @@ from rich.table import Table as RichTable
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 
+from . import oneshot
 from .ablation import MaskingReport
+from .oneshot import OneShotReport
 from .suite import Figures, SuiteReport
+
+Report = SuiteReport | MaskingReport | OneShotReport
+"""What a suite gives; each names its suite, and says whether it was a quick one."""
 
 
 class Table(NamedTuple):
@@ -26,15 +31,21 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def tables(report: SuiteReport | MaskingReport) -> list[Table]:
+def tables(report: Report) -> list[Table]:
     """What a report says."""
-    made = _masking(report) if isinstance(report, MaskingReport) else _methods(report)
+    match report:
+        case MaskingReport():
+            made = _masking(report)
+        case OneShotReport():
+            made = [Table(*oneshot.cells(report))]
+        case SuiteReport():
+            made = _methods(report)
     if report.quick:
         made = [table._replace(title=f"{table.title} (quick: the figures are void)") for table in made]
     return made
 
 
-def show(report: SuiteReport | MaskingReport, console: Console) -> None:
+def show(report: Report, console: Console) -> None:
     """Print them."""
     for table in tables(report):
         shown = RichTable(title=table.title)
@@ -45,7 +56,7 @@ def show(report: SuiteReport | MaskingReport, console: Console) -> None:
         console.print(shown)
 
 
-def insert(path: Path, report: SuiteReport | MaskingReport) -> None:
+def insert(path: Path, report: Report) -> None:
     """Put them into a Markdown file, in place of what stands between ``<!-- suite NAME -->`` and ``<!-- end -->``.
 
     Raises:
