@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from armlet_runtime.bundle import MANIFEST
 from armlet_runtime.files import write_atomic
+from armlet_runtime.golden import FLOAT_TOLERANCE
 from armlet_runtime.manifest import (
     SCHEMA,
     Certificate,
@@ -103,13 +104,24 @@ class Draft:
         self.members[CERTIFICATE] = msgspec.json.format(msgspec.json.encode(certificate), indent=1) + b"\n"
 
 
-def draft(description: Description, programs: Mapping[str, Mapping[str, Lowered]], mask_tokens: Float32) -> Draft:
+MIXED_STEPS = 4
+"""How many steps of the logits' scale an int8 program with float operators inside may be off on another machine: their
+last bits differ there, and a value that lies between two steps may fall to the other side (seen: 1)."""
+
+
+def draft(
+    description: Description,
+    programs: Mapping[str, Mapping[str, Lowered]],
+    mask_tokens: Float32,
+    logit_step: float,
+) -> Draft:
     """The draft of a bundle, without what the programs' own runs will add.
 
     Args:
         description: What the bundle says of its model.
         programs: Engine name to part (see :attr:`Description.parts`) to program.
         mask_tokens: (modalities, token_dim).
+        logit_step: In what steps the logits of rounded programs go.
     """
     members: dict[str, bytes] = {MASK_TOKENS: npy(mask_tokens)}
     engines = {}
@@ -149,12 +161,21 @@ def draft(description: Description, programs: Mapping[str, Mapping[str, Lowered]
         golden=GoldenRef(
             windows={modality.name: f"golden/windows_{modality.name}.npy" for modality in description.modalities},
             logits={engine: f"golden/logits_{engine}.npy" for engine in engines},
+            tolerance={engine: _tolerance(programs[engine].values(), logit_step) for engine in engines},
         ),
         certificate=CERTIFICATE,
         sbom=SBOM,
         presence=description.presence,
     )
     return Draft(description, manifest, members | {SBOM: bill})
+
+
+def _tolerance(programs: Iterable[Lowered], logit_step: float) -> float:
+    """How far the golden logits may be off on another machine."""
+    if not any(lowered.program.float_nodes() for lowered in programs):
+        return 0.0  # integer from end to end
+    rounded = any(lowered.precision in ("int8", "dynamic") for lowered in programs)
+    return MIXED_STEPS * logit_step if rounded else FLOAT_TOLERANCE
 
 
 def npy(array: Float32) -> bytes:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from armlet_runtime.manifest import Certificate, CertificateRow
+import msgspec
 
-from .gate import GateRow
+from armlet_runtime.manifest import Certificate, CertificateRow, ProgramRow
+
+from .gate import INTERVAL, GateRow
+
+_FIELDS = CertificateRow.__struct_fields__
 
 
-def certificate(data: str, people: Sequence[str], windows: int, rows: Sequence[GateRow]) -> Certificate:
+def certificate(
+    data: str,
+    people: Sequence[str],
+    windows: int,
+    rows: Sequence[GateRow],
+    programs: Sequence[ProgramRow],
+    versions: Mapping[str, str],
+) -> Certificate:
     """The certificate of a gate's rows.
 
     Args:
@@ -17,21 +28,20 @@ def certificate(data: str, people: Sequence[str], windows: int, rows: Sequence[G
         people: Who the windows are of.
         windows: How many there are.
         rows: From :func:`armlet_export.gate.compare`, of all engines.
+        programs: From :func:`armlet_export.gate.program_rows`, of all engines.
+        versions: What made and ran the programs.
     """
     return Certificate(
         data=data,
         people=tuple(people),
         windows=windows,
         rows=tuple(
-            CertificateRow(
-                subset=row.subset,
-                engine=row.engine,
-                macro_f1=row.macro_f1,
-                macro_f1_pytorch=row.macro_f1_pytorch,
-                max_distance=row.max_distance,
-                mean_distance=row.mean_distance,
-                agreement=row.agreement,
+            msgspec.convert(
+                {name: value for name, value in msgspec.structs.asdict(row).items() if name in _FIELDS}, CertificateRow
             )
             for row in rows
         ),
+        interval=INTERVAL,
+        programs=tuple(programs),
+        versions=dict(versions),
     )

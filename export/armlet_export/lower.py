@@ -1,31 +1,53 @@
-"""Lowering: programs for the engines, and the look into each finished file that tells whether it is what it claims.
+"""Lowering: a part of a model in one precision becomes a program for an engine.
 
-A clean export has been seen to leave layers in float without a word. So a program is judged by its own bytes: which
-operators it has, on which types they run, and how much of its weights is int8.
+Precisions:
+
+- ``int8``: weights and the ends of the layers as quantisation-aware training left them (:mod:`armlet_export.quantise`);
+- ``dynamic``: int8 weights, each layer's input rounded by the range that it has in that call;
+- ``fp16``: weights stored as fp16 and computed with in float32;
+- ``fp32``: float32.
+
+Every finished file is looked into (:mod:`armlet_export.programs`) before it counts as made.
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from armlet_runtime.errors import ExportError
 
-from .graphs import capture, weighted_nodes
-from .quantise import WEIGHT_MAX, LayerRanges, Range, convert, layer_ranges
+from .graphs import capture, rewrite
+from .programs import (
+    FLOAT32,
+    TFLITE_WEIGHTED,
+    Program,
+    TfliteFile,
+    check_precision,
+    look_at_onnx,
+    look_at_tflite,
+    read_pte,
+    read_tflite,
+)
+from .quantise import WEIGHT_MAX, LayerRanges, Range, convert, dynamic, layer_ranges
 
 ONNX_OPSET = 18
 """What ONNX Runtime has had since 1.14 (2023), so also the Jetson builds; torch 2.13 exports it without conversion."""
+
+PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
+"""By the size of the file, smallest first; ``dynamic`` has the bytes of ``int8`` and takes longer."""
 
 
 @dataclass(frozen=True)
@@ -42,112 +64,152 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """A finished program.
+class Part:
+    """An encoder or the aggregator, as it is to be lowered.
 
     Attributes:
-        data: The file.
-        precision: ``int8`` or ``fp32``.
-        operators: Operator name to how often it occurs.
-        int8_weight_share: Share of the weight values (biases not counted) that are stored as int8.
-        delegates: ``.pte`` only: delegates that the whole program runs in; 1 means that nothing is outside.
+        module: The float module.
+        signature: Its input and outputs; a ``.pte`` has no names, so their order is what counts.
+        precision: One of :data:`PRECISIONS`.
+        prepared: Its trained graph from :func:`armlet_export.quantise.prepare`; for ``int8`` only.
     """
+
+    module: nn.Module
+    signature: Signature
+    precision: str
+    prepared: fx.GraphModule | None = None
+
+    def reference(self) -> nn.Module:
+        """The PyTorch module that the program must agree with, rounding simulated."""
+        if self.precision == "int8":
+            assert self.prepared is not None
+            return self.prepared
+        if self.precision == "dynamic":
+            return dynamic(self.module, self.signature.example())
+        if self.precision == "fp16":
+            return _rounded_to_fp16(self.module)
+        return self.module
+
+    @property
+    def layers(self) -> int:
+        """How many layers with weights were trained to be int8."""
+        return sum(layer.weight is not None for layer in layer_ranges(self.prepared)) if self.prepared else 0
+
+    @property
+    def trained(self) -> fx.GraphModule:
+        """The prepared graph of an int8 part."""
+        assert self.prepared is not None
+        return self.prepared
+
+
+def _rounded_to_fp16(module: nn.Module) -> nn.Module:
+    rounded = copy.deepcopy(module)
+    for parameter in rounded.parameters():
+        if parameter.ndim > 1:  # weights; biases stay float32
+            parameter.data = parameter.data.half().float()
+    return rounded
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A finished program: its file, its precision, and what was seen in it."""
 
     data: bytes
     precision: str
-    operators: dict[str, int]
-    int8_weight_share: float
-    delegates: int | None = None
+    program: Program
+
+
+def lower(engine: str, part: Part) -> Lowered:
+    """A program for ``litert``, ``executorch`` or ``onnx``.
+
+    Raises:
+        ExportError: The engine has no program of that precision, or what was made is not what was asked for.
+    """
+    return {"litert": to_litert, "executorch": to_executorch, "onnx": to_onnx}[engine](part)
 
 
 # ---------------------------------------------------------------------------------------------------- ExecuTorch
 
-_XNN_INTEGER = {"xnn_datatype_qint8"}
-_XNN_INTEGER_WEIGHT = {"xnn_datatype_qcint8"}
-_XNN_LAYOUT = {"XNNConvert", "XNNStaticReshape", "XNNStaticTranspose", "XNNCopy"}
-_XNN_WEIGHTED = {"XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected"}
 
-
-def to_executorch(prepared: fx.GraphModule, signature: Signature) -> Lowered:
-    """An int8 ``.pte``, the whole of it in one XNNPACK delegate.
-
-    Args:
-        prepared: Trained graph from :func:`armlet_export.quantise.prepare`.
-        signature: The program's input and outputs; a ``.pte`` has no names, so their order is what counts.
+def to_executorch(part: Part) -> Lowered:
+    """A ``.pte``, the whole of it in one XNNPACK delegate.
 
     Raises:
         ExportError: A part of the program is outside the delegate, or stayed in float.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
-    program = torch.export.export(convert(prepared), (signature.example(),))
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    return inspect_executorch(bytes(lowered.to_executorch().buffer))
-
-
-def inspect_executorch(data: bytes) -> Lowered:
-    """Look into a ``.pte`` that should be int8.
-
-    Raises:
-        ExportError: It is not one XNNPACK delegate with int8 operators only.
-    """
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    program = deserialize_pte_binary(data).program
-    (plan,) = program.execution_plan
-    instructions = [type(item.instr_args).__name__ for chain in plan.chains for item in chain.instructions]
-    if instructions != ["DelegateCall"] or [delegate.id for delegate in plan.delegates] != ["XnnpackBackend"]:
-        outside = ", ".join(sorted({operator.name for operator in plan.operators})) or "several delegates"
+    if part.precision == "fp16":
         raise ExportError(
-            f"the .pte is not one XNNPACK delegate: {outside} outside of it; see armlet_export.graphs for rewrites"
+            "executorch has no fp16 program with float32 ends (XNNPACK's delegate converts no types): take int8, "
+            "dynamic or fp32 in [export] precision, or leave executorch out with --engine"
         )
-    graph = _xnnpack_graph(program.backend_delegate_data[plan.delegates[0].processed.index].data)
-
-    types: dict[int, tuple[str, int]] = {}
-    for value in graph["xvalues"]:
-        tensor = value["xvalue_union"]
-        tensor = tensor.get("tensor_value", tensor)
-        types[tensor["id_out"]] = (tensor["datatype"], int(np.prod(tensor["dims"])))
-    operators: dict[str, int] = {}
-    weights = int8_weights = 0
-    for node in graph["xnodes"]:
-        kind, union = node["xnode_union_type"], node["xnode_union"]
-        operators[kind] = operators.get(kind, 0) + 1
-        if kind in _XNN_WEIGHTED:
-            datatype, size = types[union["filter_id"]]
-            weights += size
-            int8_weights += size * (datatype in _XNN_INTEGER_WEIGHT)
-        if kind in _XNN_LAYOUT:
-            continue
-        ends = [types[union[end]][0] for end in ("input_id", "input1_id", "input2_id", "output_id") if end in union]
-        if not set(ends) <= _XNN_INTEGER:
-            raise ExportError(f"the .pte should be int8, and its {kind} runs on {', '.join(ends)}")
-    return _int8("pte", data, operators, weights, int8_weights, delegates=1)
+    example = part.signature.example()
+    if part.precision == "int8":
+        graph = convert(part.trained)
+    elif part.precision == "dynamic":
+        graph = dynamic(part.module, example)
+    else:
+        graph = capture(part.module, example)
+    try:
+        data, reasons = _delegated(graph, example)
+    except Exception as error:
+        if part.precision != "dynamic":
+            raise
+        raise ExportError(
+            "executorch cannot lower this part with dynamic int8 (ExecuTorch 1.5 has it for linear layers only): take "
+            "int8 or fp32 in [export] precision"
+        ) from error
+    program = read_pte(data, reasons)
+    check_precision(program, part.precision, part.layers)
+    return Lowered(data, part.precision, program)
 
 
-def _xnnpack_graph(blob: bytes) -> dict[str, Any]:
-    """The graph inside an XNNPACK delegate, as JSON of ExecuTorch's own schema for it."""
-    from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+def _delegated(graph: fx.GraphModule, example: Tensor) -> tuple[bytes, dict[str, str]]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
 
-    header = xnnpack_graph_serialize.XNNHeader.from_bytes(blob[: xnnpack_graph_serialize.XNNHeader.EXPECTED_LENGTH])
-    with tempfile.TemporaryDirectory() as folder:
-        schema, binary = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
-        schema.write_bytes(xnnpack_graph_serialize._get_schema_bytes())
-        binary.write_bytes(blob[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
-        _flatc_decompile(folder, str(schema), str(binary))
-        text = binary.with_suffix(".json").read_text()
-    # flatc writes the bounds of an unclamped layer as inf, which is not JSON.
-    graph: dict[str, Any] = json.loads(re.sub(r":\s*(-?)inf\b", r": \1Infinity", text))
-    return graph
+    # Once more for one window: what was open in training (the batch) is a number now, and some nodes do nothing.
+    program = torch.export.export(graph, (example,))
+    fixed = program.module(check_guards=False)
+    assert isinstance(fixed, fx.GraphModule)
+    rewrite(fixed)
+    with _partitioner_reasons() as reasons:
+        edge = to_edge_transform_and_lower(torch.export.export(fixed, (example,)), partitioner=[XnnpackPartitioner()])
+        # Inputs and outputs lie in the caller's own memory: nothing is copied, and nothing planned for them.
+        planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer), reasons
+
+
+@contextmanager
+def _partitioner_reasons() -> Iterator[dict[str, str]]:
+    """Operator to why the partitioner left it outside of the delegate, which it says only in its log."""
+    reasons: dict[str, str] = {}
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found = re.search(
+                r"(?:target|node)[^\n]*?aten\.?_?([a-z0-9_]+?)(?:_copy)?(?:\.\w+)?\b.*?(?:due to|reason:?)\s*(.+)",
+                record.getMessage(),
+                re.S,
+            )
+            if found:
+                reasons[found[1]] = " ".join(found[2].split())
+
+    logger = logging.getLogger("executorch.exir.backend.utils")
+    handler, level, passes_on = Keep(), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield reasons
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = passes_on
 
 
 # -------------------------------------------------------------------------------------------------------- LiteRT
 
-_FLOAT32, _INT8 = 0, 9  # schema.fbs of TFLite, enum TensorType
-_TFLITE_WEIGHTED = {"CONV_2D": "conv2d", "DEPTHWISE_CONV_2D": "conv2d", "FULLY_CONNECTED": "linear"}
-_TFLITE_MEAN = {"MEAN": "mean"}
 # They move values and compute nothing: input and output share one range.
 _TFLITE_MOVES = {"RESHAPE", "TRANSPOSE", "PAD", "SQUEEZE", "EXPAND_DIMS"}
 
@@ -178,37 +240,40 @@ class _Aggregator(_Named):
 _NAMED: dict[str, type[_Named]] = {"window": _Encoder, "tokens": _Aggregator}
 
 
-def to_litert(module: nn.Module, prepared: fx.GraphModule, signature: Signature) -> Lowered:
-    """An int8 ``.tflite`` with float32 input and outputs.
+def to_litert(part: Part) -> Lowered:
+    """A ``.tflite`` with float32 input and outputs.
 
-    litert-torch cannot convert the PT2E graph to integer kernels. So the float module is converted with the trained
-    weights, and ai-edge-quantizer rounds it with the ranges that training learnt, weights' scales included; it measures
-    nothing itself. Both integer programs therefore hold the same integers.
-
-    Args:
-        module: The float module that ``prepared`` was made from; it is not changed.
-        prepared: Trained graph from :func:`armlet_export.quantise.prepare`.
-        signature: The program's input and outputs.
+    litert-torch cannot convert the PT2E graph to integer kernels. So for int8 the float module is converted with the
+    trained weights, and ai-edge-quantizer rounds it with the ranges that training learnt, weights' scales included; it
+    measures nothing itself. Both integer programs therefore hold the same integers.
 
     Raises:
         ExportError: A layer of the converted file cannot be matched with a trained one, or stayed in float.
     """
-    from ai_edge_quantizer import qtyping, quantizer, recipe
+    from ai_edge_quantizer import quantizer
 
-    trained = capture(module, signature.example())
-    parameters = dict(prepared.named_parameters())
-    trained.load_state_dict({name: parameters[name] for name in trained.state_dict()})
-    float_data = _convert_litert(trained, signature)
+    graph = capture(part.module, part.signature.example())
+    if part.precision == "int8":
+        parameters = dict(part.trained.named_parameters())
+        graph.load_state_dict(
+            {name: parameters[name] for name, _ in graph.named_parameters() if name in parameters}, strict=False
+        )
+    data = convert_litert(graph, part.signature)
+    tool = quantizer.Quantizer(data)
+    if part.precision == "int8":
+        data = _static(tool, data, graph, layer_ranges(part.trained))
+    elif part.precision != "fp32":
+        data = _weights_only(tool, data, graph, part.precision)
+    file = read_tflite(data)
+    if any(file.types[index] != FLOAT32 for index in (*file.inputs, *file.outputs)):
+        raise ExportError("the .tflite should take and give float32")
+    program = look_at_tflite(data)
+    check_precision(program, part.precision, part.layers)
+    return Lowered(data, part.precision, program)
 
-    tool = quantizer.Quantizer(float_data, recipe.static_wi8_ai8())
-    for side in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-        tool.update_quantization_recipe(".*", side, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE)
-    ranges = _tensor_ranges(float_data, trained, layer_ranges(prepared))
-    result = tool.quantize(ranges, enable_progress_report=False)
-    return inspect_litert(_keep_integer(bytes(result.quantized_model)))
 
-
-def _convert_litert(graph: fx.GraphModule, signature: Signature) -> bytes:
+def convert_litert(graph: fx.GraphModule, signature: Signature) -> bytes:
+    """The fp32 ``.tflite`` of a captured graph."""
     import litert_torch
 
     named = _NAMED[signature.input](graph, signature).eval()
@@ -219,8 +284,146 @@ def _convert_litert(graph: fx.GraphModule, signature: Signature) -> bytes:
         return path.read_bytes()
 
 
+def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> dict[int, str]:
+    """Which operators (by position) are the layers with these weights.
+
+    They are told by the weights themselves, which the converter only reorders; equal ones go in the order of the graph.
+
+    Raises:
+        ExportError: A layer is not in the file as it was trained.
+    """
+    parameters = dict(graph.named_parameters())
+    waiting: dict[bytes, list[str]] = defaultdict(list)
+    for name in names:
+        weight = parameters[name].detach().numpy()
+        if weight.ndim == 4:  # TFLite: (out, height, width, in), and (1, height, width, channels) for a depthwise one
+            waiting[np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).tobytes()].append(name)
+            if weight.shape[1] == 1 and weight.shape[0] > 1:
+                waiting[np.ascontiguousarray(weight.transpose(1, 2, 3, 0)).tobytes()].append(name)
+        else:
+            waiting[np.ascontiguousarray(weight).tobytes()].append(name)
+    found: dict[int, str] = {}
+    for place, operator in enumerate(file.operators):
+        if operator.kind in TFLITE_WEIGHTED:
+            candidates = waiting.get(file.constants.get(operator.inputs[1], b""), [])
+            free = [name for name in candidates if name not in found.values()]
+            if free:
+                found[place] = free[0]
+    missing = set(names) - set(found.values())
+    if missing:
+        raise ExportError(
+            f"the layers of {', '.join(sorted(missing))} are others in the file that litert-torch made, which trained "
+            "ranges do not fit"
+        )
+    return found
+
+
+def _static(tool: Any, data: bytes, graph: fx.GraphModule, layers: Sequence[LayerRanges]) -> bytes:
+    """int8 with the ranges that training learnt."""
+    from ai_edge_quantizer import qtyping
+
+    file = read_tflite(data)
+    by_weight = {layer.weight: layer for layer in layers if layer.weight is not None}
+    means = [layer for layer in layers if layer.operator == "mean"]
+    places = {place: by_weight[name] for place, name in _matched(file, graph, list(by_weight)).items()}
+    found_means = [place for place, operator in enumerate(file.operators) if operator.kind == "MEAN"]
+    if len(found_means) != len(means):
+        raise ExportError(
+            f"litert-torch made {len(found_means)} means of {len(means)}, which trained ranges do not fit"
+        )
+    places |= {place: layer for place, layer in zip(found_means, means, strict=True) if layer.input is not None}
+    activations: dict[int, Range] = {}
+    ranges: dict[str, dict[str, Any]] = {}
+    for place, layer in places.items():
+        operator = file.operators[place]
+        assert layer.input is not None and layer.output is not None
+        _join(file, activations, operator.inputs[0], layer.input)
+        _join(file, activations, operator.outputs[0], layer.output)
+        if layer.weight_scale is None:
+            continue
+        weight = operator.inputs[1]
+        shape = [1] * len(file.shapes[weight])
+        shape[-1 if operator.kind == "DEPTHWISE_CONV_2D" else 0] = -1
+        scale = layer.weight_scale.double().numpy().reshape(shape)
+        # In float64, so that the division by 127 gives the trained float32 scale again.
+        ranges[file.names[weight]] = {"min": -WEIGHT_MAX * scale, "max": WEIGHT_MAX * scale}
+    _spread(file, activations)
+    for index, known in activations.items():
+        shape = [1] * len(file.shapes[index])
+        ranges[file.names[index]] = {"min": np.full(shape, known.low), "max": np.full(shape, known.high)}
+    for place, operator in enumerate(file.operators):
+        moves = operator.kind in _TFLITE_MOVES and {operator.inputs[0], operator.outputs[0]} <= activations.keys()
+        if place in places or moves:
+            _quantise_operator(tool, file, operator, qtyping.ComputePrecision.INTEGER, activation_bits=8)
+    return _keep_integer(bytes(tool.quantize(ranges, enable_progress_report=False).quantized_model))
+
+
+def _weights_only(tool: Any, data: bytes, graph: fx.GraphModule, precision: str) -> bytes:
+    """``dynamic`` and ``fp16``."""
+    from ai_edge_quantizer import qtyping
+
+    from .graphs import weighted_nodes
+
+    file = read_tflite(data)
+    for place in _matched(file, graph, list(dict.fromkeys(name for _, name in weighted_nodes(graph)))):
+        wanted = qtyping.ComputePrecision.INTEGER if precision == "dynamic" else qtyping.ComputePrecision.FLOAT
+        _quantise_operator(tool, file, file.operators[place], wanted)
+    return bytes(tool.quantize(enable_progress_report=False).quantized_model)
+
+
+def _quantise_operator(
+    tool: Any, file: TfliteFile, operator: Any, precision: Any, activation_bits: int | None = None
+) -> None:
+    """Tell ai-edge-quantizer to round one operator, by the names of its outputs."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    integer = precision == qtyping.ComputePrecision.INTEGER
+    scope = "".join(f"{file.names[index]};" for index in operator.outputs)
+    tool.update_quantization_recipe(
+        f"^{re.escape(scope)}$",
+        qtyping.TFLOperationName(operator.kind),
+        qtyping.OpQuantizationConfig(
+            activation_tensor_config=(
+                qtyping.TensorQuantizationConfig(num_bits=activation_bits, symmetric=False) if activation_bits else None
+            ),
+            weight_tensor_config=(
+                qtyping.TensorQuantizationConfig(
+                    num_bits=8, symmetric=True, granularity=qtyping.QuantGranularity.CHANNELWISE
+                )
+                if integer
+                else qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+            ),
+            compute_precision=precision,
+            explicit_dequantize=not integer,
+        ),
+        quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT if integer else quantizer.AlgorithmName.FLOAT_CASTING,
+    )
+
+
+def _spread(file: TfliteFile, activations: dict[int, Range]) -> None:
+    """Give what only moves values the range that it moves: forwards, and backwards where nothing else reads it."""
+    readers: dict[int, int] = defaultdict(int)
+    for operator in file.operators:
+        for index in operator.inputs:
+            readers[index] += 1
+    moves = [operator for operator in file.operators if operator.kind in _TFLITE_MOVES]
+    for operator in moves:
+        source, target = operator.inputs[0], operator.outputs[0]
+        if source in activations and target not in activations:
+            activations[target] = activations[source]
+    for operator in reversed(moves):
+        source, target = operator.inputs[0], operator.outputs[0]
+        if target in activations and source not in activations and readers[source] == 1:
+            activations[source] = activations[target]
+
+
+def _join(file: TfliteFile, activations: dict[int, Range], index: int, wanted: Range) -> None:
+    if activations.setdefault(index, wanted) != wanted:
+        raise ExportError(f"the tensor '{file.names[index]}' would need two ranges, {activations[index]} and {wanted}")
+
+
 def _keep_integer(data: bytes) -> bytes:
-    """Feed operators from int8 values, not from their float copies.
+    """Feed integer operators from int8 values, not from their float copies.
 
     Where an output of the program is also the input of a layer (the embedding is that of the head), ai-edge-quantizer
     0.10 gives the layer the dequantised copy, and the layer does not run as int8.
@@ -229,201 +432,133 @@ def _keep_integer(data: bytes) -> bytes:
 
     model = flatbuffer_utils.read_model_from_bytearray(data)
     (subgraph,) = model.subgraphs
+    types = [tensor.type for tensor in subgraph.tensors]
     source = {
         int(operator.outputs[0]): int(operator.inputs[0])
         for operator in subgraph.operators
         if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "DEQUANTIZE"
     }
     for operator in subgraph.operators:
-        operator.inputs = [source.get(int(index), int(index)) for index in operator.inputs]
+        if types[int(operator.outputs[0])] != FLOAT32:
+            operator.inputs = [source.get(int(index), int(index)) for index in operator.inputs]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-@dataclass(frozen=True)
-class _Operator:
-    kind: str
-    inputs: list[int]
-    outputs: list[int]
-
-
-@dataclass(frozen=True)
-class _TfliteFile:
-    """The parts of a ``.tflite`` file that are looked at here. Tensors go by index."""
-
-    operators: list[_Operator]
-    names: list[str]
-    types: list[int]
-    shapes: list[list[int]]
-    constants: dict[int, bytes]
-    scales: list[NDArray[np.float32] | None]
-    zero_points: list[NDArray[np.int64] | None]
-    inputs: list[int]
-    outputs: list[int]
-
-
-def read_tflite(data: bytes) -> _TfliteFile:
-    """Read a ``.tflite`` file of one subgraph."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(data)
-    (subgraph,) = model.subgraphs
-
-    def array(values: Any, dtype: type) -> Any:
-        return None if values is None or len(values) == 0 else np.asarray(values, dtype)
-
-    quantisation = [tensor.quantization for tensor in subgraph.tensors]
-    return _TfliteFile(
-        operators=[
-            _Operator(
-                str(flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)),
-                [int(index) for index in operator.inputs if index >= 0],
-                [int(index) for index in operator.outputs],
-            )
-            for operator in subgraph.operators
-        ],
-        names=[tensor.name.decode() for tensor in subgraph.tensors],
-        types=[tensor.type for tensor in subgraph.tensors],
-        shapes=[
-            [int(size) for size in tensor.shape] if tensor.shape is not None else [] for tensor in subgraph.tensors
-        ],
-        constants={
-            index: bytes(model.buffers[tensor.buffer].data)
-            for index, tensor in enumerate(subgraph.tensors)
-            if model.buffers[tensor.buffer].data is not None and len(model.buffers[tensor.buffer].data)
-        },
-        scales=[array(item and item.scale, np.float32) for item in quantisation],
-        zero_points=[array(item and item.zeroPoint, np.int64) for item in quantisation],
-        inputs=[int(index) for index in subgraph.inputs],
-        outputs=[int(index) for index in subgraph.outputs],
-    )
-
-
-def _tensor_ranges(data: bytes, trained: fx.GraphModule, layers: Sequence[LayerRanges]) -> dict[str, dict[str, Any]]:
-    """For ai-edge-quantizer: tensor name to the range that training learnt for it.
-
-    Layers are matched in the order in which they run, and the match is checked by the bias, which the converter leaves
-    as it is.
-    """
-    file = read_tflite(data)
-    operators = [operator for operator in file.operators if operator.kind in _TFLITE_WEIGHTED | _TFLITE_MEAN]
-    found = [(_TFLITE_WEIGHTED | _TFLITE_MEAN)[operator.kind] for operator in operators]
-    expected = [layer.operator for layer in layers]
-    if found != expected:
-        raise ExportError(f"litert-torch made the layers {found} of {expected}, which trained ranges do not fit")
-
-    biases = {str(node.args[1].target): node.args[2] for node, _ in weighted_nodes(trained)}  # type: ignore[union-attr]
-    parameters = dict(trained.named_parameters())
-    activations: dict[int, Range] = {}
-    ranges: dict[str, dict[str, Any]] = {}
-    for operator, layer in zip(operators, layers, strict=True):
-        _join(file, activations, operator.inputs[0], layer.input)
-        _join(file, activations, operator.outputs[0], layer.output)
-        if layer.weight is None or layer.weight_scale is None:
-            continue
-        bias = biases[layer.weight]
-        if isinstance(bias, fx.Node):
-            wanted = parameters[str(bias.target)].detach().numpy()
-            if not np.array_equal(np.frombuffer(file.constants[operator.inputs[2]], np.float32), wanted):
-                raise ExportError(f"the layer of '{layer.weight}' is another one in the file that litert-torch made")
-        weight = operator.inputs[1]
-        scale = layer.weight_scale.double().numpy().reshape(-1, *[1] * (len(file.shapes[weight]) - 1))
-        # In float64, so that the division by 127 gives the trained float32 scale again.
-        ranges[file.names[weight]] = {"min": -WEIGHT_MAX * scale, "max": WEIGHT_MAX * scale}
-
-    spread = True
-    while spread:
-        before = len(activations)
-        for operator in file.operators:
-            if operator.kind in _TFLITE_MOVES:
-                source, target = operator.inputs[0], operator.outputs[0]
-                for one, other in ((source, target), (target, source)):
-                    if one in activations:
-                        _join(file, activations, other, activations[one])
-        spread = len(activations) > before
-
-    for index in {index for operator in file.operators for index in (*operator.inputs, *operator.outputs)}:
-        if index in file.constants or file.types[index] != _FLOAT32:
-            continue
-        if index not in activations:
-            raise ExportError(f"training learnt no range for the tensor '{file.names[index]}'")
-        shape = [1] * len(file.shapes[index])
-        ranges[file.names[index]] = {
-            "min": np.full(shape, activations[index].low),
-            "max": np.full(shape, activations[index].high),
-        }
-    return ranges
-
-
-def _join(file: _TfliteFile, activations: dict[int, Range], index: int, wanted: Range) -> None:
-    if activations.setdefault(index, wanted) != wanted:
-        raise ExportError(f"the tensor '{file.names[index]}' would need two ranges, {activations[index]} and {wanted}")
-
-
-def inspect_litert(data: bytes) -> Lowered:
-    """Look into a ``.tflite`` that should be int8 inside, with float32 at its ends.
-
-    Raises:
-        ExportError: An operator runs on float, or the ends are not float32.
-    """
-    file = read_tflite(data)
-    operators: dict[str, int] = {}
-    weights = int8_weights = 0
-    for operator in file.operators:
-        operators[operator.kind] = operators.get(operator.kind, 0) + 1
-        if operator.kind in _TFLITE_WEIGHTED:
-            weight = operator.inputs[1]
-            size = int(np.prod(file.shapes[weight]))
-            weights += size
-            int8_weights += size * (file.types[weight] == _INT8)
-        if operator.kind in ("QUANTIZE", "DEQUANTIZE"):
-            continue
-        if any(file.types[index] != _INT8 for index in (operator.inputs[0], *operator.outputs)):
-            raise ExportError(f"the .tflite should be int8, and its {operator.kind} runs on another type")
-    if any(file.types[index] != _FLOAT32 for index in (*file.inputs, *file.outputs)):
-        raise ExportError("the .tflite should take and give float32")
-    return _int8("tflite", data, operators, weights, int8_weights)
-
-
-def _int8(
-    kind: str, data: bytes, operators: dict[str, int], weights: int, int8_weights: int, delegates: int | None = None
-) -> Lowered:
-    if not weights or int8_weights != weights:
-        raise ExportError(f"the .{kind} should be int8, and {weights - int8_weights} of its {weights} weights are not")
-    return Lowered(data, "int8", operators, int8_weights / weights, delegates)
 
 
 # ---------------------------------------------------------------------------------------------------------- ONNX
 
 
-def to_onnx(module: nn.Module, signature: Signature) -> Lowered:
-    """An fp32 ``.onnx`` of opset :data:`ONNX_OPSET` from the float module.
+def to_onnx(part: Part) -> Lowered:
+    """An ``.onnx`` of opset :data:`ONNX_OPSET`; int8 as QDQ: QuantizeLinear and DequantizeLinear around the layers.
 
     Raises:
-        ExportError: The exporter's file is not well-formed.
+        ExportError: The exporter's file is not well-formed, or stayed in float.
     """
     import onnx
 
-    graph = capture(module, signature.example())
+    example = part.signature.example()
+    if part.precision == "int8":
+        graph: nn.Module = convert(part.trained)
+    elif part.precision == "fp16":
+        graph = capture(_rounded_to_fp16(part.module), example)
+    else:
+        graph = capture(part.module, example)
     exported = torch.onnx.export(
         graph,
-        (signature.example(),),
+        (example,),
         dynamo=True,
-        input_names=[signature.input],
-        output_names=list(signature.outputs),
+        input_names=[part.signature.input],
+        output_names=list(part.signature.outputs),
         opset_version=ONNX_OPSET,
         verbose=False,
     )
     assert exported is not None
     model = exported.model_proto
     _strip_notes(model)
+    if part.precision == "int8":
+        _round_biases(model)
+    elif part.precision == "fp16":
+        _store_as_fp16(model)
+    elif part.precision == "dynamic":
+        model = _dynamic_onnx(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the ONNX exporter made a file that is not well-formed: {error}") from error
-    operators: dict[str, int] = {}
-    for node in model.graph.node:
-        operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    return Lowered(model.SerializeToString(), "fp32", operators, 0.0)
+    data = model.SerializeToString()
+    program = look_at_onnx(data)
+    check_precision(program, part.precision, part.layers)
+    return Lowered(data, part.precision, program)
+
+
+def _round_biases(model: Any) -> None:
+    """Biases of integer layers as int32 in steps of input scale times weight scale.
+
+    With a float bias ONNX Runtime would leave the layer in float.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    stored = {item.name: item for item in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    for node in list(graph.node):
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in stored:
+            continue
+        ends: list[Any] = [made.get(name) for name in node.input[:2]]
+        if any(end is None or end.op_type != "DequantizeLinear" for end in ends):
+            continue
+        source, weight = (numpy_helper.to_array(stored[end.input[1]]).astype(np.float64) for end in ends)
+        bias = numpy_helper.to_array(stored[node.input[2]])
+        scale = np.broadcast_to((source * weight).astype(np.float32).reshape(-1), bias.shape)
+        rounded = np.clip(np.rint(bias / scale.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
+        name = f"{node.output[0]}_bias"
+        graph.initializer.append(numpy_helper.from_array(rounded, f"{name}_int32"))
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(scale), f"{name}_scale"))
+        graph.initializer.append(numpy_helper.from_array(np.zeros(bias.shape, np.int32), f"{name}_zero"))
+        place = list(graph.node).index(node)
+        graph.node.insert(
+            place,
+            helper.make_node("DequantizeLinear", [f"{name}_int32", f"{name}_scale", f"{name}_zero"], [name], axis=0),
+        )
+        graph.node[place + 1].input[2] = name
+    used = {name for node in graph.node for name in node.input}
+    for item in [item for item in graph.initializer if item.name not in used]:
+        graph.initializer.remove(item)
+
+
+def _store_as_fp16(model: Any) -> None:
+    """Weights as fp16, each with a ``Cast`` to float32 behind it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    for item in list(graph.initializer):
+        values = numpy_helper.to_array(item)
+        if values.dtype != np.float32 or values.ndim < 2:
+            continue
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue  # a constant of a rewrite, which is no weight
+        name = item.name
+        item.CopyFrom(numpy_helper.from_array(half, f"{name}_fp16"))
+        graph.node.insert(0, helper.make_node("Cast", [f"{name}_fp16"], [name], to=TensorProto.FLOAT))
+
+
+def _dynamic_onnx(model: Any) -> Any:
+    """Linear layers in integers, those apart that take the mean of their input."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    del model.graph.value_info[:]  # shapes of before, which the quantiser's own would contradict
+    narrow = {item.name for item in model.graph.initializer if 1 in item.dims}
+    behind = {node.output[0] for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in narrow}
+    means = [node.name for node in model.graph.node if not (narrow | behind).isdisjoint(node.input)]
+    with tempfile.TemporaryDirectory() as folder:
+        given, got = Path(folder) / "float.onnx", Path(folder) / "dynamic.onnx"
+        onnx.save(model, given)
+        quantize_dynamic(
+            given, got, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+            nodes_to_exclude=means,
+        )  # fmt: skip
+        return onnx.load(got)
 
 
 def _strip_notes(model: Any) -> None:

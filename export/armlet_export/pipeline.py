@@ -25,7 +25,7 @@ from armlet_runtime.errors import ExportError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.golden import FLOAT_TOLERANCE
 from armlet_runtime.keys import key_id
-from armlet_runtime.manifest import Certificate
+from armlet_runtime.manifest import Certificate, ProgramRow
 from armlet_runtime.prove import ProofReport
 from armlet_train.batches import Labelled
 from armlet_train.data import Scored
@@ -34,12 +34,13 @@ from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
 from . import lower
+from . import precision as precision_of_parts
 from .assemble import SUFFIX, Description, Draft, draft
 from .certificate import certificate
-from .gate import Float32, GateRow, Proof, check, compare, run_engine
+from .gate import Float32, GateRow, Proof, check, compare, program_rows, run_engine
 from .graphs import AGGREGATOR
-from .qat import EpochReport, prepare_model, prepared_part, train
-from .quantise import layer_ranges
+from .qat import EpochReport, prepare_model, train
+from .quantise import output_range
 
 GOLDEN_PER_LABEL = 2
 """Golden windows of each label: enough that every label and both ends of every subset are seen, and quick to run."""
@@ -62,16 +63,20 @@ class Material:
     Attributes:
         model: Float model in evaluation, without batch normalisation.
         description: What the bundle will say of it.
+        precision: Part to one of :data:`armlet_export.lower.PRECISIONS`, or ``auto`` for all.
+        max_auto_loss: What ``auto`` may lose in macro-F1 in any subset on validation people.
         batches: Epoch number to training batches, always the same ones for the same number.
         batch_count: Batches in an epoch.
         validation: People on whom epochs are selected and the gate measures.
         certify: People of the certificate; usually the same.
         certify_name: What the certificate calls them, such as ``hapt validation``.
-        qat: How to train, and what int8 may cost.
+        qat: How to train, and what rounding may cost.
     """
 
     model: ArmletModel
     description: Description
+    precision: Mapping[str, str]
+    max_auto_loss: float
     batches: Callable[[int], Iterator[Labelled]]
     batch_count: int
     validation: Scored
@@ -81,7 +86,15 @@ class Material:
 
 
 class ProgramReport(msgspec.Struct, frozen=True):
-    """One program: where it lies in the bundle, and what was seen in its file."""
+    """One program: where it lies in the bundle, and what was seen in its file.
+
+    Attributes:
+        operators: Operator to how often it occurs inside the delegate.
+        outside: Operator outside of the delegate to why it is there.
+        operations: Multiplications with additions of one run.
+        live_bytes: Largest sum of activations that must be kept at once.
+        planned_bytes: Memory that the file plans for, ``.pte`` only; the delegate's own comes on top.
+    """
 
     engine: str
     part: str
@@ -91,6 +104,10 @@ class ProgramReport(msgspec.Struct, frozen=True):
     int8_weight_share: float
     delegates: int | None
     operators: dict[str, int]
+    outside: dict[str, str]
+    operations: int
+    live_bytes: int
+    planned_bytes: int | None
 
 
 class ExportReport(msgspec.Struct, frozen=True):
@@ -104,6 +121,8 @@ class ExportReport(msgspec.Struct, frozen=True):
     epochs: tuple[EpochReport, ...]
     gate: tuple[GateRow, ...]
     recipe: QatRecipe
+    precision: dict[str, str]
+    """Part to what it was lowered in."""
     logit_step: float
     certificate: Certificate
     proofs: tuple[ProofReport, ...]
@@ -118,7 +137,7 @@ class _Clock:
     def time(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
 def export_model(
@@ -143,27 +162,58 @@ def export_model(
         raise ExportError(
             f"there are no programs for {', '.join(unknown) or 'no engine'}; choose of {', '.join(SUFFIX)}"
         )
+    people = material.validation
+    floats = all_logits(material.model, people.windows)
     with clock.time("qat"):
-        student, epochs = _quantise(material, work, progress)
-    logit_step = layer_ranges(prepared_part(student, AGGREGATOR))[-1].output.scale
+        student, epochs = _quantise(material, floats, work, progress)
 
     programs: dict[str, dict[str, lower.Lowered]] = {}
-    for engine in (engine for engine in SUFFIX if engine in engines):
-        with (
-            clock.time(f"lower {engine}"),
-            progress.stage(f"Lower for {engine}", len(material.description.parts)) as step,
-        ):
+    wanted = [engine for engine in SUFFIX if engine in engines]
+    lowered = _Lowering(material, student, clock)
+    precision = _precision(material, lowered, wanted, progress)
+    parts = {name: lowered.part(name, kind) for name, kind in precision.items()}
+    simulated = precision_of_parts.simulated(material.model, parts)
+    quantised = all_logits(simulated, people.windows)
+    logit_step = _logit_step(parts[AGGREGATOR], quantised)
+    for engine in wanted:
+        with progress.stage(f"Lower for {engine}", len(parts)) as step:
             programs[engine] = {}
-            for part in material.description.parts:
-                programs[engine][part] = _lower(engine, part, material, student)
+            for name, kind in precision.items():
+                programs[engine][name] = lowered(engine, name, kind)
                 step()
 
-    made = draft(material.description, programs, material.model.mask_tokens.detach().numpy())
+    made = draft(material.description, programs, material.model.mask_tokens.detach().numpy(), logit_step)
+    references = _References(material.model, simulated, precision, logit_step)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         made.write(Path(folder))
-        rows, proofs = _gate(material, made, Path(folder), student, logit_step, clock, progress)
-        measured, golden, golden_logits = _measure(material, made, Path(folder), student, rows, proofs, clock, progress)
-        made.add_proofs(golden, golden_logits, measured)
+        measured = _Measured()
+        with clock.time("gate"), progress.stage("Prove on validation people", len(wanted)) as step:
+            for engine in wanted:
+                rows = measured.add(references, Path(folder), engine, people, floats, quantised)
+                check(rows, material.qat, logit_step)
+                step()
+        certified = measured
+        if material.certify is not people:
+            certified = _Measured()
+            with clock.time("certify"), progress.stage(f"Certify on {material.certify_name}", len(wanted)) as step:
+                others = [all_logits(model, material.certify.windows) for model in (material.model, simulated)]
+                for engine in wanted:
+                    certified.add(references, Path(folder), engine, material.certify, *others)
+                    step()
+        golden = {name: windows[golden_places(people.truth)] for name, windows in people.windows.items()}
+        golden_logits = {
+            engine: proof.logits[:, golden_places(people.truth)] for engine, proof in measured.proofs.items()
+        }
+        quality = certificate(
+            material.certify_name,
+            sorted({str(person) for person in material.certify.people}, key=_natural),
+            len(material.certify.truth),
+            certified.rows,
+            certified.programs,
+            made.manifest.made_with
+            | {f"{engine} here": proof.report.version for engine, proof in measured.proofs.items()},
+        )
+        made.add_proofs(golden, golden_logits, quality)
         with clock.time("sign"):
             finished, public = Path(folder) / "finished.armlet", Path(folder) / "signer.pub"
             digest = write_bundle(finished, made.manifest, made.members, [key])
@@ -182,19 +232,25 @@ def export_model(
         key_id=key_id(key.public_key()),
         programs=tuple(_program_reports(made, programs)),
         epochs=tuple(epochs),
-        gate=tuple(rows),
+        gate=tuple(measured.rows),
         recipe=material.qat,
+        precision=precision,
         logit_step=logit_step,
-        certificate=measured,
-        proofs=tuple(proof.report for proof in proofs.values()),
+        certificate=quality,
+        proofs=tuple(proof.report for proof in measured.proofs.values()),
         seconds=clock.seconds,
     )
 
 
-def _quantise(material: Material, work: Path, progress: Progress) -> tuple[ArmletModel, list[EpochReport]]:
-    parts = material.description.parts
+def _quantise(
+    material: Material, floats: Float32, work: Path, progress: Progress
+) -> tuple[ArmletModel, list[EpochReport]]:
+    """The student, trained if a part of it is to be int8, or may become so."""
+    parts = [name for name, kind in material.precision.items() if kind in ("int8", precision_of_parts.AUTO)]
     student = prepare_model(material.model, {part: material.description.signature(part).example() for part in parts})
     epochs: list[EpochReport] = []
+    if not parts:
+        return student, epochs
 
     def report(epoch: EpochReport) -> None:
         epochs.append(epoch)
@@ -213,6 +269,7 @@ def _quantise(material: Material, work: Path, progress: Progress) -> tuple[Armle
             material.batches,
             material.batch_count,
             material.validation,
+            floats,
             work,
             report,
             advance,
@@ -220,80 +277,97 @@ def _quantise(material: Material, work: Path, progress: Progress) -> tuple[Armle
     return student, epochs
 
 
-def _lower(engine: str, part: str, material: Material, student: ArmletModel) -> lower.Lowered:
-    signature = material.description.signature(part)
-    module = material.model.aggregator if part == AGGREGATOR else material.model.encoders[part]
-    try:
-        if engine == "executorch":
-            return lower.to_executorch(prepared_part(student, part), signature)
-        if engine == "litert":
-            return lower.to_litert(module, prepared_part(student, part), signature)
-        return lower.to_onnx(module, signature)
-    except ExportError as error:
-        raise ExportError(f"{part} for {engine}: {error}") from error
+class _Lowering:
+    """Lowers parts, each once for an engine and precision."""
+
+    def __init__(self, material: Material, student: ArmletModel, clock: _Clock) -> None:
+        self._material, self._student, self._clock = material, student, clock
+        self._parts: dict[tuple[str, str], lower.Part] = {}
+        self._done: dict[tuple[str, str, str], lower.Lowered] = {}
+
+    def part(self, name: str, kind: str) -> lower.Part:
+        """A part of the model in a precision."""
+        if (name, kind) not in self._parts:
+            self._parts[name, kind] = precision_of_parts.part_of(
+                self._material.model, self._student, self._material.description, name, kind
+            )
+        return self._parts[name, kind]
+
+    def __call__(self, engine: str, name: str, kind: str) -> lower.Lowered:
+        """The program of a part.
+
+        Raises:
+            ExportError: There is none; the message names part and engine.
+        """
+        if (engine, name, kind) not in self._done:
+            with self._clock.time(f"lower {engine}"):
+                try:
+                    self._done[engine, name, kind] = lower.lower(engine, self.part(name, kind))
+                except ExportError as error:
+                    raise ExportError(f"{name} for {engine}: {error}") from error
+        return self._done[engine, name, kind]
 
 
-def _gate(
-    material: Material,
-    made: Draft,
-    folder: Path,
-    student: ArmletModel,
-    logit_step: float,
-    clock: _Clock,
-    progress: Progress,
-) -> tuple[list[GateRow], dict[str, Proof]]:
-    people = material.validation
-    rows: list[GateRow] = []
-    proofs: dict[str, Proof] = {}
-    with clock.time("gate"), progress.stage("Prove on validation people", len(made.manifest.engines)) as step:
-        float_logits, quantised = (
-            all_logits(material.model, people.windows),
-            all_logits(student, people.windows),
-        )
-        for engine in made.manifest.engines:
-            proofs[engine] = run_engine(folder, people.windows, engine)
-            found = _compare(made, engine, people, proofs[engine].logits, float_logits, quantised)
-            check(found, material.qat, logit_step)
-            rows += found
-            step()
-    return rows, proofs
+def _precision(material: Material, lowered: _Lowering, engines: Sequence[str], progress: Progress) -> dict[str, str]:
+    """Part to precision, those of ``auto`` chosen."""
+    if precision_of_parts.AUTO not in material.precision.values():
+        return dict(material.precision)
 
+    def possible(name: str, kind: str) -> str | None:
+        try:
+            for engine in engines:
+                lowered(engine, name, kind)
+        except ExportError as error:
+            return str(error)
+        return None
 
-def _compare(
-    made: Draft, engine: str, people: Scored, logits: Float32, float_logits: Float32, quantised: Float32
-) -> list[GateRow]:
-    precision = made.manifest.engines[engine].aggregator.precision
-    return compare(engine, precision, list(people.windows), people.truth, logits, float_logits, quantised)
-
-
-def _measure(
-    material: Material,
-    made: Draft,
-    folder: Path,
-    student: ArmletModel,
-    rows: list[GateRow],
-    proofs: Mapping[str, Proof],
-    clock: _Clock,
-    progress: Progress,
-) -> tuple[Certificate, dict[str, Float32], dict[str, Float32]]:
-    """Certificate, golden windows, and each engine's logits on these."""
-    people = material.certify
-    if people is not material.validation:
-        with clock.time("certify"), progress.stage(f"Certify on {material.certify_name}", len(proofs)) as step:
-            float_logits = all_logits(material.model, people.windows)
-            quantised = all_logits(student, people.windows)
-            rows = []
-            for engine in proofs:
-                proof = run_engine(folder, people.windows, engine)
-                rows += _compare(made, engine, people, proof.logits, float_logits, quantised)
-                step()
-    names = sorted({str(person) for person in people.people}, key=_natural)
-    chosen = golden_places(material.validation.truth)
-    return (
-        certificate(material.certify_name, names, len(people.truth), rows),
-        {name: windows[chosen] for name, windows in material.validation.windows.items()},
-        {engine: proof.logits[:, chosen] for engine, proof in proofs.items()},
+    chosen = precision_of_parts.choose(
+        lowered.part, material.model, material.description.parts, material.validation, material.max_auto_loss, possible
     )
+    told = ", ".join(f"{name} {kind}" for name, kind in chosen.items())
+    progress.note(f"smallest that loses at most {100 * material.max_auto_loss:g} points of macro-F1: {told}")
+    return chosen
+
+
+def _logit_step(aggregator: lower.Part, logits: Float32) -> float:
+    """The step in which the logits are rounded; where they are not, what one in int8 would be."""
+    trained = output_range(aggregator.prepared) if aggregator.prepared is not None else None
+    return trained.scale if trained is not None else float(np.ptp(logits)) / 255
+
+
+@dataclass(frozen=True)
+class _References:
+    """What programs are held against."""
+
+    model: ArmletModel
+    simulated: ArmletModel
+    precision: Mapping[str, str]
+    logit_step: float
+
+    @property
+    def kind(self) -> str:
+        """The precision of all parts, or ``mixed``."""
+        kinds = set(self.precision.values())
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+@dataclass
+class _Measured:
+    """What was measured on one set of people."""
+
+    rows: list[GateRow] = field(default_factory=list)
+    programs: list[ProgramRow] = field(default_factory=list)
+    proofs: dict[str, Proof] = field(default_factory=dict)
+
+    def add(
+        self, references: _References, draft: Path, engine: str, people: Scored, floats: Float32, quantised: Float32
+    ) -> list[GateRow]:
+        """Run an engine, and compare: its rows."""
+        proof = self.proofs[engine] = run_engine(draft, people.windows, engine)
+        rows = compare(engine, references.kind, list(people.windows), people, proof.logits, floats, quantised)
+        self.rows += rows
+        self.programs += program_rows(engine, references.precision, people.windows, proof, references.simulated)
+        return rows
 
 
 def _natural(person: str) -> tuple[int, str]:
@@ -320,13 +394,24 @@ def _program_reports(made: Draft, programs: Mapping[str, Mapping[str, lower.Lowe
     for engine, lowered in programs.items():
         refs = made.manifest.engines[engine]
         for part, program in lowered.items():
-            yield ProgramReport(
-                engine=engine,
-                part=part,
-                member=(refs.aggregator if part == AGGREGATOR else refs.encoders[part]).member,
-                bytes=len(program.data),
-                precision=program.precision,
-                int8_weight_share=program.int8_weight_share,
-                delegates=program.delegates,
-                operators=program.operators,
-            )
+            ref = refs.aggregator if part == AGGREGATOR else refs.encoders[part]
+            yield program_report(engine, part, ref.member, program)
+
+
+def program_report(engine: str, part: str, member: str, lowered: lower.Lowered) -> ProgramReport:
+    """What was seen in one program's file."""
+    seen = lowered.program
+    return ProgramReport(
+        engine=engine,
+        part=part,
+        member=member,
+        bytes=len(lowered.data),
+        precision=lowered.precision,
+        int8_weight_share=seen.int8_weight_share,
+        delegates=seen.delegates,
+        operators=seen.operators,
+        outside=seen.outside,
+        operations=seen.operations,
+        live_bytes=seen.live_bytes,
+        planned_bytes=seen.planned_bytes,
+    )

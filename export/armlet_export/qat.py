@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 
 from armlet_runtime.errors import ExportError
 from armlet_runtime.metrics import macro_f1
@@ -52,21 +54,32 @@ class EpochReport(msgspec.Struct, frozen=True):
 
 
 def prepare_model(model: ArmletModel, examples: Mapping[str, Tensor]) -> ArmletModel:
-    """A copy of a float model whose encoders and aggregator are graphs with fake quantisers.
+    """A copy of a float model in which encoders and aggregator are graphs with fake quantisers.
 
     Args:
-        model: The float model, without batch normalisation.
-        examples: Modality name to an example of its windows; ``aggregator`` to one of tokens.
+        model: The float model.
+        examples: Modality name to an example of its windows; ``aggregator`` to one of tokens. A part that is not named
+            stays as it is, and is not trained either.
 
     Raises:
         ExportError: A layer would stay in float.
     """
-    student = copy.deepcopy(model)
-    for name in student.modalities:
-        student.encoders[name] = prepare(model.encoders[name], examples[name])
-    student.add_module(AGGREGATOR, prepare(model.aggregator, examples[AGGREGATOR]))
-    student.mask_tokens.requires_grad_(False)
+    student = copy.deepcopy(model).requires_grad_(False)
+    for name, example in examples.items():
+        if name == AGGREGATOR:
+            student.add_module(AGGREGATOR, prepare(_trainable(model.aggregator), example))
+        else:
+            student.encoders[name] = prepare(_trainable(model.encoders[name]), example)
     return student
+
+
+def _trainable(part: nn.Module) -> nn.Module:
+    return copy.deepcopy(part).requires_grad_(True)
+
+
+def is_prepared(student: ArmletModel, name: str) -> bool:
+    """Whether a modality's encoder, or the ``aggregator``, has fake quantisers."""
+    return isinstance(student.aggregator if name == AGGREGATOR else student.encoders[name], fx.GraphModule)
 
 
 def prepared_part(student: ArmletModel, name: str) -> fx.GraphModule:
@@ -106,6 +119,8 @@ def choose_input_ranges(student: ArmletModel, teacher: ArmletModel, windows: Map
     with torch.no_grad():
         wanted = subset_logits(teacher, windows)
         for name, values in windows.items():
+            if not is_prepared(student, name) or input_quantiser(prepared_part(student, name)) is None:
+                continue
             limits = [float(values.abs().max()) * factor for factor in INPUT_RANGE_FACTORS]
             costs = []
             for limit in limits:
@@ -121,6 +136,7 @@ def train(
     batches: Callable[[int], Iterator[Labelled]],
     batch_count: int,
     validation: Scored,
+    wanted: NDArray[np.float32],
     folder: Path,
     report: Callable[[EpochReport], None],
     advance: Callable[[], None],
@@ -137,6 +153,7 @@ def train(
         batches: Epoch number to its batches, always the same ones for the same number.
         batch_count: Batches in an epoch.
         validation: Windows of validation people.
+        wanted: The float model's logits (subsets, n, labels) on them.
         folder: For the checkpoint.
         report: Called after each epoch, also for those that an earlier call did.
         advance: Called after each batch, also for those that an earlier call did.
@@ -151,7 +168,8 @@ def train(
         weight_decay=0,
     )
     # Not the whole recipe: other bounds for the gate are no reason to train again.
-    numbers = (recipe.epochs, recipe.learning_rate, recipe.distillation, recipe.frozen_epochs)
+    prepared = tuple(name for name in (*student.modalities, AGGREGATOR) if is_prepared(student, name))
+    numbers = (recipe.epochs, recipe.learning_rate, recipe.distillation, recipe.frozen_epochs, prepared)
     expected = checkpoints.fingerprint(numbers, checkpoints.state_digest(model))
     state = checkpoints.load_checkpoint(folder / CHECKPOINT, expected)
     reports: list[EpochReport] = []
@@ -169,7 +187,7 @@ def train(
             for _ in range(batch_count):
                 advance()
 
-    wanted = torch.from_numpy(all_logits(model, validation.windows))
+    aim = torch.from_numpy(wanted)
     for epoch in range(len(reports), recipe.epochs):
         _learn_ranges(student, epoch < max(1, recipe.epochs - recipe.frozen_epochs))
         losses = []
@@ -187,7 +205,7 @@ def train(
             raise ExportError("quantisation-aware training lost its way; lower [qat] learning_rate in the recipe")
         _learn_ranges(student, False)  # validation people must not move the ranges
         logits = all_logits(student, validation.windows)
-        divergence = float(_divergence(torch.from_numpy(logits), wanted))
+        divergence = float(_divergence(torch.from_numpy(logits), aim))
         scores = tuple(macro_f1(validation.truth, part.argmax(1), part.shape[1]) for part in logits)
         is_best = all(divergence < earlier.divergence for earlier in reports)
         if is_best:
@@ -212,4 +230,6 @@ def _learn_ranges(student: ArmletModel, learn: bool) -> None:
     """Whether the ranges of activations follow what passes through; those of the windows stay as chosen."""
     learn_ranges(student, learn)
     for name in student.modalities:
-        input_quantiser(prepared_part(student, name)).disable_observer()
+        quantiser = input_quantiser(prepared_part(student, name)) if is_prepared(student, name) else None
+        if quantiser is not None:
+            quantiser.disable_observer()

@@ -2,11 +2,16 @@
 
 A prepared graph (torchao PT2E, for training) has a fake quantiser at each value that the integer programs round:
 
-- weights: int8 in [-127, 127], symmetric, one scale for each output channel: its largest weight / 127, always that of
-  the present weights (no average over steps, so a scale never lags behind its weights);
-- activations: int8 in [-128, 127] with a scale and a zero point, from a moving average of the ranges seen in training.
-  An operator that only moves values shares the range of its input; a mean has one of its own, since a mean of many
-  values spreads far less than they do. The range of a program's input can be set instead, see :func:`set_input_range`.
+- weights of convolutions and linear layers: int8 in [-127, 127], symmetric, one scale for each output channel: its
+  largest weight / 127, always that of the present weights (no average over steps, so a scale never lags behind them);
+- what goes into and comes out of these layers (after a ReLU that follows): int8 in [-128, 127] with a scale and a zero
+  point, from a moving average of the ranges seen in training. An operator that only moves values shares the range of
+  its input; a mean of such values has one of its own, since a mean of many values spreads far less than they do. The
+  range of a program's input can be set instead, see :func:`set_input_range`.
+
+All else stays float32 inside an int8 program: norms, softmax, GELU, products of activations, sums of residuals. No
+engine has integer kernels for all of them, and their share of weights is nil. What is annotated is decided here and not
+by an engine's own quantiser, so that every format rounds at the same places.
 """
 
 from __future__ import annotations
@@ -17,17 +22,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
-from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import propagate_annotation
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import get_symmetric_quantization_config
 from torch import Tensor, fx, nn
-from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize, MovingAveragePerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig
+from torchao.quantization.pt2e import FakeQuantize, MovingAveragePerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationConfig,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from armlet_runtime.errors import ExportError
 
-from .graphs import aten, capture, weighted_nodes, without_modes
+from .graphs import MOVES, aten, capture, weighted_nodes, without_modes
 
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
 WEIGHT_MAX = 127
@@ -56,45 +65,70 @@ class Range:
 
 @dataclass(frozen=True)
 class LayerRanges:
-    """The learnt ranges around one operator.
+    """One convolution, linear layer or mean of a graph, with the learnt ranges around it.
 
     Attributes:
         operator: ``conv2d``, ``linear`` or ``mean``.
         weight: Name of the weight in the graph; None for ``mean``.
-        weight_scale: (output channels,) scales of the weight; None for ``mean``.
-        input: Range of the operator's input.
-        output: Range of its output, after a ReLU that follows.
+        weight_scale: (output channels,) scales of the weight; None for ``mean``, and where it stays in float.
+        input: Range of the operator's input; None for a float ``mean``.
+        output: Range of its output, after a ReLU that follows; None for a float ``mean``.
     """
 
     operator: str
     weight: str | None
     weight_scale: Tensor | None
-    input: Range
-    output: Range
+    input: Range | None
+    output: Range | None
 
 
-class _Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
-    """ExecuTorch's quantiser for XNNPACK, and a range of its own for the output of a mean."""
+class _Quantizer(Quantizer):  # type: ignore[misc]
+    """Marks the layers with weights, the means of their outputs, and what only moves these."""
+
+    def __init__(self, config: QuantizationConfig) -> None:
+        super().__init__()
+        self._config = config
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        config: QuantizationConfig = self.global_config
+        config = self._config
+        for node, _ in weighted_nodes(model):
+            weight = {node.args[1]: config.weight}
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                input_qspec_map={node.args[0]: config.input_activation} | weight, _annotated=True
+            )
+            if config.output_activation is None:
+                continue
+            last = node
+            users = list(node.users)
+            if len(users) == 1 and users[0].target in (aten.relu.default, aten.relu_.default):
+                last = users[0]
+                last.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+            last.meta[Q_ANNOTATION_KEY].output_qspec = config.output_activation
         for node in model.graph.nodes:
-            if node.target is aten.mean.dim:
+            source = node.args[0] if node.args else None
+            known = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, fx.Node) else None
+            if known is None or known.output_qspec is None:
+                continue
+            if node.target in MOVES:
+                shared = SharedQuantizationSpec(source)
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({source: shared}, shared, _annotated=True)
+            elif node.target is aten.mean.dim:
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-                    input_qspec_map={node.args[0]: config.input_activation},
-                    output_qspec=config.output_activation,
-                    _annotated=True,
+                    {source: config.input_activation}, config.output_activation, _annotated=True
                 )
-        super().annotate(model)
-        propagate_annotation(model)
         return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Nothing to find: :func:`layer_ranges_nodes` looks at the prepared graph."""
 
 
 def _config() -> QuantizationConfig:
     config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+    # Not torch's fused fake quantiser: for weights it rounds in steps of |smallest| / 128 where that is larger than
+    # largest / 127, and the programs then hold other integers than were trained (seen: 0.3 steps of the logits).
     weight = replace(
         config.weight,
-        observer_or_fake_quant_ctr=FusedMovingAvgObsFakeQuantize.with_args(
+        observer_or_fake_quant_ctr=FakeQuantize.with_args(
             observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=_SMALLEST_WEIGHT_SCALE
         ),
     )
@@ -112,9 +146,22 @@ def prepare(module: nn.Module, example: Tensor) -> fx.GraphModule:
         ExportError: The module cannot be captured, or has a layer that would stay in float.
     """
     graph = capture(module, example, any_batch=True)
-    prepared = prepare_qat_pt2e(graph, _Quantizer().set_global(_config()))
+    prepared = prepare_qat_pt2e(graph, _Quantizer(_config()))
     layer_ranges_nodes(prepared)
     return without_modes(prepared)
+
+
+def dynamic(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    """A graph with int8 weights whose layers round their inputs by the range of each call.
+
+    Raises:
+        ExportError: The module cannot be captured.
+    """
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    prepared = prepare_pt2e(capture(module, example, any_batch=True), _Quantizer(config))
+    prepared(example.expand(2, *example.shape[1:]))
+    converted: fx.GraphModule = convert_pt2e(prepared, fold_quantize=True)
+    return without_modes(converted)
 
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -123,9 +170,9 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     return converted
 
 
-def fake_quantisers(module: nn.Module) -> Iterable[FusedMovingAvgObsFakeQuantize]:
+def fake_quantisers(module: nn.Module) -> Iterable[FakeQuantize]:
     """All fake quantisers in a module."""
-    return (part for part in module.modules() if isinstance(part, FusedMovingAvgObsFakeQuantize))
+    return (part for part in module.modules() if isinstance(part, FakeQuantize))
 
 
 def learn_ranges(module: nn.Module, learn: bool) -> None:
@@ -134,43 +181,62 @@ def learn_ranges(module: nn.Module, learn: bool) -> None:
         quantiser.enable_observer(learn or quantiser.is_per_channel)
 
 
-def input_quantiser(prepared: fx.GraphModule) -> FusedMovingAvgObsFakeQuantize:
-    """The fake quantiser of a prepared graph's input."""
-    return prepared.get_submodule(str(layer_ranges_nodes(prepared)[0][1].target))
+def input_quantiser(prepared: fx.GraphModule) -> FakeQuantize | None:
+    """The fake quantiser of a prepared graph's input; None if no layer takes the input as it is."""
+    for _, before, _ in layer_ranges_nodes(prepared):
+        source = before.args[0]
+        while isinstance(source, fx.Node) and source.target in MOVES:
+            source = source.args[0]
+        if isinstance(source, fx.Node) and source.op == "placeholder":
+            quantiser = prepared.get_submodule(str(before.target))
+            assert isinstance(quantiser, FakeQuantize)
+            return quantiser
+    return None
 
 
 def set_input_range(prepared: fx.GraphModule, limit: float) -> None:
     """Round the input of a prepared graph within ``-limit`` to ``limit``; what is beyond is clipped."""
     quantiser = input_quantiser(prepared)
+    if quantiser is None:
+        return
     observer = quantiser.activation_post_process
     observer.min_val, observer.max_val = torch.tensor(-limit), torch.tensor(limit)
     quantiser.scale, quantiser.zero_point = observer.calculate_qparams()
     quantiser.disable_observer()
 
 
+def output_range(prepared: fx.GraphModule) -> Range | None:
+    """The range of a prepared graph's first output; None if it is float."""
+    (output,) = (node for node in prepared.graph.nodes if node.op == "output")
+    first = output.args[0]
+    while isinstance(first, (list, tuple)):
+        first = first[0]
+    while isinstance(first, fx.Node) and first.target in MOVES:
+        first = first.args[0]
+    return _range(prepared, first) if _is_quantiser(prepared, first) else None
+
+
 def layer_ranges_nodes(prepared: fx.GraphModule) -> list[tuple[fx.Node, fx.Node, fx.Node]]:
     """The operators that must be integer, with the fake quantisers (nodes) of their inputs and outputs.
 
     Raises:
-        ExportError: An operator with weights, or a mean, has no fake quantiser at its input, weight or output.
+        ExportError: A layer with weights has no fake quantiser at its input, weight or output.
     """
     weighted = {node for node, _ in weighted_nodes(prepared)}
     found = []
     for node in prepared.graph.nodes:
-        if node not in weighted and node.target is not aten.mean.dim:
+        before = node.args[0] if node.args else None
+        is_mean = node.target is aten.mean.dim and _is_quantiser(prepared, before)
+        if node not in weighted and not is_mean:
             continue
-        before = node.args[0]
         users = list(node.users)
         if len(users) == 1 and users[0].target in (aten.relu.default, aten.relu_.default):
             users = list(users[0].users)
         quantised = _is_quantiser(prepared, before) and len(users) == 1 and _is_quantiser(prepared, users[0])
         if node in weighted:
             quantised = quantised and _is_quantiser(prepared, node.args[1])
-        if not quantised:
-            raise ExportError(
-                f"the layer '{node.name}' would stay in float: the quantiser has no int8 form of it. "
-                "Layers must be Conv2d or Linear, each followed by a ReLU or by nothing"
-            )
+        if not quantised or not isinstance(before, fx.Node):
+            raise ExportError(f"the layer '{node.name}' would stay in float: it got no int8 form")
         found.append((node, before, users[0]))
     return found
 
@@ -179,32 +245,32 @@ def _is_quantiser(graph: fx.GraphModule, node: object) -> bool:
     return (
         isinstance(node, fx.Node)
         and node.op == "call_module"
-        and isinstance(graph.get_submodule(str(node.target)), FusedMovingAvgObsFakeQuantize)
+        and isinstance(graph.get_submodule(str(node.target)), FakeQuantize)
     )
 
 
 def layer_ranges(prepared: fx.GraphModule) -> list[LayerRanges]:
-    """The learnt ranges of every integer operator, in the order in which they run.
+    """Every layer and mean in the order in which they run, those that rewrites put in apart.
 
     Raises:
         ExportError: A layer would stay in float.
     """
     weights = dict(weighted_nodes(prepared))
+    integer = {node: (before, after) for node, before, after in layer_ranges_nodes(prepared)}
+    found = []
+    for node in prepared.graph.nodes:
+        if node in integer:
+            before, after = (_range(prepared, quantiser) for quantiser in integer[node])
+            scale = _qparams(prepared, node.args[1])[0] if node in weights else None
+            found.append(LayerRanges(str(node.target).split(".")[1], weights.get(node), scale, before, after))
+        elif node.target is aten.mean.dim:
+            found.append(LayerRanges("mean", None, None, None, None))
+    return found
 
-    def activation(node: fx.Node) -> Range:
-        scale, zero_point = _qparams(prepared, node)
-        return Range(float(scale), int(zero_point))
 
-    return [
-        LayerRanges(
-            operator=str(node.target).split(".")[1],
-            weight=weights.get(node),
-            weight_scale=_qparams(prepared, node.args[1])[0] if node in weights else None,  # type: ignore[arg-type]
-            input=activation(before),
-            output=activation(after),
-        )
-        for node, before, after in layer_ranges_nodes(prepared)
-    ]
+def _range(prepared: fx.GraphModule, node: fx.Node) -> Range:
+    scale, zero_point = _qparams(prepared, node)
+    return Range(float(scale), int(zero_point))
 
 
 def _qparams(graph: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:

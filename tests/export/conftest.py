@@ -22,6 +22,7 @@ from armlet_runtime.windows import WindowSpec
 from armlet_train import finetune
 from armlet_train.batches import steps_per_epoch
 from armlet_train.data import Corpus, join, score_windows
+from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel, build, fold_batchnorm
 from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, DataRecipe, FinetuneRecipe, QatRecipe
 
@@ -84,6 +85,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
             embedding_dim=MODEL.embedding_dim,
             presence=Presence(),
         ),
+        precision=dict.fromkeys(("acc", "gyro", "aggregator"), "int8"),
+        max_auto_loss=0.02,
         batches=lambda epoch: finetune.batches(corpus, normalisation, FINETUNE, epoch, stage=STAGE),
         batch_count=steps_per_epoch(corpus, FINETUNE.batch, labelled=True),
         validation=validation,
@@ -114,8 +117,8 @@ def student(material: Material, work: Path) -> ArmletModel:
     """Trained to the end, its checkpoint in ``work``."""
     model = prepared(material)
     train(
-        material.model, model, material.qat, material.batches, material.batch_count, material.validation, work,
-        lambda report: None, lambda: None,
+        material.model, model, material.qat, material.batches, material.batch_count, material.validation,
+        all_logits(material.model, material.validation.windows), work, lambda report: None, lambda: None,
     )  # fmt: skip
     return model
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from armlet_export import lower
 from armlet_export.graphs import AGGREGATOR
 from armlet_export.pipeline import Material
+from armlet_export.programs import check_precision, read_pte, read_tflite
 from armlet_export.qat import prepared_part
-from armlet_export.quantise import layer_ranges, learn_ranges, prepare
+from armlet_export.quantise import layer_ranges, output_range
 from armlet_runtime.engines import get_engine
 from armlet_runtime.errors import ExportError
 from armlet_train.models import ArmletModel
 
 
-def part(material: Material, name: str) -> nn.Module:
-    return material.model.aggregator if name == AGGREGATOR else material.model.encoders[name]
+def int8_part(material: Material, student: ArmletModel, name: str) -> lower.Part:
+    module = material.model.aggregator if name == AGGREGATOR else material.model.encoders[name]
+    return lower.Part(module, material.description.signature(name), "int8", prepared_part(student, name))
 
 
 @pytest.mark.parametrize("name", ["gyro", AGGREGATOR])
 def test_tflite_has_exactly_the_trained_ranges(material: Material, student: ArmletModel, name: str) -> None:
-    graph, signature = prepared_part(student, name), material.description.signature(name)
-    program = lower.to_litert(part(material, name), graph, signature)
-    file = lower.read_tflite(program.data)
+    graph = prepared_part(student, name)
+    file = read_tflite(lower.to_litert(int8_part(material, student, name)).data)
     kinds = {"conv2d": "CONV_2D", "linear": "FULLY_CONNECTED", "mean": "MEAN"}
     operators = [operator for operator in file.operators if operator.kind in kinds.values()]
     layers = layer_ranges(graph)
@@ -37,6 +37,7 @@ def test_tflite_has_exactly_the_trained_ranges(material: Material, student: Arml
         return float(scale[0]), int(zero_point[0])
 
     for operator, layer in zip(operators, layers, strict=True):
+        assert layer.input is not None and layer.output is not None
         assert quantisation(operator.inputs[0]) == (float(np.float32(layer.input.scale)), layer.input.zero_point)
         assert quantisation(operator.outputs[0]) == (float(np.float32(layer.output.scale)), layer.output.zero_point)
         if layer.weight_scale is not None:
@@ -45,83 +46,74 @@ def test_tflite_has_exactly_the_trained_ranges(material: Material, student: Arml
             np.testing.assert_array_equal(scales, layer.weight_scale.numpy())
 
 
-def test_both_integer_formats_give_the_trained_model(material: Material, student: ArmletModel) -> None:
-    name = "acc"
-    graph, signature = prepared_part(student, name), material.description.signature(name)
-    windows = material.validation.windows[name][:20]
+def test_onnx_has_exactly_the_trained_ranges(material: Material, student: ArmletModel) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_from_string(lower.to_onnx(int8_part(material, student, AGGREGATOR)).data)
+    stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node}
+    layers = layer_ranges(prepared_part(student, AGGREGATOR))
+    gemms = [node for node in model.graph.node if node.op_type == "Gemm"]
+    assert len(gemms) == len(layers) == 3
+    for gemm, layer in zip(gemms, layers, strict=True):
+        assert layer.input is not None and layer.weight_scale is not None
+        source, weight, bias = (made[name] for name in gemm.input)
+        assert {source.op_type, weight.op_type, bias.op_type} == {"DequantizeLinear"}
+        assert float(stored[source.input[1]]) == pytest.approx(layer.input.scale, rel=1e-7)
+        assert int(stored[source.input[2]]) == layer.input.zero_point
+        assert stored[weight.input[0]].dtype == np.int8 and stored[bias.input[0]].dtype == np.int32
+        np.testing.assert_allclose(stored[weight.input[1]], layer.weight_scale.numpy(), rtol=1e-7)
+
+
+def test_all_integer_formats_give_the_trained_model(material: Material, student: ArmletModel) -> None:
+    part = int8_part(material, student, "acc")
+    windows = material.validation.windows["acc"][:20]
     with torch.no_grad():
-        wanted = graph(torch.from_numpy(windows)).numpy()
-    step = layer_ranges(graph)[-1].output.scale
-    programs = {
-        "litert": lower.to_litert(part(material, name), graph, signature),
-        "executorch": lower.to_executorch(graph, signature),
-    }
-    for engine, program in programs.items():
-        loaded = get_engine(engine).load(program.data, {signature.input: signature.input_shape}, signature.outputs)
+        wanted = part.reference()(torch.from_numpy(windows)).numpy()
+    learnt = output_range(part.trained)
+    assert learnt is not None
+    for engine in ("litert", "executorch", "onnx"):
+        program = lower.lower(engine, part)
+        shapes = {part.signature.input: part.signature.input_shape}, part.signature.outputs
+        loaded = get_engine(engine).load(program.data, *shapes)
         got = np.concatenate([loaded({"window": window[None]})["token"] for window in windows])
         loaded.close()
         # A rounding that falls to the other side in an early layer may move a token by a step or two, and some do.
-        assert np.abs(got - wanted).max() <= 2.5 * step
-        assert np.abs(got - wanted).mean() <= 0.3 * step
-        assert program.precision == "int8" and program.int8_weight_share == 1.0
-    assert programs["executorch"].delegates == 1
-
-
-class _Unlearnt(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 4)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.second(torch.tanh(torch.sigmoid(self.first(tokens))))
-        return result
-
-
-SIGNATURE = lower.Signature("tokens", (1, 16), {"logits": (1, 4)})
-
-
-def test_a_pte_with_a_float_layer_is_refused() -> None:
-    graph = prepare(_Unlearnt(), torch.zeros(1, 16))
-    graph(torch.randn(64, 16))
-    learn_ranges(graph, False)
-    with pytest.raises(ExportError, match="Sigmoid runs on xnn_datatype_fp32"):
-        lower.to_executorch(graph, SIGNATURE)
-
-
-def test_a_tflite_with_a_layer_without_a_trained_range_is_refused() -> None:
-    module = _Unlearnt()
-    graph = prepare(module, torch.zeros(1, 16))
-    graph(torch.randn(64, 16))
-    learn_ranges(graph, False)
-    with pytest.raises(ExportError, match="training learnt no range for the tensor"):
-        lower.to_litert(module, graph, SIGNATURE)
+        assert np.abs(got - wanted).max() <= 2.5 * learnt.scale, engine
+        assert np.abs(got - wanted).mean() <= 0.3 * learnt.scale, engine
+        assert program.precision == "int8" and program.program.int8_weight_share == 1.0
+        assert program.program.delegates == (1 if engine == "executorch" else None)
 
 
 def test_float_programs_do_not_pass_for_int8(material: Material) -> None:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    signature = material.description.signature(AGGREGATOR)
+    part = lower.Part(material.model.aggregator, signature, "fp32")
+    for engine in ("litert", "executorch", "onnx"):
+        program = lower.lower(engine, part).program
+        assert program.int8_weight_share == 0.0 and program.operations == 32 * 24 + 24 * 16 + 16 * 3
+        with pytest.raises(ExportError, match=r"should be int8, and it stayed in float: 0\.0% of its weight bytes"):
+            check_precision(program, "int8")
+
+
+def test_a_portable_pte_does_not_pass(material: Material) -> None:
     from executorch.exir import to_edge_transform_and_lower
 
     from armlet_export.graphs import capture
 
     signature = material.description.signature(AGGREGATOR)
     graph = capture(material.model.aggregator, signature.example())
-    program = torch.export.export(graph, (signature.example(),))
-    delegated = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
-    with pytest.raises(ExportError, match="FullyConnected runs on xnn_datatype_fp32"):
-        lower.inspect_executorch(bytes(delegated))
-    portable = to_edge_transform_and_lower(program).to_executorch().buffer
-    with pytest.raises(ExportError, match="not one XNNPACK delegate: aten::"):
-        lower.inspect_executorch(bytes(portable))
-    with pytest.raises(ExportError, match="FULLY_CONNECTED runs on another type"):
-        lower.inspect_litert(lower._convert_litert(graph, signature))
+    portable = to_edge_transform_and_lower(torch.export.export(graph, (signature.example(),))).to_executorch().buffer
+    with pytest.raises(ExportError, match=r"not one XNNPACK delegate \(aten::"):
+        check_precision(read_pte(bytes(portable)), "fp32")
 
 
 def test_onnx_is_the_float_model_and_tells_nothing_of_this_machine(material: Material) -> None:
     import onnx
 
     signature = material.description.signature("acc")
-    program = lower.to_onnx(material.model.encoders["acc"], signature)
-    assert program.precision == "fp32" and program.operators["Conv"] == 2
+    program = lower.to_onnx(lower.Part(material.model.encoders["acc"], signature, "fp32"))
+    assert program.precision == "fp32" and program.program.operators["Conv"] == 2
     model = onnx.load_from_string(program.data)
     assert model.opset_import[0].version == lower.ONNX_OPSET
     assert b"site-packages" not in program.data and b".py" not in program.data

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from armlet_export.graphs import aten, capture
+from armlet_export.graphs import AGGREGATOR, aten, capture
 from armlet_export.pipeline import Material
 from armlet_export.qat import prepared_part, train
-from armlet_export.quantise import layer_ranges, prepare, set_input_range
+from armlet_export.quantise import convert, fake_quantisers, layer_ranges, prepare, set_input_range
 from armlet_runtime.errors import ExportError
 from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel
@@ -64,11 +64,29 @@ def test_weights_scales_are_those_of_the_final_weights(student: ArmletModel) -> 
             torch.testing.assert_close(layer.weight_scale, largest / 127, rtol=1e-5, atol=1e-9)
 
 
+def test_the_integers_that_were_trained_are_those_of_the_programs(student: ArmletModel) -> None:
+    """Rounding of weights in training and in the converted graph is the same to the last bit."""
+    for name in (*student.encoders, AGGREGATOR):
+        graph = prepared_part(student, name)
+        converted = {key: value for key, value in convert(graph).named_buffers() if key.startswith("_frozen_param")}
+        weights = dict(graph.named_parameters())
+        layers = [layer for layer in layer_ranges(graph) if layer.weight is not None]
+        assert len(converted) == len(layers)
+        quantisers = [part for part in fake_quantisers(graph) if part.is_per_channel]
+        for stored, layer, quantiser in zip(converted.values(), layers, quantisers, strict=True):
+            assert layer.weight is not None and layer.weight_scale is not None
+            with torch.no_grad():
+                trained = quantiser(weights[layer.weight])
+            scale = layer.weight_scale.reshape(-1, *[1] * (trained.ndim - 1))
+            torch.testing.assert_close(trained, stored * scale, rtol=1e-6, atol=0)
+
+
 def test_input_ranges_stay_as_chosen(material: Material) -> None:
     graph = prepare(material.model.encoders["acc"], torch.zeros(1, 3, 64))
     set_input_range(graph, 2.0)
     graph(torch.full((4, 3, 64), 50.0))
     found = layer_ranges(graph)[0].input
+    assert found is not None
     assert (found.low, found.high) == pytest.approx((-2.0, 2.0), rel=0.01)
 
 
@@ -103,7 +121,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     def run(advance: Callable[[], None]) -> ArmletModel:
         model = fresh_student()
         train(
-            material.model, model, material.qat, material.batches, material.batch_count, material.validation, tmp_path,
+            material.model, model, material.qat, material.batches, material.batch_count, material.validation,
+            all_logits(material.model, material.validation.windows), tmp_path,
             lambda report: epochs.append(report.epoch), advance,
         )  # fmt: skip
         return model

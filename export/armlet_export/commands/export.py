@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from ..pipeline import ExportReport, Material
+    from ..pipeline import ExportReport, Material, ProgramReport
 
 NAME = "export"
 HELP = "Quantise a fine-tuned run, make programs for the engines, prove each one, and sign them as a bundle."
-EXAMPLE = "armlet export runs/finetune --out model.armlet --json export.json"
+EXAMPLE = """armlet export runs/finetune --out model.armlet --json export.json
+  armlet export runs/finetune --explain
+  armlet export model.armlet --explain
+  armlet export runs/finetune --out small.armlet --precision auto"""
 EXTRA = "export"
 
 ENGINES = "litert,executorch,onnx"
@@ -24,10 +27,31 @@ ENGINES = "litert,executorch,onnx"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a fine-tuned run; begun again, it goes on")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.armlet", help="the bundle to write")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="folder of a fine-tuned run; begun again, it goes on (with --explain also a bundle, or file:SLOT)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.armlet", help="the bundle to write")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="write no bundle, but list for each program its operators inside and outside of the delegate, its share "
+        "of int8 weights, size, operations and memory; of a run without training it first",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        help="int8, dynamic, fp16 or fp32 for all parts, or auto: the smallest of each with which no subset loses more "
+        "than [export] max_auto_loss on validation people (default: the recipe's [export] precision)",
+    )
     parser.add_argument("--engine", default=ENGINES, metavar="E,E", help=f"engines to make programs for ({ENGINES})")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="private key to sign with; default: this home's own")
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="private key to sign with; default: this home's own (with --explain: a public key to trust)",
+    )
     parser.add_argument(
         "--certify-split",
         choices=["validation", "test"],
@@ -38,32 +62,90 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; the tool chains' own words go to ``RUN/export/tools.log``."""
-    import msgspec
-
-    from armlet_runtime.errors import ExportError
-    from armlet_runtime.files import write_atomic
+    """Export, or explain; the tool chains' own words go to ``RUN/export/tools.log``."""
+    from armlet_runtime.errors import UsageError
     from armlet_train import runs
+
+    if args.out is None and not args.explain:
+        raise UsageError("give the bundle to write with --out, or --explain")
+    if args.out is not None and args.explain:
+        raise UsageError("--explain writes no bundle: leave out --out")
+    if args.explain and not Path(args.run).is_dir():
+        return _explain_bundle(args)
+    runs.pick_device("cpu")  # graphs are captured, trained and lowered there, on one thread
+    trained = runs.load_run(Path(args.run), "finetune")
+    return _explain_run(args, trained) if args.explain else _export(args, trained)
+
+
+def _export(args: argparse.Namespace, trained: Any) -> int:
+    from armlet_runtime.outputs import write_json
+
+    key = _signing_key(args.key)
+    with _tools(Path(args.run) / "export") as (work, terminal):
+        from ..pipeline import export_model
+
+        material = _material(trained, args.certify_split, args.precision)
+        report = export_model(material, args.engine.split(","), key, work, args.out, _Progress(terminal))
+    _show(report)
+    if args.json:
+        write_json(args.json, report)
+    return 0
+
+
+def _explain_run(args: argparse.Namespace, trained: Any) -> int:
+    with _tools(Path(args.run) / "export") as (_, terminal):
+        from ..explain import explain_run
+
+        material = _material(trained, "validation", args.precision)
+        engines = args.engine.split(",")
+        with _Progress(terminal).stage("Lower", len(engines) * len(material.description.parts)) as step:
+            reports = explain_run(material, engines, step)
+    _show_programs(args, reports)
+    return 0
+
+
+def _explain_bundle(args: argparse.Namespace) -> int:
+    from armlet_runtime.bundle import open_bundle
+    from armlet_runtime.slots import bundle_path
+    from armlet_runtime.trust import trusted_keys
+
+    from ..explain import delegated_when_loaded, explain_bundle
+
+    bundle = open_bundle(bundle_path(args.run), trusted_keys([args.key] if args.key else []))
+    _show_programs(args, explain_bundle(bundle))
+    for part, taken in delegated_when_loaded(bundle).items():
+        print(f"litert {part} when loaded here: {taken}")
+    return 0
+
+
+@contextlib.contextmanager
+def _tools(work: Path) -> Iterator[tuple[Path, Any]]:
+    """The work folder and the terminal, while what the tool chains say goes to a log."""
+    from armlet_runtime.errors import ExportError
 
     from ..quiet import quiet
 
-    runs.pick_device("cpu")  # graphs are captured, trained and lowered there, on one thread
-    trained = runs.load_run(args.run, "finetune")
-    key = _signing_key(args.key)
-    work = args.run / "export"
     log = work / "tools.log"
     try:
         with quiet(log) as terminal:
-            from ..pipeline import export_model
-
-            material = _material(trained, args.certify_split)
-            report = export_model(material, args.engine.split(","), key, work, args.out, _Progress(terminal))
+            yield work, terminal
     except ExportError as error:
         raise ExportError(f"{error} (the tool chains' own words: {log})") from error
-    _show(report)
+
+
+def _show_programs(args: argparse.Namespace, reports: Sequence[ProgramReport]) -> None:
+    from rich.console import Console
+
+    from armlet_runtime.outputs import write_json
+
+    from ..explain import lines, table
+
+    console = Console(highlight=False, markup=False)
+    console.print(table(reports))
+    for line in lines(reports):
+        console.print(line, soft_wrap=True)
     if args.json:
-        write_atomic(args.json, msgspec.json.format(msgspec.json.encode(report), indent=2))
-    return 0
+        write_json(args.json, {"programs": reports})
 
 
 def _signing_key(path: Path | None) -> Ed25519PrivateKey:
@@ -77,7 +159,7 @@ def _signing_key(path: Path | None) -> Ed25519PrivateKey:
     return key
 
 
-def _material(trained: Any, certify_split: str) -> Material:
+def _material(trained: Any, certify_split: str, precision: str | None) -> Material:
     from datetime import datetime, timezone
 
     from armlet_train import data, finetune
@@ -85,7 +167,9 @@ def _material(trained: Any, certify_split: str) -> Material:
     from armlet_train.models import fold_batchnorm
 
     from ..assemble import Description
+    from ..graphs import AGGREGATOR
     from ..pipeline import Material
+    from ..precision import resolve
     from ..qat import STAGE
 
     recipe = trained.recipe
@@ -109,6 +193,10 @@ def _material(trained: Any, certify_split: str) -> Material:
             embedding_dim=trained.model.embedding_dim,
             presence=recipe.presence,
         ),
+        precision=resolve(
+            recipe.export.precision, [*(modality.name for modality in trained.modalities), AGGREGATOR], precision
+        ),
+        max_auto_loss=recipe.export.max_auto_loss,
         batches=lambda epoch: finetune.batches(corpus, trained.normalisation, recipe.finetune, epoch, stage=STAGE),
         batch_count=steps_per_epoch(corpus, recipe.finetune.batch, labelled=True),
         validation=validation,
@@ -149,23 +237,45 @@ def _show(report: ExportReport) -> None:
     for program in report.programs:
         sizes[program.engine] = sizes.get(program.engine, 0) + program.bytes
     table = Table(title=f"Proven on {report.certificate.windows} windows of {report.certificate.data}")
-    for heading in ("engine", "programs", "subset", "macro-F1", "PyTorch", "agree", "distance"):
+    headings = (
+        "engine",
+        "programs",
+        "subset",
+        "macro-F1",
+        "interval",
+        "PyTorch",
+        "agree",
+        "with QAT",
+        "RMSE",
+        "cosine",
+    )
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("engine", "subset") else "right")
-    precision = {program.engine: program.precision for program in report.programs}
+    kinds: dict[str, set[str]] = {program.engine: set() for program in report.programs}
+    for program in report.programs:
+        kinds[program.engine].add(program.precision)
     shown = ""
     for row in report.certificate.rows:
         first = row.engine != shown
         shown = row.engine
         table.add_row(
-            f"{row.engine} {precision[row.engine]}" if first else "",
+            f"{row.engine} {'/'.join(sorted(kinds[row.engine]))}" if first else "",
             f"{sizes[row.engine] / 1000:.0f} kB" if first else "",
             row.subset,
             f"{row.macro_f1:.4f}",
+            f"{row.macro_f1_low:.2f} to {row.macro_f1_high:.2f}",
             f"{row.macro_f1_pytorch:.4f}",
             f"{row.agreement:.2%}",
-            f"{row.mean_distance:.2g}",
+            f"{row.quantised_agreement:.2%}",
+            f"{row.quantised_rmse:.2g}",
+            f"{row.quantised_cosine:.5f}",
         )
     console = Console()
     console.print(table)
+    console.print(
+        f"interval: {report.certificate.interval}; agree: same label as the float model; with QAT, RMSE and cosine: "
+        "against the model with its rounding simulated",
+        highlight=False,
+    )
     made = f"bundle: {report.bundle} ({report.bytes / 1000:.0f} kB), signed by {report.key_id}"
     console.print(made, highlight=False, soft_wrap=True)

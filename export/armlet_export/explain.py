@@ -1,0 +1,117 @@
+"""What is in programs, for people: of a bundle, or of a run before the hours of training and proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from armlet_runtime.bundle import Bundle
+
+from . import lower, precision
+from .assemble import SUFFIX
+from .graphs import AGGREGATOR
+from .pipeline import Material, ProgramReport, program_report
+from .programs import check_precision, look
+from .qat import prepare_model
+from .quantise import learn_ranges
+
+RANGE_BATCHES = 2
+"""Training batches from which an untrained run's ranges are taken: they decide no size and no operator."""
+
+
+def explain_bundle(bundle: Bundle) -> list[ProgramReport]:
+    """What is in the programs of a bundle.
+
+    Raises:
+        ExportError: An int8 program stayed in float, or a part of a ``.pte`` is outside of its delegate.
+    """
+    reports = []
+    for engine, programs in bundle.manifest.engines.items():
+        for part, ref in {**programs.encoders, AGGREGATOR: programs.aggregator}.items():
+            data = bundle.read(ref.member)
+            program = look(data, SUFFIX[engine])
+            check_precision(program, ref.precision)
+            reports.append(program_report(engine, part, ref.member, lower.Lowered(data, ref.precision, program)))
+    return reports
+
+
+def explain_run(
+    material: Material, engines: Sequence[str], step: Callable[[], None] = lambda: None
+) -> list[ProgramReport]:
+    """What would be in the programs of a run: lowered without training, with ranges from a few batches.
+
+    Args:
+        material: Of the run.
+        engines: Some of :data:`armlet_export.assemble.SUFFIX`.
+        step: Called after each program.
+
+    Raises:
+        ExportError: A program cannot be made, or stayed in float.
+    """
+    kinds = {part: "int8" if kind == precision.AUTO else kind for part, kind in material.precision.items()}
+    examples = {part: material.description.signature(part).example() for part, kind in kinds.items() if kind == "int8"}
+    student = prepare_model(material.model, examples)
+    learn_ranges(student, True)
+    batches = material.batches(0)
+    for _ in range(RANGE_BATCHES):
+        windows, present, _ = next(batches)
+        student(windows, present)
+    learn_ranges(student, False)
+    reports = []
+    for engine in (engine for engine in SUFFIX if engine in engines):
+        for part, kind in kinds.items():
+            made = lower.lower(engine, precision.part_of(material.model, student, material.description, part, kind))
+            reports.append(program_report(engine, part, f"{part}.{SUFFIX[engine]}", made))
+            step()
+    return reports
+
+
+def table(reports: Sequence[ProgramReport]) -> Any:
+    """The programs as a table for rich."""
+    from rich.table import Table
+
+    shown = Table("engine", "part", "precision", "kB", "int8", "MACs", "live kB", "planned kB", "delegates",
+                  title="Programs (MACs: multiplications with additions of one run; int8: share of weight bytes; "
+                  "live: activations kept at once)")  # fmt: skip
+    for report in reports:
+        shown.add_row(
+            report.engine,
+            report.part,
+            report.precision,
+            f"{report.bytes / 1000:.1f}",
+            f"{report.int8_weight_share:.1%}",
+            f"{report.operations:,}",
+            f"{report.live_bytes / 1000:.1f}",
+            "-" if report.planned_bytes is None else f"{report.planned_bytes / 1000:.1f}",
+            "-" if report.delegates is None else str(report.delegates),
+        )
+    for column in shown.columns[3:]:
+        column.justify = "right"
+    return shown
+
+
+def lines(reports: Sequence[ProgramReport]) -> list[str]:
+    """The operators of each program, inside the delegate and outside with the reason."""
+    told = []
+    for report in reports:
+        inside = ", ".join(f"{count} {kind}" for kind, count in sorted(report.operators.items()))
+        told.append(f"{report.engine} {report.part}: {inside}")
+        told += [f"  outside: {kind} ({why})" for kind, why in report.outside.items()]
+    return told
+
+
+def delegated_when_loaded(bundle: Bundle) -> Mapping[str, str]:
+    """For each LiteRT program of a bundle, how many of its operators XNNPACK took when it was loaded here."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    programs = bundle.manifest.engines.get("litert")
+    if programs is None:
+        return {}
+    found = {}
+    for part, ref in {**programs.encoders, AGGREGATOR: programs.aggregator}.items():
+        interpreter = Interpreter(model_content=bundle.read(ref.member), num_threads=1)
+        interpreter.allocate_tensors()
+        names = [operator["op_name"] for operator in interpreter._get_ops_details()]
+        delegates = names.count("DELEGATE")
+        found[part] = f"{delegates} delegate" + ("s" if delegates != 1 else "")
+    return found
