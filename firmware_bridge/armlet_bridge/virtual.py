@@ -1,5 +1,7 @@
 """Virtual wearables: GATT peripherals on the virtual air that play a recording's streams in real time.
 
+What each one speaks is its twin's business (:mod:`armlet_bridge.twins`).
+
 A virtual wearable behaves as a small real one does: it has a clock of its own with its own epoch and drift, it sends a
 packet when the packet's last sample is taken, only to who subscribed, and it has no memory: what falls due without a
 link is gone, while clock and packet counter go on.
@@ -11,153 +13,35 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from bumble import hci
-from bumble.core import UUID, AdvertisingData, BaseBumbleError
+from bumble.core import AdvertisingData, BaseBumbleError
 from bumble.device import Device
 from bumble.gatt import Characteristic, Service
 from bumble.transport.common import AsyncPipeSink
 
 from armlet_runtime.errors import UsageError
 from armlet_runtime.recording import Recording, Stream
-from armlet_runtime.wearables import heart_rate, imu
-from armlet_runtime.windows import GAP_PERIODS
+from armlet_runtime.wearables import battery, device_information
 
 from .air import AirController, AirLink
-from .bumble_backend import ATT_MTU
-
-SCALES = {
-    "acc": 4.0 / 32768,
-    "gyro": math.radians(1000) / 32768,
-    "mag": 4912.0 / 32768,
-}
-"""Unit per LSB: +-4 g, +-1000 degrees/s (17.45 rad/s), +-4912 uT, ranges that common 16-bit IMUs have."""
+from .twins import DeviceClock, bumble_uuid, characteristic, make_twin, twin_for
 
 ADVERTISING_INTERVAL_MS = 100
 # Of a device name in a scan response of 31 bytes, two of which say what it is (Core specification, Vol 3, Part C, 11).
 MAX_NAME_BYTES = 29
 # From all subscribed to the first sample: the last subscriber's answer is on its way.
 LEAD_IN_S = 0.1
+# How often it is looked whether all are ready.
+READY_POLL_S = 0.01
 
-_BATTERY_SERVICE, _BATTERY_LEVEL = "180f", "2a19"
-_DEVICE_SERVICE, _MAKER, _MODEL, _SERIAL = "180a", "2a29", "2a24", "2a25"
-_CHEST = bytes([1])  # as a Body Sensor Location (0x2A38)
-_SIG_BASE = "-0000-1000-8000-00805f9b34fb"
 _FLAGS_LE_ONLY = bytes([0x06])  # general discoverable, no BR/EDR
 
 Log = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class DeviceClock:
-    """A wearable's clock: ``epoch_us`` when the play begins, then fast by ``drift_ppm`` (slow if negative)."""
-
-    epoch_us: int
-    drift_ppm: float
-
-    def at(self, elapsed_ns: int) -> int:
-        """Its reading in microseconds, not wrapped."""
-        return self.epoch_us + round(elapsed_ns * (1 + self.drift_ppm * 1e-6) / 1000)
-
-
-class Profile(Protocol):
-    """What a wearable speaks: its GATT service and the notifications that carry its streams."""
-
-    service_uuid: str
-    service: Service
-    data: Characteristic
-
-    def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[tuple[int, bytes]]:
-        """All notifications for ``[begin_ns, end_ns)`` of the recording's clock, each with the time it falls due."""
-
-
-class ImuProfile:
-    """armlet's IMU service (:mod:`armlet_runtime.wearables.imu`)."""
-
-    service_uuid = imu.SERVICE_UUID
-
-    def __init__(self, streams: Sequence[Stream], samples_per_packet: int) -> None:
-        names = " and ".join(stream.modality.name for stream in streams)
-        first = streams[0]
-        if any(not np.array_equal(first.times_ns, stream.times_ns) for stream in streams):
-            raise UsageError(f"{names} are not sampled at the same times: give each a wearable of its own")
-        if samples_per_packet < 1:
-            raise UsageError(f"an IMU packet holds one sample at least, not {samples_per_packet}")
-        self._samples_per_packet = samples_per_packet
-        self._info = imu.ImuInfo(
-            first.modality.rate_hz, {stream.modality.name: SCALES[stream.modality.name] for stream in streams}
-        )
-        still = {name: np.zeros((samples_per_packet, 3), np.float32) for name in self._info.scales}
-        length = len(imu.encode_data(self._info, 0, 0, still))
-        if length > ATT_MTU - 3:
-            raise UsageError(
-                f"{samples_per_packet} samples of {names} make a packet of {length} bytes; {ATT_MTU - 3} is the most"
-            )
-        # A sample with a NaN was not taken.
-        taken = np.logical_and.reduce([np.isfinite(stream.values).all(axis=1) for stream in streams])
-        self._times_ns = first.times_ns[taken]
-        self._values = {stream.modality.name: stream.values[taken] for stream in streams}
-        self.data = _characteristic(imu.DATA_UUID, Characteristic.Properties.NOTIFY)
-        info = _characteristic(imu.INFO_UUID, Characteristic.Properties.READ, imu.encode_info(self._info))
-        self.service = Service(_uuid(imu.SERVICE_UUID), [info, self.data])
-
-    def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[tuple[int, bytes]]:
-        """See :class:`Profile`. A packet ends early at a gap, because its samples are one period apart."""
-        first, last = np.searchsorted(self._times_ns, (begin_ns, end_ns))
-        times_ns = self._times_ns[first:last]
-        gaps = np.diff(times_ns) > GAP_PERIODS * 1e9 / self._info.rate_hz
-        bounds = [0, *(np.flatnonzero(gaps) + 1).tolist(), len(times_ns)]
-        for start, stop in pairwise(bounds):
-            for i in range(start, stop, self._samples_per_packet):
-                j = min(i + self._samples_per_packet, stop)
-                samples = {name: values[first + i : first + j] for name, values in self._values.items()}
-                clock_us = clock.at(int(times_ns[i]) - begin_ns)
-                yield int(times_ns[j - 1]), imu.encode_data(self._info, sequence, clock_us, samples)
-                sequence += 1
-
-
-class HeartRateProfile:
-    """The SIG's Heart Rate service (:mod:`armlet_runtime.wearables.heart_rate`), worn on the chest."""
-
-    service_uuid = heart_rate.SERVICE_UUID
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self.data = _characteristic(heart_rate.MEASUREMENT_UUID, Characteristic.Properties.NOTIFY)
-        location = _characteristic(heart_rate.LOCATION_UUID, Characteristic.Properties.READ, _CHEST)
-        self.service = Service(_uuid(heart_rate.SERVICE_UUID), [self.data, location])
-
-    def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[tuple[int, bytes]]:
-        """See :class:`Profile`; this service has neither clock nor counter. A NaN is sent as lost skin contact."""
-        first, last = np.searchsorted(self._stream.times_ns, (begin_ns, end_ns))
-        for i in range(first, last):
-            bpm = float(self._stream.values[i, 0])
-            contact = math.isfinite(bpm)
-            measurement = heart_rate.HeartRate(round(bpm) if contact else 0, contact=contact)
-            yield int(self._stream.times_ns[i]), heart_rate.encode(measurement)
-
-
-def make_profile(streams: Sequence[Stream], samples_per_packet: int) -> Profile:
-    """The profile that carries these streams.
-
-    Raises:
-        UsageError: No profile does.
-    """
-    names = [stream.modality.name for stream in streams]
-    if names == [heart_rate.MODALITY.name]:
-        return HeartRateProfile(streams[0])
-    if set(names) <= SCALES.keys():
-        return ImuProfile(streams, samples_per_packet)
-    raise UsageError(
-        f"no virtual wearable carries {' and '.join(names)}: an IMU carries {', '.join(SCALES)} (together or alone), "
-        f"a heart rate strap carries {heart_rate.MODALITY.name}"
-    )
 
 
 class VirtualWearable:
@@ -173,7 +57,13 @@ class VirtualWearable:
     """
 
     def __init__(
-        self, name: str, streams: Sequence[Stream], air: AirLink, samples_per_packet: int = 2, drift_ppm: float = 0.0
+        self,
+        name: str,
+        streams: Sequence[Stream],
+        air: AirLink,
+        samples_per_packet: int = 2,
+        drift_ppm: float = 0.0,
+        profile: str | None = None,
     ) -> None:
         self.name = name
         self.streams = tuple(streams)
@@ -183,33 +73,45 @@ class VirtualWearable:
         self.dropped = 0
         self._on = False
         self._advertiser: asyncio.Future[None] | None = None
-        self._profile = make_profile(streams, samples_per_packet)
+        self._twin = make_twin(streams, samples_per_packet, name, profile)
         # Address, clock and counter start anywhere, but at the same place in every run.
         seed = hashlib.sha256(name.encode()).digest()
         self._clock = DeviceClock(int.from_bytes(seed[6:10], "little"), drift_ppm)
         self._sequence = int.from_bytes(seed[10:12], "little")
         address = hci.Address(seed[:5] + bytes([seed[5] | 0xC0]), hci.Address.RANDOM_DEVICE_ADDRESS)
         self._device = Device.with_hci(name, address, self.controller, AsyncPipeSink(self.controller))
-        self._device.add_services([self._profile.service, *_common_services(str(address))])
-        self._profile.data.on(Characteristic.EVENT_SUBSCRIPTION, lambda *_: self._update_subscribed())
+        self._twin.device = self._device
+        self._device.add_services([self._twin.service, *_common_services(str(address))])
+        for one in self._twin.notifying.values():
+            one.on(Characteristic.EVENT_SUBSCRIPTION, lambda *_: self._update_subscribed())
         self._device.on(Device.EVENT_CONNECTION, self._on_connection)
 
     def _on_connection(self, connection: Any) -> None:
         connection.on(connection.EVENT_DISCONNECTION, self._on_disconnection)
 
     def _on_disconnection(self, _reason: int) -> None:
+        self._twin.disconnected()
         # bumble forgets the link's subscriptions right after this event.
         asyncio.get_running_loop().call_soon(self._update_subscribed)
         if self._on:
             self._advertiser = asyncio.ensure_future(self._advertise())
 
     def _update_subscribed(self) -> None:
-        handle = self._profile.data.handle
-        subscriptions = self._device.gatt_server.subscribers.values()
-        if any(cccds.get(handle, bytes(2))[0] & 1 for cccds in subscriptions):
+        if any(self._is_subscribed(one) for one in self._twin.notifying.values()):
             self.subscribed.set()
         else:
             self.subscribed.clear()
+
+    def _is_subscribed(self, one: Characteristic) -> bool:
+        subscriptions = self._device.gatt_server.subscribers.values()
+        return any(cccds.get(one.handle, bytes(2))[0] & 3 for cccds in subscriptions)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a central is subscribed and has started what it is subscribed to."""
+        return any(
+            self._is_subscribed(one) and self._twin.running(source) for source, one in self._twin.notifying.items()
+        )
 
     async def power_on(self) -> None:
         """Come up and advertise, also again after each lost link."""
@@ -218,7 +120,7 @@ class VirtualWearable:
         await self._advertise()
 
     async def _advertise(self) -> None:
-        uuid = bytes(_uuid(self._profile.service_uuid))
+        uuid = bytes(bumble_uuid(self._twin.advertised))
         kind = (
             AdvertisingData.Type.COMPLETE_LIST_OF_16_BIT_SERVICE_CLASS_UUIDS
             if len(uuid) == 2
@@ -254,10 +156,14 @@ class VirtualWearable:
             end_ns: End, on the recording's clock.
             start_ns: ``time.monotonic_ns()`` of the begin.
         """
-        for due_ns, value in self._profile.packets(begin_ns, end_ns, self._clock, self._sequence):
-            await _sleep_until(start_ns + due_ns - begin_ns)
-            if self.subscribed.is_set():
-                await self._device.notify_subscribers(self._profile.data, value)
+        for due in self._twin.packets(begin_ns, end_ns, self._clock, self._sequence):
+            await _sleep_until(start_ns + due.at_ns - begin_ns)
+            source = self._twin.notifying[due.source]
+            if self._is_subscribed(source) and self._twin.is_due(due):
+                if source.properties & Characteristic.Properties.INDICATE:
+                    await self._device.indicate_subscribers(source, due.value)
+                else:
+                    await self._device.notify_subscribers(source, due.value)
                 self.sent += 1
             else:
                 self.dropped += 1
@@ -274,10 +180,11 @@ class LinkLoss:
 
 @dataclass(frozen=True)
 class WearableSpec:
-    """One wearable to make: its name and the modalities that it carries."""
+    """One wearable to make: its name, the modalities that it carries, and its profile if it is not to be chosen."""
 
     name: str
     modalities: tuple[str, ...]
+    profile: str | None = None
 
 
 @dataclass
@@ -315,9 +222,8 @@ class Play:
         if begin_ns >= end_ns:
             length_s = (self._last_ns - self.origin_ns) / 1e9
             raise UsageError(f"nothing to play from {start_s:g} s on: the recording is {length_s:.1f} s long")
-        while not all(wearable.subscribed.is_set() for wearable in self.wearables.values()):
-            for wearable in self.wearables.values():
-                await wearable.subscribed.wait()
+        while not all(wearable.ready for wearable in self.wearables.values()):
+            await asyncio.sleep(READY_POLL_S)
         start_ns = time.monotonic_ns() + round(LEAD_IN_S * 1e9)
         self._log(
             {
@@ -353,8 +259,7 @@ class Play:
 
 def default_wearables(recording: Recording) -> list[WearableSpec]:
     """One wearable for each modality that a profile carries, named ``Armlet-Acc`` and the like."""
-    playable = [*SCALES, heart_rate.MODALITY.name]
-    return [WearableSpec(f"Armlet-{name.capitalize()}", (name,)) for name in recording.streams if name in playable]
+    return [WearableSpec(f"Armlet-{name.capitalize()}", (name,)) for name in recording.streams if twin_for((name,))]
 
 
 @asynccontextmanager
@@ -400,7 +305,7 @@ async def put_on(
                 raise UsageError(f"the recording '{recording.name}' holds {have}, not {', '.join(missing)}")
             streams = [recording.streams[name] for name in spec.modalities]
             drift = drift_ppm if i % 2 == 0 else -drift_ppm
-            wearable = VirtualWearable(spec.name, streams, air, samples_per_packet, drift)
+            wearable = VirtualWearable(spec.name, streams, air, samples_per_packet, drift, spec.profile)
             stack.push_async_callback(wearable.power_off)
             await wearable.power_on()
             wearables[spec.name] = wearable
@@ -411,25 +316,15 @@ async def put_on(
         yield Play(wearables, origin_ns, max(int(stream.times_ns[-1]) for stream in played), log)
 
 
-def _uuid(uuid: str) -> UUID:
-    """bumble's UUID, 16 bits long where the SIG assigned one: advertisements have room for few bytes."""
-    short = uuid[4:8] if uuid.endswith(_SIG_BASE) else uuid
-    return UUID.from_16_bits(int(short, 16)) if len(short) == 4 else UUID(uuid)
-
-
-def _characteristic(uuid: str, properties: Characteristic.Properties, value: bytes = b"") -> Characteristic:
-    readable = properties & Characteristic.Properties.READ
-    permissions = Characteristic.READABLE if readable else Characteristic.Permissions(0)
-    return Characteristic(_uuid(uuid), properties, permissions, value)
-
-
 def _common_services(serial: str) -> list[Service]:
     """Battery and Device Information, as the SIG defines them."""
     read = Characteristic.Properties.READ
-    texts = {_MAKER: "armlet", _MODEL: "virtual wearable", _SERIAL: serial}
+    says = {"maker": "armlet", "model": "virtual wearable", "serial": serial}
+    texts = [characteristic(device_information.TEXTS[key], read, text.encode()) for key, text in says.items()]
+    level = characteristic(battery.LEVEL_UUID, read, battery.encode(100))
     return [
-        Service(_uuid(_BATTERY_SERVICE), [_characteristic(_BATTERY_LEVEL, read, bytes([100]))]),
-        Service(_uuid(_DEVICE_SERVICE), [_characteristic(uuid, read, text.encode()) for uuid, text in texts.items()]),
+        Service(bumble_uuid(battery.SERVICE_UUID), [level]),
+        Service(bumble_uuid(device_information.SERVICE_UUID), texts),
     ]
 
 

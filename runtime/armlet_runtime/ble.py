@@ -537,7 +537,7 @@ class Session:
                 ),
                 CONNECT_S,
             )
-        helpers: list[asyncio.Task[None]] = []
+        learning: asyncio.Task[None] | None = None
         wanted = Wanted(self._rates_hz)
         profiles: list[Profile] = []
         try:
@@ -546,7 +546,7 @@ class Session:
             self._put(link, "connected")
             self._set(link, "starting")
             characteristics = list(client.services.characteristics.values())
-            wanted = Wanted(self._rates_hz, frozenset(one.uuid for one in characteristics))
+            wanted = Wanted(self._rates_hz, frozenset(one.uuid for one in characteristics), client.name or link.name)
             if link.pair:
                 await asyncio.wait_for(client.pair(), START_S)
             profiles = await asyncio.wait_for(self._start_profiles(link, client, wanted), START_S)
@@ -556,14 +556,11 @@ class Session:
             link.mtu = max(one.max_write_without_response_size for one in characteristics) + ATT_HEAD
             link.interval_ms = adapter.bluetooth.interval_ms(link.address)
             self._set(link, "streaming")
-            helpers.append(asyncio.ensure_future(self._learn(link, client)))
-            for profile in profiles:
-                if profile.keep_alive is not None:
-                    helpers.append(asyncio.ensure_future(self._keep_alive(client, profile.keep_alive)))
+            learning = asyncio.ensure_future(self._learn(link, client))
             await self._watch(link, lost, profiles)
         finally:
-            for helper in helpers:
-                helper.cancel()
+            if learning is not None:
+                learning.cancel()
             if not lost.is_set():
                 with suppress(BleakError, WearableError, OSError, EOFError, asyncio.TimeoutError):
                     await asyncio.wait_for(self._stop_profiles(link, client, wanted, profiles), STOP_S)
@@ -654,13 +651,6 @@ class Session:
                     link.battery = battery.decode(bytes(await client.read_gatt_char(battery.LEVEL_UUID)))
             link.learned = True
             await asyncio.sleep(BATTERY_S)
-
-    async def _keep_alive(self, client: BleakClient, how: tuple[float, Write]) -> None:
-        every_s, write = how
-        while True:
-            await asyncio.sleep(every_s)
-            with suppress(BleakError, OSError, EOFError, asyncio.TimeoutError):  # the watch sees what is wrong
-                await client.write_gatt_char(write.source, write.data, response=write.response)
 
     async def _watch(self, link: Link, lost: asyncio.Event, profiles: Sequence[Profile]) -> None:
         """Return when the link is lost, or the wearable has fallen silent."""

@@ -20,16 +20,8 @@ from numpy.typing import NDArray
 
 from armlet_bridge.air import AirController, AirLink
 from armlet_bridge.bumble_backend import Bluetooth, open_bluetooth
-from armlet_bridge.virtual import (
-    SCALES,
-    DeviceClock,
-    ImuProfile,
-    LinkLoss,
-    Play,
-    WearableSpec,
-    default_wearables,
-    put_on,
-)
+from armlet_bridge.twins import SCALES, DeviceClock, ImuTwin
+from armlet_bridge.virtual import LinkLoss, Play, WearableSpec, default_wearables, put_on
 from armlet_runtime.cli import main
 from armlet_runtime.errors import ArmletError, UsageError
 from armlet_runtime.modalities import Modality
@@ -168,17 +160,17 @@ def test_packets_break_at_gaps_and_clocks_drift() -> None:
     values = np.tile(np.arange(7, dtype=np.float32)[:, None] / np.float32(10), (1, 3))
     values[6, 1] = np.nan
     stream = Stream(Modality("acc", ("x", "y", "z"), "g", 50.0), times_ns, values)
-    profile = ImuProfile([stream], 2)
+    profile = ImuTwin([stream], 2)
     info = imu.ImuInfo(50.0, {"acc": SCALES["acc"]})
     packets = list(profile.packets(0, 10**9, DeviceClock(2**32 - 30_000, 1000.0), 65_534))
-    assert [due // 20_000_000 for due, _ in packets] == [1, 2, 6, 7]
-    read = [imu.decode_data(info, value) for _, value in packets]
+    assert [due // 20_000_000 for due, *_ in packets] == [1, 2, 6, 7]
+    read = [imu.decode_data(info, value) for _, value, _ in packets]
     assert [len(packet.samples["acc"]) for packet in read] == [2, 1, 2, 1], "a sample with a NaN was not taken"
     assert [packet.sequence for packet in read] == [65_534, 65_535, 0, 1]
     elapsed = [(packet.clock_us - read[0].clock_us) % imu.CLOCK_WRAP_US for packet in read]
     assert elapsed == [0, 40_040, 100_100, 140_140]
     late = list(profile.packets(times_ns[3], times_ns[5], DeviceClock(0, 0.0), 0))
-    assert [due for due, _ in late] == [times_ns[4]]
+    assert [due for due, *_ in late] == [times_ns[4]]
 
 
 def test_ranges_hold_what_people_do() -> None:

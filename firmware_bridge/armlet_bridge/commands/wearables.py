@@ -61,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wearable",
         action="append",
         default=[],
-        metavar="MODALITY[+MODALITY..]=NAME",
-        help="put on this wearable (repeatable); then only those given are put on",
+        metavar="MODALITY[+MODALITY..]=NAME[@PROFILE]",
+        help="put on this wearable (repeatable), such as ecg+acc='Polar H10 12345678@polar'; then only those given are "
+        "put on",
     )
     simulate.add_argument("--samples-per-packet", type=int, default=2, metavar="N", help="of IMUs (default 2)")
     simulate.add_argument(
@@ -145,7 +146,7 @@ def _simulate(args: argparse.Namespace) -> int:
 
 
 def parse_wearable(text: str) -> WearableSpec:
-    """Read ``acc=Armlet-Acc`` or ``acc+gyro=Armlet-Imu``.
+    """Read ``acc=Armlet-Acc``, ``acc+gyro=Armlet-Imu`` or ``ecg=Polar H10 12345678@polar``.
 
     Raises:
         UsageError: It is not of this form.
@@ -154,8 +155,9 @@ def parse_wearable(text: str) -> WearableSpec:
 
     modalities, _, name = text.partition("=")
     if not name or not all(modalities.split("+")):
-        raise UsageError(f"--wearable {text}: give MODALITY=NAME or MODALITY+MODALITY=NAME")
-    return WearableSpec(name, tuple(modalities.split("+")))
+        raise UsageError(f"--wearable {text}: give MODALITY=NAME or MODALITY+MODALITY=NAME, and @PROFILE if need be")
+    name, _, profile = name.partition("@")
+    return WearableSpec(name, tuple(modalities.split("+")), profile or None)
 
 
 def parse_link_loss(text: str, specs: Sequence[WearableSpec]) -> LinkLoss:

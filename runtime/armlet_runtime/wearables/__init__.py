@@ -5,9 +5,17 @@ To add one, write its file and enter it in :data:`PROFILES`; ``guide.md`` beside
 
 from collections.abc import Iterable
 
+from .arduino import ArduinoProfile
 from .heart_rate import HeartRateProfile
 from .imu import ImuProfile
+from .movesense import MovesenseProfile
+from .muse import MuseProfile
+from .oximeter import OximeterProfile
+from .polar import PolarProfile
 from .profile import UNITS, Batch, Counters, Decoder, Group, Profile, Wanted
+from .thermometer import ThermometerProfile
+from .thingy52 import ThingyProfile
+from .uart import UartProfile
 
 __all__ = [
     "PROFILES",
@@ -23,7 +31,18 @@ __all__ = [
     "profiles_of_services",
 ]
 
-PROFILES: tuple[Profile, ...] = (ImuProfile(), HeartRateProfile())
+PROFILES: tuple[Profile, ...] = (
+    ImuProfile(),
+    PolarProfile(),
+    MuseProfile(),
+    MovesenseProfile(),
+    ThingyProfile(),
+    ArduinoProfile(),
+    UartProfile(),
+    HeartRateProfile(),
+    OximeterProfile(),
+    ThermometerProfile(),
+)
 """Every profile that armlet knows."""
 
 _BY_SOURCE = {source: profile for profile in PROFILES for source in profile.sources}

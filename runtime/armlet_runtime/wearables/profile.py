@@ -163,10 +163,12 @@ class Wanted:
     Attributes:
         rates_hz: Modality to the rate wanted, None for any. Empty: every modality.
         characteristics: UUIDs of the characteristics that the wearable has.
+        name: Its name.
     """
 
     rates_hz: Mapping[str, float | None] = field(default_factory=dict)
     characteristics: frozenset[str] = frozenset()
+    name: str = ""
 
     def wants(self, *modalities: str) -> bool:
         """Whether any of these modalities is wanted."""
@@ -209,7 +211,6 @@ class Profile(Protocol):
         names: How the advertised names of such wearables begin, if their advertisements show no service.
         sources: UUIDs of all characteristics that it reads, writes or subscribes to.
         carries: Names of the modalities that such a wearable may carry.
-        keep_alive: A write to be repeated every so many seconds; None if none is needed.
         silence_s: How long such a wearable may send nothing although all is well.
     """
 
@@ -219,7 +220,6 @@ class Profile(Protocol):
     names: tuple[str, ...]
     sources: tuple[str, ...]
     carries: tuple[str, ...]
-    keep_alive: tuple[float, Write] | None
     silence_s: float
 
     def start(self, wanted: Wanted) -> Steps:
@@ -241,7 +241,6 @@ class ProfileBase:
 
     advertised: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    keep_alive: tuple[float, Write] | None = None
     silence_s: float = 0.0
 
     def stop(self, wanted: Wanted) -> Steps:

@@ -1,0 +1,185 @@
+"""Every profile against its virtual twin: scanned, connected, started, heard, decoded and aligned through bleak."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from armlet_bridge.air import AirController, AirLink
+from armlet_bridge.bumble_backend import open_bluetooth
+from armlet_bridge.twins import DeviceClock, make_twin, twin_for
+from armlet_bridge.virtual import Play, WearableSpec, put_on
+from armlet_runtime.ble import Session
+from armlet_runtime.errors import UsageError
+from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Packet, Recording, Stream
+from armlet_runtime.streams import Wearable
+from armlet_runtime.wearables import PROFILES, UNITS, movesense, muse, polar, uart
+
+SECONDS = 3.0
+# What channel 0 rises by from sample to sample, well above what any wearable resolves: a sample says which it is.
+STEPS = {
+    "acc": 0.02, "gyro": 0.02, "mag": 0.6, "ecg": 0.005, "eeg": 2.0, "ppg": 1000.0, "hr": 1.0, "spo2": 0.5,
+    "temp": 0.25, "rr": 0.02,
+}  # fmt: skip
+ZERO = {"hr": 60.0, "spo2": 90.0, "temp": 30.0, "rr": 0.7}
+CHANNELS = {"acc": 3, "gyro": 3, "mag": 3, "eeg": 4}
+ARRIVALS = ("hr", "spo2", "temp", "rr")  # placed by their arrivals
+
+# Without a clock: in 3 s on a busy host their rates are not known well yet.
+COUNTED = ("Muse-ABCD", "Thingy", "Arduino")
+
+WORN: dict[str, tuple[str, dict[str, float]]] = {
+    "Own imu": ("imu", {"acc": 50.0, "gyro": 50.0, "mag": 50.0}),
+    "Strap": ("heart_rate", {"hr": 5.0, "rr": 5.0}),
+    "Oximeter": ("oximeter", {"spo2": 5.0, "hr": 5.0}),
+    "Thermometer": ("thermometer", {"temp": 5.0}),
+    "Polar H10 12345678": ("polar", {"ecg": 130.0, "acc": 200.0}),
+    "Polar Sense 87654321": ("polar", {"ppg": 55.0, "acc": 52.0, "gyro": 52.0, "mag": 20.0, "rr": 5.0}),
+    "Muse-ABCD": ("muse", {"eeg": 256.0, "ppg": 64.0, "acc": 52.0, "gyro": 52.0}),
+    "Movesense 204730000081": ("movesense", {"acc": 52.0, "gyro": 52.0, "mag": 52.0, "ecg": 125.0}),
+    "Thingy": ("thingy52", {"acc": 50.0, "gyro": 50.0, "mag": 50.0}),
+    "Arduino": ("arduino", {"acc": 119.0, "gyro": 119.0, "mag": 20.0}),
+    "Bangle.js abcd": ("uart", {"acc": 50.0, "hr": 5.0}),
+    "Printer": ("uart", {"gyro": 25.0, "eeg": 100.0}),
+}
+
+
+def channels_of(name: str, profile: str) -> int:
+    if name == "ppg":
+        return {"polar": 4, "muse": 3}[profile]
+    return CHANNELS.get(name, 1)
+
+
+def rising(profile: str, rates_hz: dict[str, float]) -> Recording:
+    """Streams whose channel 0 rises evenly through 0, and whose others fall."""
+    streams = {}
+    for name, rate_hz in rates_hz.items():
+        count, width = round(SECONDS * rate_hz), channels_of(name, profile)
+        middle = 0 if name in ZERO else count // 2
+        ramp = ((np.arange(count) - middle) * STEPS[name])[:, None] * np.array([1.0] + [-1.0] * (width - 1))
+        values = (ramp + ZERO.get(name, 0.0)).astype(np.float32)
+        if name == "ppg":
+            values = np.abs(values) + 100_000  # light is not negative
+            values[:, 0] = 100_000 + np.arange(count) * STEPS["ppg"]
+        times = np.rint(np.arange(count) * 1e9 / rate_hz).astype(np.int64)
+        modality = Modality(name, tuple(f"c{i}" for i in range(width)), UNITS[name], rate_hz)
+        streams[name] = Stream(modality, times, values)
+    return Recording("rising", "nobody", streams=streams)
+
+
+def test_every_profile_has_its_twin() -> None:
+    assert {profile for profile, _ in WORN.values()} == {profile.name for profile in PROFILES}
+    assert twin_for(("acc", "gyro")) == "imu" and twin_for(("eeg",)) == "muse" and twin_for(("spo2",)) == "uart"
+    assert twin_for(("smell",)) is None
+
+
+async def test_the_whole_path_of_every_profile() -> None:
+    air = AirLink()
+    starts: dict[str, int] = {}
+    recordings = {name: rising(*worn) for name, worn in WORN.items()}
+    async with AsyncExitStack() as stack:
+        plays: list[Play] = []
+        for name, (profile, rates_hz) in WORN.items():
+
+            def log(event: dict[str, Any], name: str = name) -> None:
+                if event["event"] == "start":
+                    starts[name] = event["monotonic_ns"]
+
+            spec = WearableSpec(name, tuple(rates_hz), profile)
+            plays.append(await stack.enter_async_context(put_on(recordings[name], air, [spec], 2, 50.0, log)))
+        bluetooth = await stack.enter_async_context(open_bluetooth(AirController("host", air)))
+        session = Session(bluetooth)
+        running = asyncio.ensure_future(session.run())
+        packets: list[Packet] = []
+        try:
+            worn = [wearable for play in plays for wearable in play.wearables.values()]
+            await until(
+                lambda: all(one.ready for one in worn) and all(link.learned for link in session.links.values()), 30
+            )
+            profiles = {name: link.profiles for name, link in session.links.items()}
+            await asyncio.gather(*(play.run() for play in plays))
+            await asyncio.sleep(0.5)
+            packets = session.take()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        farewells = session.take()
+    assert session.links.keys() == WORN.keys() and session.dropped == 0
+    for name, (profile, _) in WORN.items():
+        link = session.links[name]
+        assert (profiles[name], link.attempts, link.connections) == ((profile,), 1, 1), link
+        assert (link.rssi, link.battery, link.about["maker"], link.mtu) == (-50, 100, "armlet", 517)
+        assert link.interval_ms is not None and 15 <= link.interval_ms <= 30
+        check(name, [packet for packet in packets if packet.wearable == name], recordings[name], starts[name])
+    # What would go on sending was told to stop.
+    said = {(packet.wearable, packet.data) for packet in farewells if packet.kind == "written"}
+    assert ("Polar H10 12345678", bytes([polar.STOP, polar.ECG])) in said
+    assert ("Muse-ABCD", muse.command("h")) in said
+    assert ("Movesense 204730000081", bytes([movesense.UNSUBSCRIBE, movesense.ECG_REF])) in said
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+def check(name: str, packets: Sequence[Packet], recording: Recording, start_ns: int) -> None:
+    """That what was heard is what was played, whole and at its times."""
+    wearable = Wearable(name, keep_ns=60_000_000_000)
+    for packet in packets:
+        wearable.take(packet)
+    assert wearable.problem == "", (name, wearable.problem)
+    assert wearable.rings.keys() == recording.streams.keys(), name
+    for what, stream in recording.streams.items():
+        ring = wearable.rings[what]
+        assert ring.modality.unit == stream.modality.unit
+        assert ring.modality.rate_hz == pytest.approx(expected_hz(name, stream))
+        times, values = ring.samples(start_ns)
+        indices = np.rint((values[:, 0] - stream.values[0, 0]) / STEPS[what]).astype(int)
+        assert (np.diff(indices) == 1).all(), f"{name} {what}: some were lost"
+        assert len(indices) >= 0.7 * len(stream.times_ns), f"{name} {what}: {len(indices)} of {len(stream.times_ns)}"
+        # Half of what the coarsest of them resolves.
+        assert np.abs(values - stream.values[indices]).max() <= STEPS[what] / 4, f"{name} {what}"
+        late_ms = (times - stream.times_ns[indices]) / 1e6
+        slack_ms = 30.0 if name in COUNTED else 2.0  # stamps in whole ms
+        assert late_ms.min() > -slack_ms, f"{name} {what}: before it was taken"
+        if what not in ARRIVALS:
+            assert np.ptp(late_ms) < 25 + slack_ms, f"{name} {what}: unevenly placed, by {np.ptp(late_ms):.1f} ms"
+    assert sum(counts.malformed + counts.lost + counts.implausible for counts in wearable.counts.values()) == 0
+
+
+def expected_hz(name: str, stream: Stream) -> float:
+    """What comes when it comes has nominally 1 Hz."""
+    slow = stream.modality.name in ARRIVALS and not name.startswith(("Bangle", "Printer"))
+    return 1.0 if slow else stream.modality.rate_hz
+
+
+@pytest.mark.parametrize(
+    ("modalities", "profile", "said"),
+    [
+        (("temp",), "muse", "a virtual muse carries acc, eeg, gyro, ppg, not temp"),
+        (("acc",), "thingy52", "needs acc and gyro and mag, not acc"),
+        (("acc",), "arduino", "at 119 Hz; the recording has it at 50 Hz"),
+        (("acc",), "toaster", "no virtual 'toaster'"),
+        (("temp", "spo2"), "thermometer", "carries temp, and needs temp, not temp and spo2"),
+    ],
+)
+def test_twins_that_cannot_be(modalities: tuple[str, ...], profile: str | None, said: str) -> None:
+    streams = list(rising("imu", dict.fromkeys(modalities, 50.0)).streams.values())
+    with pytest.raises(UsageError, match=said):
+        make_twin(streams, 2, "W", profile)
+
+
+def test_uart_lines_straddle_notifications() -> None:
+    twin = make_twin(list(rising("uart", {"acc": 50.0}).streams.values()), 2, "Printer", "uart")
+    lines = [due.value for due in twin.packets(0, 10**9, DeviceClock(0, 0.0), 0)]
+    assert max(map(len, lines)) == 20 and b"".join(lines).count(b"\n") == 50 and uart.NOTIFY_UUID in twin.notifying
