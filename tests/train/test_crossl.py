@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
 from armlet_train import contrastive, crossl, masking, models
-from armlet_train.recipes import AugmentRecipe, ConvModel, CrosslModel, CrosslPretrain
+from armlet_train.finetune import Finetuning
+from armlet_train.recipes import AugmentRecipe, ConvModel, CrosslModel, CrosslPretrain, find_recipe, load_recipe
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 GYRO = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)
@@ -141,6 +143,31 @@ def test_policy_survives_training(policy: str) -> None:
         assert (model.mask_tokens[:, -1] == 0).all()
     elif policy == "zero":
         assert not model.mask_tokens.any()
+
+
+@pytest.mark.parametrize("policy", ["zero", "token", "presence", "attention"])
+def test_policy_survives_copying_and_keeping(policy: str) -> None:
+    model = small(policy)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    batch, present = windows(5), torch.tensor([[True, False]]).expand(5, 2)
+    again = small(policy)
+    again.load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), again):
+        assert torch.equal(other.mask_tokens, model.mask_tokens)
+        assert torch.equal(other(batch, present)[0], model(batch, present)[0])
+        assert any(value.requires_grad for value in other.parameters())
+        # What is learned in the copy is learned in the copy alone.
+        objective = Finetuning(other, load_recipe(find_recipe("hapt")).finetune)
+        optimiser = torch.optim.SGD([value for value in other.parameters() if value.requires_grad], 0.1)
+        objective.train()(batch, present, torch.zeros(5, dtype=torch.int64))["loss"].backward()
+        optimiser.step()
+        objective.after_step(0)
+        assert torch.equal(other.mask_tokens, model.mask_tokens) == (policy == "zero")
+        other.eval()
+        assert not torch.equal(other(batch, present)[0], model(batch, present)[0])
 
 
 def test_attention_excludes_what_is_hidden() -> None:
