@@ -43,8 +43,9 @@ FINEST_BOUND_NS = 100_000
 VALID_BINS = RANK + 1
 VALID_SPAN_NS = 2_000_000_000
 
-# When every pair of so long a time, in so many bins at least, lies above the envelope by more than its bound and this
-# much, the device's clock has been set or the link's least delay has changed: the older pairs are dropped.
+# A pair that lies below the envelope by more than its bound and this much shows that the device's clock has been set.
+# When every pair of so long a time, in so many bins at least, lies above it by so much, it has been set back, or the
+# link's least delay has grown. In both cases the older pairs are dropped.
 STEP_SPAN_NS = 6_000_000_000
 STEP_BINS = 4
 STEP_NS = 5_000_000
@@ -74,6 +75,8 @@ class ClockFit:
     def observe(self, device_ns: int, arrival_ns: int) -> None:
         """Take in that the sample of ``device_ns`` had arrived at ``arrival_ns``."""
         difference = arrival_ns - device_ns
+        if self.valid and difference - self._base_ns < self._line(device_ns) - self._step_ns():
+            self._bins.clear()
         if not self._bins:
             self._base_ns, self._at_ns = difference, device_ns
         newest = self._bins[-1][0] // self._bin_ns if self._bins else None
@@ -170,13 +173,16 @@ class ClockFit:
         weight = self._prior**2 / (self._prior**2 + fitted**2)
         return slope * weight, fitted * math.sqrt(weight)
 
+    def _step_ns(self) -> float:
+        """What is further from the envelope than this is more than its error."""
+        return BOUND_FACTOR * self._bound + STEP_NS
+
     def _forget_before_a_step(self) -> None:
         if not self.valid:
             return
-        limit = BOUND_FACTOR * self._bound + STEP_NS
         raised = 0
         for at, difference in reversed(self._bins):
-            if difference - self._base_ns - self._line(at) <= limit:
+            if difference - self._base_ns - self._line(at) <= self._step_ns():
                 break
             raised += 1
         if STEP_BINS <= raised < len(self._bins) and self._bins[-1][0] - self._bins[-raised][0] >= STEP_SPAN_NS:
