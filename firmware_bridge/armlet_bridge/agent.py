@@ -191,11 +191,8 @@ class Agent:
             self._set(State.IDLE, result_of(error), front.digest, str(error))
             return
         shutil.rmtree(self.incoming)
-        self._set(
-            State.IDLE, Result.SUCCESS, front.digest,
-            f"{done.name} {done.version} is in use, place {done.place}; golden run on {done.health.engine}: largest "
-            f"difference {done.health.max_difference:g}, {done.health.tolerance:g} allowed",
-        )  # fmt: skip
+        message = f"{done.name} {done.version} is in use, place {done.place}; {done.health}"
+        self._set(State.IDLE, Result.SUCCESS, front.digest, message)
 
     def _assemble(self, front: Front, path: Path) -> None:
         there = self._local_members()

@@ -12,6 +12,7 @@ import datetime
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from armlet_runtime.admission import admit
 from armlet_runtime.bundle import Bundle, open_bundle
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.files import write_atomic
-from armlet_runtime.golden import GoldenResult
+from armlet_runtime.health import Health
 from armlet_runtime.slots import (
     BUNDLE,
     CURRENT,
@@ -42,8 +43,8 @@ from armlet_runtime.trust import Trust, trusted_keys
 
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
 RESERVE_BYTES = 1 << 20
-# A golden run takes a second or two; a board that is this slow cannot decide in time either.
-HEALTH_TIMEOUT_S = 120.0
+# The check takes a second or two; a bundle that makes it hang is given up within half a minute.
+HEALTH_TIMEOUT_S = 25.0
 
 _AS_IT_WAS = "the slot keeps what it had"
 
@@ -62,7 +63,7 @@ class Deployment(msgspec.Struct, frozen=True):
         previous: Digest of the bundle that was in use before, as far as known.
         name: Name in its manifest.
         version: Version in its manifest.
-        health: Its golden run in the slot.
+        health: What its check in the slot found.
     """
 
     slot: str
@@ -71,7 +72,7 @@ class Deployment(msgspec.Struct, frozen=True):
     previous: str | None
     name: str
     version: str
-    health: GoldenResult
+    health: Health
 
 
 def parse_target(target: str) -> Path:
@@ -175,7 +176,7 @@ def _deploy(
         signers=bundle.signers,
         size=len(data),
         deployed=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        engine=f"{health.engine} {health.version}",
+        engine=f"{health.golden.engine} {health.golden.version}",
     )
     _write_state(folder, msgspec.structs.replace(admitted, places={**kept, new: entry}))
     _switch(folder, new)
@@ -204,25 +205,36 @@ def _sweep(folder: Path, place: str) -> None:
         left.unlink(missing_ok=True)
 
 
-def _check_health(path: Path, keys: Sequence[Path]) -> GoldenResult:
-    """The golden run of a bundle in a process of its own, as the board's runtime would load it."""
-    command = [sys.executable, "-m", "armlet_runtime.slots", str(path)]
+def _check_health(path: Path, keys: Sequence[Path]) -> Health:
+    """The health check of a bundle in a process of its own, as the board's runtime would load it."""
+    command = [sys.executable, "-m", "armlet_runtime.health", str(path)]
     for key in keys:
         command += ["--key", str(key)]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise HealthError(f"the golden run took more than {HEALTH_TIMEOUT_S:.0f} s; {_AS_IT_WAS}") from None
+    if ran.returncode < 0:
+        name = signal.Signals(-ran.returncode).name
+        raise HealthError(f"the golden run took its process down ({name}): the engine crashed on it; {_AS_IT_WAS}")
     if ran.returncode not in (0, 1):
         said = ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"]
         raise HealthError(f"the golden run could not be made: {said[-1]}; {_AS_IT_WAS}")
-    result = msgspec.json.decode(ran.stdout, type=GoldenResult)
-    if not result.passed:
+    health = msgspec.json.decode(ran.stdout, type=Health)
+    golden = health.golden
+    if golden.max_difference > golden.tolerance:
         raise HealthError(
-            f"the golden run on {result.engine} differs by {result.max_difference:g} from what was measured at export "
-            f"({result.tolerance:g} is allowed), so these programs do not work on this machine; {_AS_IT_WAS}"
+            f"the golden run on {golden.engine} differs by {golden.max_difference:g} from what was measured at export "
+            f"({golden.tolerance:g} is allowed), so these programs do not work on this machine; {_AS_IT_WAS}"
         )
-    return result
+    if not golden.passed:
+        raise HealthError(f"the golden run on {golden.engine} failed: {'; '.join(golden.failed)}; {_AS_IT_WAS}")
+    if not health.passed:
+        raise HealthError(
+            f"a decision takes {health.decision_s * 1e3:.3g} ms on this machine, more than the bundle's hop of "
+            f"{health.hop_s * 1e3:.3g} ms; {_AS_IT_WAS}"
+        )
+    return health
 
 
 def _switch(folder: Path, place: str) -> None:

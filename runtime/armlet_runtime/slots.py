@@ -12,20 +12,15 @@
 
 This is the reading side; ``armlet deploy`` writes. A bundle passes its golden run in its place before ``current``
 points to it, so whatever the link points to is whole and proved, also after a power cut in the middle of a deploy.
-
-``python -m armlet_runtime.slots BUNDLE`` is the health check: verification and golden run in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from .errors import ArmletError, BundleError
+from .errors import BundleError
 
 PLACES = ("a", "b")
 CURRENT = "current"
@@ -158,30 +153,3 @@ def read_board(folder: Path) -> Board | None:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"cannot read {folder / BOARD} ({error}): mend it, or remove it for any board") from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The health check: prints the golden result as JSON; 0 passed, 1 failed, 2 with one sentence for an error."""
-    from .bundle import open_bundle
-    from .golden import golden_run
-    from .model import BundleModel
-    from .trust import trusted_keys
-
-    parser = argparse.ArgumentParser(
-        prog="python -m armlet_runtime.slots", description="Verify a bundle and make its golden run on this machine."
-    )
-    parser.add_argument("bundle", help="bundle, or file:SLOT")
-    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
-    args = parser.parse_args(argv)
-    try:
-        bundle = open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
-        result = golden_run(BundleModel.from_bundle(bundle), bundle.read)
-    except ArmletError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(msgspec.json.encode(result).decode())
-    return 0 if result.passed else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

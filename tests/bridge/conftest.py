@@ -57,7 +57,9 @@ def signing_key(tmp_path: Path) -> Path:
 def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
     """A small real bundle: two encoders and an aggregator as ONNX programs with random weights by ``seed``."""
 
-    def make(seed: int = 0, golden_error: float = 0.0, key: Path = signing_key, release: int = 0) -> Path:
+    def make(
+        seed: int = 0, golden_error: float = 0.0, key: Path = signing_key, release: int = 0, hop_s: float = 0.5
+    ) -> Path:
         rng = np.random.default_rng(seed)
         channels, samples, tokens, labels = 3, 8, 4, 3
         modalities = tuple(Modality(name, ("x", "y", "z"), UNITS[name], 8.0) for name in ("acc", "gyro"))
@@ -93,7 +95,7 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
             created="2026-01-01T00:00:00+00:00",
             made_with={"armlet": "0.1.0"},
             modalities=modalities,
-            window=WindowSpec(1.0, 0.5),
+            window=WindowSpec(1.0, hop_s),
             normalisation={m.name: Normalisation((0.0,) * 3, (1.0,) * 3) for m in modalities},
             labels=("sit", "stand", "walk"),
             token_dim=tokens,
@@ -107,7 +109,7 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
         )
         logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
         members["golden/onnx.npy"] = _npy(logits + golden_error)
-        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}-{release}.armlet"
+        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}-{release}-{hop_s}.armlet"
         write_bundle(path, manifest, members, [keys.load_private(key)])
         return path
 

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +64,8 @@ def test_first_deploy_makes_the_slot_and_second_takes_the_other_place(
     first = deploy(make_bundle(1), slot, public)
     assert (first.place, first.previous, first.version) == ("a", None, "0.1")
     assert first.health.passed
-    assert first.health.engine == "onnx"
+    assert first.health.golden.engine == "onnx"
+    assert 0 < first.health.decision_s < first.health.hop_s
     held = bundle_path(f"file:{slot}")
     second = deploy(make_bundle(2), slot, public)
     assert (second.place, second.previous) == ("b", first.digest)
@@ -122,6 +125,46 @@ def test_failed_golden_run_keeps_the_old_bundle(make_bundle: MakeBundle, slot: P
     assert set(read_state(slot).places) == {"a"}
     assert not (slot / "b" / "model.armlet").exists()
     assert deploy(make_bundle(3), slot, public).place == "b"
+
+
+def test_a_bundle_too_slow_for_this_machine_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
+    old = deploy(make_bundle(1), slot, public)
+    with pytest.raises(
+        HealthError, match=r"a decision takes .* ms on this machine, more than the bundle's hop of 0\.0001"
+    ):
+        deploy(make_bundle(2, hop_s=1e-7), slot, public)
+    assert digest(current_bundle(slot), public) == old.digest
+
+
+def test_a_bundle_that_crashes_or_hangs_its_engine_is_refused(
+    make_bundle: MakeBundle, slot: Path, public: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check's process is ended from outside as by a crashing engine, and stopped as by one that hangs."""
+    old = deploy(make_bundle(1), slot, public)
+    for number, words in (
+        (signal.SIGSEGV, r"took its process down \(SIGSEGV\)"),
+        (signal.SIGSTOP, "took more than 3 s"),
+    ):
+        monkeypatch.setattr("armlet_bridge.deploy.HEALTH_TIMEOUT_S", 3.0)
+        threading.Thread(target=_signal_child, args=("armlet_runtime.health", number)).start()
+        with pytest.raises(HealthError, match=words):
+            deploy(make_bundle(2), slot, public)
+        assert digest(current_bundle(slot), public) == old.digest
+
+
+def _signal_child(word: str, number: signal.Signals) -> None:
+    """Send a signal to this process's child with that word on its command line, as soon as there is one."""
+    for _ in range(2000):
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                line = (folder / "cmdline").read_text()
+            except OSError:  # it has ended meanwhile
+                continue
+            if parent == str(os.getpid()) and word in line:
+                os.kill(int(folder.name), number)
+                return
+        time.sleep(0.002)
 
 
 def test_concurrent_deploy_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
@@ -255,7 +298,7 @@ def test_command_line(make_bundle: MakeBundle, slot: Path, public: list[Path], t
     done = armlet(make_bundle(1))
     assert done.returncode == 0, done.stderr
     assert "is in use" in done.stdout
-    assert json.loads((tmp_path / "done.json").read_text())["health"]["passed"] is True
+    assert json.loads((tmp_path / "done.json").read_text())["health"]["golden"]["passed"] is True
     failed = armlet(make_bundle(2, golden_error=0.5))
     assert failed.returncode == 1
     assert "the slot keeps what it had" in failed.stderr

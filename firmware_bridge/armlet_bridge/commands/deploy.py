@@ -65,12 +65,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     if args.json:
         write_json(args.json, done)
-    health = done.health
     print(f"{done.name} {done.version} ({done.digest[:12]}) is in use in {done.slot}, place {done.place}")
-    print(
-        f"golden run: {health.windows} windows on {health.engine} {health.version} ({health.detail}), "
-        f"largest difference {health.max_difference:g}, {health.tolerance:g} allowed"
-    )
+    print(done.health)
     return 0
 
 

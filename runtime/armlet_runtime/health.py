@@ -1,0 +1,101 @@
+"""The health check of a bundle on this machine: ``python -m armlet_runtime.health BUNDLE``, a process of its own.
+
+A process of its own, because a program may take its engine, and the process with it, down. It verifies the bundle,
+makes the golden run, and times whole decisions: a board that cannot decide within the bundle's hop does not run it live.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from .bundle import open_bundle
+from .engines.base import Float32
+from .errors import ArmletError
+from .golden import GoldenResult, golden_run, golden_windows
+from .model import BundleModel
+from .slots import bundle_path
+from .trust import trusted_keys
+
+DECISIONS = 40
+"""How many decisions are timed: the 95th percentile is then the third slowest."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What the check found.
+
+    Attributes:
+        golden: The golden run.
+        decision_s: 95th percentile of the time in the programs of a whole decision here.
+        hop_s: The bundle's hop, in which a decision must be made.
+    """
+
+    golden: GoldenResult
+    decision_s: float
+    hop_s: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether this machine may run the bundle."""
+        return self.golden.passed and self.decision_s <= self.hop_s
+
+    def __str__(self) -> str:
+        """For a person."""
+        golden = self.golden
+        return (
+            f"golden run: {golden.windows} windows on {golden.engine} {golden.version} ({golden.detail}), largest "
+            f"difference {golden.max_difference:g}, {golden.tolerance:g} allowed; "
+            f"a decision takes {self.decision_s * 1e3:.3g} ms"
+        )
+
+
+def check(path: Path, keys: Sequence[Path] = ()) -> Health:
+    """Check a bundle on the first of its engines that this machine has.
+
+    Args:
+        path: The bundle.
+        keys: Files of trusted public keys; what the home trusts without any.
+
+    Raises:
+        BundleError: It cannot be trusted or used.
+        EngineError: The engine failed.
+    """
+    bundle = open_bundle(path, trusted_keys(keys))
+    model = BundleModel.from_bundle(bundle)
+    golden = golden_run(model, bundle.read)
+    seconds = _decision_s(model, golden_windows(bundle.manifest, bundle.read))
+    return Health(golden, seconds, bundle.manifest.window.hop_s)
+
+
+def _decision_s(model: BundleModel, windows: Mapping[str, Float32]) -> float:
+    taken = []
+    for number in range(DECISIONS):
+        began = time.perf_counter()
+        tokens = {name: model.encode_normalised(name, part[number % len(part)]) for name, part in windows.items()}
+        model.aggregate(tokens)
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[DECISIONS * 95 // 100 - 1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what was found as JSON; 0 passed, 1 failed, 2 with one sentence for an error."""
+    parser = argparse.ArgumentParser(prog="python -m armlet_runtime.health", description=check.__doc__)
+    parser.add_argument("bundle", help="bundle, or file:SLOT")
+    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
+    args = parser.parse_args(argv)
+    try:
+        health = check(bundle_path(args.bundle), args.key)
+    except ArmletError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(msgspec.json.encode(health).decode())
+    return 0 if health.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
