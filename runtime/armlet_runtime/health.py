@@ -1,7 +1,7 @@
 """The health check of a bundle on this machine: ``python -m armlet_runtime.health BUNDLE``, a process of its own.
 
 A process of its own, because a program may take its engine, and the process with it, down. It verifies the bundle,
-makes the golden run, and times whole decisions: a board that cannot decide within the bundle's hop does not run it live.
+makes the golden run, and times whole decisions: a board too slow for the bundle's hop cannot run it live.
 """
 
 from __future__ import annotations
