@@ -25,7 +25,7 @@ from armlet_runtime.windows import Float32, Normalisation
 from . import checkpoints, data, episodes, models, pretraining
 from .batches import in_batches
 from .episodes import EpisodeScore
-from .fewshot import PrototypeHead
+from .fewshot import Distance, PrototypeHead
 from .models import ArmletModel
 from .recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
 
@@ -97,10 +97,16 @@ class _Trained(msgspec.Struct, frozen=True):
 
 
 class _Unseen(msgspec.Struct, frozen=True):
-    """Windows of the held-out labels: raw ones by modality, labels, people, recordings."""
+    """The examples of the held-out labels.
 
-    windows: dict[str, Float32]
-    present: NDArray[np.bool_]
+    Attributes:
+        crops: Raw windows by modality and which are there, (n, ...) each; the crops of an example, around its middle.
+        truth: (n,) index in the held-out labels.
+        people: (n,) whose they are.
+        recordings: (n,) which recordings they are in.
+    """
+
+    crops: list[tuple[dict[str, Float32], NDArray[np.bool_]]]
     truth: NDArray[np.int64]
     people: NDArray[np.str_]
     recordings: NDArray[np.str_]
@@ -142,7 +148,7 @@ def table(
                 variant, masking, corpus, folder, device,
                 lambda part, number=number: advance(number * PARTS + part, len(plan) * PARTS),  # type: ignore[misc]
             )  # fmt: skip
-            embedded = _embed(model, unseen, corpus.normalisation())
+            embedded = _embed(model, unseen, corpus.normalisation(), few.distance)
             write_atomic(done, msgspec.json.encode(_score(embedded, unseen, head, few)))
         advance((number + 1) * PARTS, len(plan) * PARTS)
         trained[name].append(msgspec.json.decode(done.read_bytes(), type=_Trained))
@@ -224,11 +230,9 @@ def _train(
     half = PARTS // 2
     model = _build(recipe, corpus)
     if masking is not None:
-        kept = (
-            folder / f"pretrained-{checkpoints.fingerprint(recipe.data, recipe.pretrain, recipe.model.width)[:16]}.pt"
-        )
+        plain = msgspec.structs.replace(recipe.model, fusion="concatenation")
+        kept = folder / f"pretrained-{checkpoints.fingerprint(recipe.data, plain, recipe.pretrain)[:16]}.pt"
         if not kept.exists():
-            plain = msgspec.structs.replace(recipe.model, fusion="concatenation")
             first = _build(msgspec.structs.replace(recipe, model=plain), corpus)
             pretraining.pretrain(
                 first, corpus, normalisation, recipe.pretrain, *keep, lambda _: None,
@@ -255,21 +259,38 @@ def _shared(model: ArmletModel) -> dict[str, torch.Tensor]:
 
 def _unseen(recipe: Recipe, split: str) -> _Unseen:
     """The windows around each occurrence of a held-out label."""
+    few = _few(recipe)
     wanted = msgspec.structs.replace(recipe.data, labels=recipe.data.hold_out, hold_out=())
     corpus = data.load_corpus(wanted, split, recipe.presence)
     starts = corpus.centred()
+    every = corpus.starts(labelled=False, every=1)
+    crops = []
+    for crop in range(few.test_crops):
+        moved = starts + round((crop - (few.test_crops - 1) / 2) * few.test_crop_s * corpus.tick_hz)
+        # A crop that would leave its recording stays where the example is.
+        inside = np.isin(moved, every) & (
+            corpus.recordings_of(moved.clip(0, every[-1])) == corpus.recordings_of(starts)
+        )
+        moved = np.where(inside, moved, starts)
+        crops.append((corpus.windows(moved), corpus.present(moved)))
     return _Unseen(
-        corpus.windows(starts),
-        corpus.present(starts),
+        crops,
         corpus.labels_of(starts + corpus.length // 2),
         corpus.people_of(starts),
         corpus.recordings_of(starts),
     )
 
 
-def _embed(model: ArmletModel, unseen: _Unseen, normalisation: dict[str, Normalisation]) -> Float32:
-    windows = {name: normalisation[name].apply(raw) for name, raw in unseen.windows.items()}
-    return in_batches(lambda batch, present: model(batch, present)[1], windows, unseen.present)
+def _embed(model: ArmletModel, unseen: _Unseen, normalisation: dict[str, Normalisation], distance: Distance) -> Float32:
+    """(n, size) of the examples: the mean of their crops' embeddings, each of unit length where angles count."""
+    parts = []
+    for raw, present in unseen.crops:
+        windows = {name: normalisation[name].apply(values) for name, values in raw.items()}
+        embedded = in_batches(lambda batch, there: model(batch, there)[1], windows, present)
+        length = np.linalg.norm(embedded, axis=1, keepdims=True) if distance == "cosine" else 1.0
+        parts.append(embedded / length)
+    mean: Float32 = np.mean(parts, axis=0)
+    return mean
 
 
 def _score(embedded: Float32, unseen: _Unseen, head: PrototypeHead, few: FewShotRecipe) -> _Trained:
@@ -297,8 +318,8 @@ def _row(name: str, trained: list[_Trained]) -> Row:
 
 
 def _hand_row(unseen: _Unseen, few: FewShotRecipe) -> Row:
-    """What needs no training: the mean acceleration of the first and the last half second."""
-    acc = unseen.windows["acc"]
+    """What needs no training: the mean acceleration of the first and of the last tenth of the window."""
+    acc = np.mean([windows["acc"] for windows, _ in unseen.crops], axis=0)
     ends = acc.shape[2] // 10
     embedded = np.concatenate([acc[:, :, :ends].mean(axis=2), acc[:, :, -ends:].mean(axis=2)], axis=1)
     return _row(HAND, [_score(embedded, unseen, PrototypeHead("euclidean", 1.0), few)])

@@ -409,6 +409,9 @@ class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_
         classification: Weight of telling the learned classes apart; published: 1.
         episode: Weight of the episodes' loss; published: 0.5.
         test_episodes: Episodes of the test; 10,000 as published.
+        test_crops: Windows of each example in the test, ``test_crop_s`` from one to the next around its middle; their
+            embeddings (for ``cosine`` brought to unit length) are averaged.
+        test_crop_s: See there.
         seeds: Trainings of each row of the table, with seeds from 0 on.
     """
 
@@ -423,11 +426,15 @@ class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_
     classification: float = 1.0
     episode: float = 0.5
     test_episodes: int = 10_000
+    test_crops: int = 1
+    test_crop_s: float = 0.0
     seeds: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.made <= 1:
             raise ValueError("made is a share, from 0 to 1")
+        if self.test_crops < 1:
+            raise ValueError("test_crops is a whole number from 1 on")
 
 
 class QatRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
