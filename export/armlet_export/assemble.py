@@ -23,6 +23,7 @@ from armlet_runtime.manifest import (
     Presence,
     ProgramRef,
     encode_manifest,
+    seconds_of,
 )
 from armlet_runtime.modalities import Modality
 from armlet_runtime.windows import Normalisation, WindowSpec
@@ -53,6 +54,8 @@ class Description:
     token_dim: int
     embedding_dim: int
     presence: Presence
+    expires: str | None = None
+    boards: tuple[str, ...] = ()
 
     def signature(self, part: str) -> Signature:
         """Input and outputs of the encoder of the modality ``part``, or of the ``aggregator``."""
@@ -166,6 +169,9 @@ def draft(
         certificate=CERTIFICATE,
         sbom=SBOM,
         presence=description.presence,
+        release=int(seconds_of(description.created)),
+        expires=description.expires,
+        boards=description.boards,
     )
     return Draft(description, manifest, members | {SBOM: bill})
 

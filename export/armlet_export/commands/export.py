@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from ..pipeline import ExportReport, Material, ProgramReport
@@ -58,6 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="validation",
         help="people of the certificate's figures (validation); nothing is selected on them but on validation people",
     )
+    parser.add_argument(
+        "--board",
+        dest="boards",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="class of boards that it is made for, such as raspberry-pi-5 (repeatable; default: any)",
+    )
+    parser.add_argument(
+        "--expires-days", type=int, metavar="N", help="let no board take it after so many days (default: never)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made and measured")
 
 
@@ -68,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is None and not args.explain:
         raise UsageError("give the bundle to write with --out, or --explain")
+    if args.expires_days is not None and args.expires_days < 1:
+        raise UsageError(f"--expires-days {args.expires_days}: give at least 1")
     if args.out is not None and args.explain:
         raise UsageError("--explain writes no bundle: leave out --out")
     if args.explain and not Path(args.run).is_dir():
@@ -84,7 +99,7 @@ def _export(args: argparse.Namespace, trained: Any) -> int:
     with _tools(Path(args.run) / "export") as (work, terminal):
         from ..pipeline import export_model
 
-        material = _material(trained, args.certify_split, args.precision)
+        material = _material(trained, args.certify_split, args.precision, args.boards, args.expires_days)
         report = export_model(material, args.engine.split(","), key, work, args.out, _Progress(terminal))
     _show(report)
     if args.json:
@@ -159,8 +174,14 @@ def _signing_key(path: Path | None) -> Ed25519PrivateKey:
     return key
 
 
-def _material(trained: Any, certify_split: str, precision: str | None) -> Material:
-    from datetime import datetime, timezone
+def _material(
+    trained: Any,
+    certify_split: str,
+    precision: str | None,
+    boards: Sequence[str] = (),
+    expires_days: int | None = None,
+) -> Material:
+    from datetime import datetime, timedelta, timezone
 
     from armlet_train import data, finetune
     from armlet_train.batches import steps_per_epoch
@@ -184,7 +205,7 @@ def _material(trained: Any, certify_split: str, precision: str | None) -> Materi
         description=Description(
             name=trained.info.recipe,
             version=now.strftime("%Y%m%d.%H%M%S"),
-            created=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=_written(now),
             modalities=trained.modalities,
             window=trained.window,
             normalisation=trained.normalisation,
@@ -192,6 +213,8 @@ def _material(trained: Any, certify_split: str, precision: str | None) -> Materi
             token_dim=trained.model.token_dim,
             embedding_dim=trained.model.embedding_dim,
             presence=recipe.presence,
+            expires=None if expires_days is None else _written(now + timedelta(days=expires_days)),
+            boards=tuple(boards),
         ),
         precision=resolve(
             recipe.export.precision, [*(modality.name for modality in trained.modalities), AGGREGATOR], precision
@@ -204,6 +227,10 @@ def _material(trained: Any, certify_split: str, precision: str | None) -> Materi
         certify_name=f"{recipe.data.name} {certify_split}",
         qat=recipe.qat,
     )
+
+
+def _written(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Progress:
