@@ -173,19 +173,18 @@ class ConvEncoder(Encoder):
         self.token = nn.Linear(before, recipe.token_dim - recipe.flagged)
 
     def features(self, window: Tensor) -> Tensor:
-        """(B, twice the channels of all layers but the last): averages and deviations over time of what they give.
+        """(B, features): what each layer's channels do over time, rectified.
 
-        The last layer says what pretraining asked it for; the ones before it hold for people who were not seen.
-        (Chosen by cross-validation over training and validation people.)
+        Averages and deviations of all layers but the last, which hold best for people who were not seen; of the last
+        the square roots of the averages, of which the token is a linear map. (Chosen by cross-validation over training
+        and validation people.)
         """
-        layers = list(self.layers)
-        rectified = [number for number, layer in enumerate(layers) if isinstance(layer, nn.ReLU)]
         active, parts = window.unsqueeze(2), []
-        for number, layer in enumerate(layers[: rectified[-2 if len(rectified) > 1 else -1] + 1]):
+        for layer in self.layers:
             active = layer(active)
-            if number in rectified:
+            if isinstance(layer, nn.ReLU):
                 parts += [active.mean(dim=3), active.std(dim=3, correction=0)]
-        return torch.cat(parts, dim=1).flatten(1)
+        return torch.cat([*parts[:-2], parts[-2].sqrt()], dim=1).flatten(1)
 
     def forward(self, window: Tensor) -> Tensor:
         """Encode a batch."""

@@ -16,6 +16,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,7 @@ METHODS = {
     "crossl": "hapt",
     "crossl-faithful": "hapt-crossl",
     "mumae": "hapt-mumae",
+    "dual": "hapt-dual",
     "supervised": "hapt-supervised",
 }
 """Method to recipe. All are of one data set, with the same windows and labels."""
@@ -246,7 +248,7 @@ def score_run(run: runs.TrainedRun, split: str) -> list[SubsetScore]:
 
 
 def _digest(*parts: Any) -> str:
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode((version("armlet"), *parts))).hexdigest()
 
 
 def _kept(path: Path, digest: str) -> Figures | None:
