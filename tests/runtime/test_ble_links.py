@@ -1,0 +1,194 @@
+"""Links in trouble: strangers, refusals, bonding, several adapters, and how long each class of error is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import numpy as np
+import pytest
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData
+from bleak.exc import BleakCharacteristicNotFoundError, BleakError, BleakGATTProtocolError
+from bumble import hci
+from bumble.core import AdvertisingData
+from bumble.device import Device
+from bumble.gatt import Characteristic
+from bumble.transport.common import AsyncPipeSink
+
+import armlet_runtime.ble as ble
+from armlet_bridge.air import AirController, AirLink
+from armlet_bridge.bumble_backend import open_bluetooth as open_bumble
+from armlet_bridge.virtual import Play, VirtualWearable, WearableSpec, put_on
+from armlet_runtime.ble import AWAY, BUSY, CUT, LOCKED, REFUSED, STALE, Session, Trouble, open_bluetooth, trouble_of
+from armlet_runtime.errors import PacketError
+from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Recording, Stream
+from armlet_runtime.wearables import imu
+
+from .test_ble import Run
+
+
+def still(seconds: float = 10.0) -> Recording:
+    times = (np.arange(round(seconds * 50)) * 20_000_000).astype(np.int64)
+    stream = Stream(Modality("acc", ("x", "y", "z"), "g", 50.0), times, np.zeros((len(times), 3), np.float32))
+    return Recording("still", "nobody", streams={"acc": stream})
+
+
+@asynccontextmanager
+async def worn(air: AirLink, *names: str) -> AsyncIterator[Play]:
+    async with put_on(still(), air, [WearableSpec(name, ("acc",)) for name in names]) as play:
+        yield play
+
+
+@asynccontextmanager
+async def ran(session: Session) -> AsyncIterator[Run]:
+    run = Run(session)
+    try:
+        yield run
+    finally:
+        run.task.cancel()
+        await asyncio.gather(run.task, return_exceptions=True)
+
+
+# As bleak 3.1 and BlueZ 5.66 say it, and as the issues of bleak's repository quote it.
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (asyncio.TimeoutError(), AWAY),
+        (BleakError("device 'C0:FF' not found"), AWAY),
+        (BleakError("failed to discover services, device disconnected"), CUT),
+        (BleakError("the link to C0:FF was lost at once"), CUT),
+        (BleakError("[org.bluez.Error.InProgress] Operation already in progress"), BUSY),
+        (BleakError("[org.bluez.Error.Failed] le-connection-abort-by-local"), BUSY),
+        (BleakError("[org.freedesktop.DBus.Error.UnknownObject] Method StartNotify doesn't exist"), STALE),
+        (BleakCharacteristicNotFoundError("2a37"), STALE),
+        (BleakGATTProtocolError(0x01), STALE),
+        (BleakGATTProtocolError(0x05), LOCKED),
+        (BleakGATTProtocolError(0x0F), LOCKED),
+        (BleakError("[org.bluez.Error.NotAuthorized] Operation Not Authorized"), LOCKED),
+        (BleakGATTProtocolError(0x80), REFUSED),
+        (PacketError("IMU info is of layout 9"), REFUSED),
+    ],
+)
+def test_errors_have_their_classes(error: BaseException, trouble: Trouble) -> None:
+    assert trouble_of(error) is trouble
+    assert 0 < trouble.first_s <= trouble.longest_s
+
+
+async def test_only_those_on_the_list_are_connected_by_name_or_address() -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(worn(air, "One", "Two", "Three"))
+        bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
+        address = str(play.wearables["Two"]._device.random_address.to_string(with_type_qualifier=False))
+        session = Session(bluetooth, ("One", address.lower()))
+        async with ran(session) as run:
+            await run.until(lambda: run.streaming("One", address.lower()), 10)
+            await asyncio.sleep(0.3)
+            assert session.links.keys() == {"One", address.lower()}
+            assert session.links[address.lower()].address == address
+            assert not play.wearables["Three"].subscribed.is_set()
+
+
+async def test_a_stranger_of_the_same_name_is_left_alone() -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(worn(air, "Acc"))
+        bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
+        session = Session(bluetooth, ("Acc",))
+        async with ran(session) as run:
+            await run.until(lambda: run.streaming("Acc"), 10)
+            # An address is made from a name: this one has another, and shows the same name.
+            twin = VirtualWearable("Stranger", play.wearables["Acc"].streams, air)
+            twin.name = "Acc"
+            stack.push_async_callback(twin.power_off)
+            await twin.power_on()
+            play.wearables["Acc"].controller.out_of_range()
+            await run.until(lambda: session.links["Acc"].state != "streaming", 10)
+            await asyncio.sleep(0.5)
+            assert session.links.keys() == {"Acc"} and not twin.subscribed.is_set()
+            play.wearables["Acc"].controller.in_range()
+            await run.until(lambda: run.streaming("Acc"), 15)
+            assert not twin.subscribed.is_set()
+
+
+async def test_changing_addresses_do_not_pile_up() -> None:
+    air = AirLink()
+    async with open_bumble(AirController("host", air)) as bluetooth:
+        session = Session(bluetooth)
+        async with ran(session) as run:
+            for n in range(500):
+                address = f"C0:00:00:00:{n >> 8:02X}:{n & 255:02X}"
+                device = BLEDevice(address, "Rotating", None)
+                heard = AdvertisementData("Rotating", {}, {}, [imu.SERVICE_UUID], None, -60, ())
+                session._heard(session._adapters[0], device, heard)
+                assert len(session.links) <= ble.MAX_LINKS
+                if n % 50 == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            assert len(session._tasks) <= ble.MAX_LINKS + 1 and not run.task.done()
+
+
+async def test_what_is_no_wearable_is_refused_and_holds_up_nobody() -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(worn(air, "Acc"))
+        toaster = AirController("toaster", air)
+        device = Device.with_hci(
+            "Toaster",
+            hci.Address("C0:11:22:33:44:55", hci.Address.RANDOM_DEVICE_ADDRESS),
+            toaster,
+            AsyncPipeSink(toaster),
+        )
+        await device.power_on()
+        name = bytes(AdvertisingData([(AdvertisingData.Type.COMPLETE_LOCAL_NAME, b"Toaster")]))
+        await device.start_advertising(scan_response_data=name, advertising_interval_min=100, auto_restart=True)
+        bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
+        session = Session(bluetooth, ("Toaster", "Acc"))
+        async with ran(session) as run:
+            await run.until(lambda: bool(session.links) and session.links["Toaster"].state == "refused", 10)
+            await run.until(lambda: run.streaming("Acc"), 10)
+            link = session.links["Toaster"]
+            assert link.problem == "'Toaster' has no service that armlet knows"
+            assert (link.failures, link.attempts) == ({"refused": 1}, 1)
+        toaster.power_off()
+        assert play.wearables["Acc"].sent == 0
+
+
+async def test_a_wearable_that_wants_a_bond_gets_one() -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(worn(air, "Acc"))
+        info = play.wearables["Acc"]._twin.service.characteristics[0]
+        info.permissions |= Characteristic.Permissions.READ_REQUIRES_ENCRYPTION
+        bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
+        session = Session(bluetooth)
+        async with ran(session) as run:
+            await run.until(lambda: run.streaming("Acc"), 20)
+            link = session.links["Acc"]
+            assert link.failures == {"locked": 1} and link.attempts == 2 and link.pair
+            assert len(run.of("Acc", "info")) == 1
+
+
+async def test_two_adapters_share_the_wearables() -> None:
+    air = AirLink()
+    names = ("One", "Two", "Three", "Four")
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(worn(air, *names))
+        adapters = [await stack.enter_async_context(open_bumble(AirController(f"host{i}", air))) for i in range(2)]
+        session = Session(adapters, modalities=("acc",))
+        async with ran(session) as run:
+            await run.until(lambda: run.streaming(*names), 20)
+            used = [link.adapter for link in session.links.values()]
+            assert sorted(used.count(adapter) for adapter in session._adapters) == [2, 2]
+            playing = asyncio.ensure_future(play.run(duration_s=1.0))
+            await run.until(lambda: all(len(run.of(name)) > 15 for name in names), 10)
+            await playing
+
+
+async def test_adapters_are_named_with_a_plus() -> None:
+    async with open_bluetooth("system+system:hci1") as adapters:
+        assert [dict(one.options) for one in adapters] == [{}, {"bluez": {"adapter": "hci1"}}]
+        assert [one.interval_ms("C0:00:00:00:00:00") for one in adapters] == [None, None]
