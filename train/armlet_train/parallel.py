@@ -116,6 +116,8 @@ def gather(part: Tensor) -> Tensor:
     """The rows (world * n, ...) of all processes, by rank, of which each has (n, ...); differentiable."""
     if world() == 1:
         return part
+    if part.dtype == torch.bool:  # not every backend adds these
+        return gather(part.to(torch.uint8)).bool()
     whole = part.new_zeros(world(), *part.shape)
     whole[rank()] = part
     total: Tensor = _Sum.apply(whole)  # type: ignore[no-untyped-call]
@@ -129,6 +131,11 @@ def mean(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / world()
+
+
+def widen(value: Tensor) -> Tensor:
+    """What a loss or a statistic is computed on: float32 in place of the bfloat16 of autocast; float64 stays."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def rows(draw: Callable[[int], Tensor], count: int) -> Tensor:
@@ -166,7 +173,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
-        each = input.float()
+        each = widen(input)
         variance, average = torch.var_mean(each, (0, 2, 3), correction=0)
         # The variance of all is the mean of the variances plus the variance of the means: no difference of large sums.
         averages, variances = gather(torch.stack([average, variance])[None]).unbind(1)
