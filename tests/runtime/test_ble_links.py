@@ -144,7 +144,12 @@ async def test_what_is_no_wearable_is_refused_and_holds_up_nobody() -> None:
         )
         await device.power_on()
         name = bytes(AdvertisingData([(AdvertisingData.Type.COMPLETE_LOCAL_NAME, b"Toaster")]))
-        await device.start_advertising(scan_response_data=name, advertising_interval_min=100, auto_restart=True)
+        await device.start_advertising(
+            advertising_data=bytes(AdvertisingData([(AdvertisingData.Type.FLAGS, bytes([6]))])),
+            scan_response_data=name,
+            advertising_interval_min=100,
+            advertising_interval_max=100,
+        )
         bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
         session = Session(bluetooth, ("Toaster", "Acc"))
         async with ran(session) as run:
