@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording
 from armlet_runtime.windows import Bool, Float32, Normalisation, WindowSpec, fill_gaps
 
-from . import datasets
+from . import datasets, folder, store
+from .datasets import DataSet, Entry
 from .pieces import Int64, Piece, grid_count, merge_moments, on_grid
 from .recipes import DataRecipe
 
@@ -153,6 +155,15 @@ class Corpus:
             starts = starts[(codes[run] != NO_LABEL) & (ends[run] >= starts + self.length)]
         return starts[self.present(starts).any(axis=1)]
 
+    def count(self, labelled: bool, every: int) -> int:
+        """How many :meth:`starts` there are, those with no modality present among them; lists none of them."""
+        first, last = self._stretches
+        if not labelled:
+            return int(np.sum(-(-(last - first) // every)))
+        begin, end = self._labelled_starts
+        origin = first[self._stretch_of(begin)] if len(begin) else begin
+        return int(np.sum(-(-(end - origin) // every) - -(-(begin - origin) // every)))
+
     def draw(self, count: int, labelled: bool, rng: np.random.Generator) -> Int64:
         """``count`` random starts, each of those of :meth:`starts` at every tick equally likely.
 
@@ -239,10 +250,13 @@ class Corpus:
 
     def present(self, starts: Int64) -> Bool:
         """(windows, modalities): whether at least ``min_coverage`` of the modality's samples are there."""
-        piece = self._piece_of(starts)
+        piece = self._piece_of(starts) if any(len(gaps[0]) for gaps in self._gaps.values()) else starts
         columns = []
         for modality in self.modalities:
             length = self.lengths[modality.name]
+            if not len(self._gaps[modality.name][0]):
+                columns.append(np.ones(len(starts), np.bool_))
+                continue
             covered = length - self._missing(modality, self._rows(modality, starts, piece))
             columns.append(covered / length >= self.min_coverage)
         return np.stack(columns, axis=1)
@@ -364,11 +378,30 @@ def load_corpus(recipe: DataRecipe, split: str, presence: Presence | None = None
     Raises:
         DataError: The data cannot be had, or lack one of the recipe's modalities or labels.
     """
-    data_set, entries = datasets.open_data_set(recipe.name, recipe.path)
+    hold_out = recipe.hold_out if split == "train" else ()
+    if store.is_store(Path(recipe.name)):
+        prepared = Path(recipe.name)
+        modalities = _pick(recipe, *store.open_store(prepared))
+        mapped = store.read_pieces(prepared, split, modalities)
+        return assemble(mapped, modalities, recipe, presence, hold_out, in_memory=False)
+    data_set, entries = find(recipe.name, recipe.path)
     modalities = _pick(recipe, data_set.name, data_set.modalities, data_set.labels)
     recordings = (entry.read() for entry in entries if entry.split == split)
     pieces = [on_grid(recording, modalities) for recording in recordings]
-    return assemble(pieces, modalities, recipe, presence, recipe.hold_out if split == "train" else ())
+    return assemble(pieces, modalities, recipe, presence, hold_out)
+
+
+def find(name: str, path: str | Path | None = None) -> tuple[DataSet, list[Entry]]:
+    """A data set that armlet knows, or one in a folder of armlet's format, and its recordings, not yet read.
+
+    Raises:
+        DataError: There is no such data set, or its description has a mistake.
+    """
+    if name not in datasets.KNOWN and Path(name).is_dir():
+        if path is not None:
+            raise DataError(f"{name} is a folder: it needs no [data] path")
+        return folder.open_folder(Path(name))
+    return datasets.open_data_set(name, path)
 
 
 def join(recordings: Sequence[Recording], recipe: DataRecipe, presence: Presence | None = None) -> Corpus:

@@ -69,10 +69,10 @@ class State:
 STATES = {
     "rest": State(0, 14, 2, 0.0, 0.0, 0.0, 0.02),
     "slow breathing": State(1, 7, 2, 0.0, 0.0, 0.0, 0.02),
-    "stress": State(16, 18, 11, 1.0, 0.0, 0.0, 0.04),
-    "walk": State(26, 20, 3, 0.7, 1.8, 0.22, 0.20),
-    "walk under stress": State(40, 23, 12, 1.7, 1.85, 0.24, 0.22),
-    "run": State(75, 33, 6, 2.0, 2.7, 0.9, 0.45),
+    "stress": State(16, 18, 12, 1.6, 0.0, 0.0, 0.04),
+    "walk": State(26, 20, 3, 0.6, 1.8, 0.22, 0.20),
+    "walk under stress": State(40, 23, 13, 2.4, 1.85, 0.24, 0.22),
+    "run": State(75, 33, 6, 1.4, 2.7, 0.9, 0.45),
 }
 
 # Of people 1 to 40. The last two of the training people lack a modality.
@@ -82,7 +82,7 @@ TRAIN = tuple(str(person) for person in range(17, 41))
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 LACKS = {"39": "eda", "40": "rsp"}
 
-SECONDS = 30.0
+SECONDS = 44.0
 """Mean time that a state lasts; each comes twice, in a random order."""
 
 
@@ -224,8 +224,8 @@ class _Body:
             heart_bpm=rng.normal(66, 9),
             reactivity=rng.lognormal(0, 0.25),
             breath=rng.lognormal(0, 0.12),
-            sweat_us=rng.lognormal(1.2, 0.5),
-            response_us=rng.lognormal(-0.9, 0.5),
+            sweat_us=rng.lognormal(1.0, 0.25),
+            response_us=rng.lognormal(-0.5, 0.35),
             sweating=rng.lognormal(0, 0.4),
             step=rng.normal(1, 0.06),
             gait=rng.lognormal(0, 0.25),

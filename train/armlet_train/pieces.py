@@ -82,11 +82,15 @@ def on_grid(recording: Recording, modalities: Sequence[Modality]) -> Piece | Non
         stream = streams[modality.name]
         _check(recording.name, stream.modality, modality)
         grid = np.arange(grid_count(duration_s, modality.rate_hz)) / modality.rate_hz
-        times = (stream.times_ns - start_ns) / 1e9
-        values, covered = resample(times, stream.values, grid, 1 / stream.modality.rate_hz)
+        if np.array_equal(np.rint(grid * 1e9), stream.times_ns - start_ns):
+            # Every sample lies on the grid, where resampling would give it back.
+            values, covered = stream.values, np.ones(len(grid), np.bool_)
+        else:
+            times = (stream.times_ns - start_ns) / 1e9
+            values, covered = resample(times, stream.values, grid, 1 / stream.modality.rate_hz)
         signals[modality.name] = fill_gaps(values, covered)
         gaps[modality.name] = _gaps(covered)
-        moments[modality.name] = _moments(values[covered])
+        moments[modality.name] = _moments(values if covered.all() else values[covered])
     labels = tuple(Label(one.start_ns - start_ns, one.end_ns - start_ns, one.name) for one in recording.labels)
     return Piece(recording.name, recording.person, duration_s, signals, gaps, moments, labels)
 

@@ -1,17 +1,45 @@
-"""``armlet data``: the data sets that armlet knows."""
+"""``armlet data``: the data sets that armlet knows, and those that people bring."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .training import progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..pieces import Piece
 
 NAME = "data"
-HELP = "Fetch a data set, tell what is in it, or write one of its recordings to a file."
-EXAMPLE = """armlet data fetch hapt
+HELP = "Fetch, describe, check or prepare a data set, or write one of its recordings to a file."
+EXAMPLE = """armlet data info hapt
+  armlet data check my-study
+  armlet data prepare my-study --out my-study.store
   armlet data record hapt --person 2 --recording 0 walk.mcap"""
 EXTRA = "train"
 
-DATA_SETS = ["hapt"]
+
+class SplitInfo(msgspec.Struct, frozen=True):
+    """The recordings of one split."""
+
+    people: list[str]
+    recordings: int
+    minutes: float
+
+
+class DataInfo(msgspec.Struct, frozen=True):
+    """What ``armlet data info --json`` writes. ``modalities``: name to channels, unit and rate; minutes by label."""
+
+    name: str
+    modalities: dict[str, str]
+    splits: dict[str, SplitInfo]
+    labels: dict[str, float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,71 +47,157 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     fetch = actions.add_parser("fetch", help="fetch it into the cache and check its hash")
     info = actions.add_parser("info", help="people, splits, recordings and labels")
+    check = actions.add_parser("check", help="find every mistake in a folder of armlet's format")
+    prepare = actions.add_parser("prepare", help="write it once in the form that training reads without loading it")
     record = actions.add_parser("record", help="write one recording as an MCAP file")
-    for action in (fetch, info, record):
-        action.add_argument("name", choices=DATA_SETS, help="the data set")
+    for action in (fetch, info, prepare, record):
+        action.add_argument("name", help="a data set that armlet knows (hapt, pamap2, ...), or a folder")
+    for action in (info, prepare, record):
+        action.add_argument("--path", type=Path, help="where you keep a data set that cannot be fetched")
+    check.add_argument("folder", type=Path, help="the folder; train/DATA.md describes the format")
+    prepare.add_argument("--out", type=Path, required=True, metavar="STORE", help="its folder; begun again, it goes on")
+    prepare.add_argument("--workers", type=int, default=2, help="processes (2)")
     record.add_argument("--person", required=True, help="the wearer, as 'armlet data info' names them")
     record.add_argument(
         "--recording", type=int, default=0, metavar="N", help="which of the person's (default 0, the first)"
     )
     record.add_argument("out", type=Path, metavar="OUT.mcap")
+    for action in (info, check):
+        action.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do the action."""
-    from .. import hapt
-
     if args.action == "fetch":
-        path = hapt.fetch()
-        print(f"{args.name}: {path} ({path.stat().st_size / 1e6:.1f} MB, hash checked)")
-    elif args.action == "info":
-        _info()
-    else:
-        _record(args)
+        return _fetch(args)
+    if args.action == "info":
+        return _info(args)
+    if args.action == "check":
+        return _check(args)
+    if args.action == "prepare":
+        return _prepare(args)
+    return _record(args)
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from armlet_runtime.errors import UsageError
+
+    from .. import datasets
+
+    if args.name not in datasets.KNOWN:
+        raise UsageError(f"there is no data set '{args.name}' to fetch; known are {', '.join(datasets.KNOWN)}")
+    data_set = datasets.known(args.name)
+    if data_set.fetch is None:
+        raise UsageError(f"{args.name} cannot be fetched: {data_set.bring}")
+    path = data_set.fetch()
+    size = f" ({path.stat().st_size / 1e6:.1f} MB, hash checked)" if path.is_file() else ""
+    print(f"{args.name}: {path}{size}")
     return 0
 
 
-def _info() -> None:
-    from collections import Counter
-
+def _info(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from .. import hapt
+    from armlet_runtime.outputs import write_json
 
-    recordings = hapt.load()
-    table = Table(title="HAPT: acc (g) and gyro (rad/s) at 50 Hz from a waist-worn phone")
+    info = _read_info(args)
+    console = Console()
+    table = Table(title=info.name)
     for heading in ("split", "people", "recordings", "minutes"):
         table.add_column(heading, justify="left" if heading in ("split", "people") else "right")
-    for split, people in hapt.SPLITS.items():
-        chosen = [recording for recording in recordings if recording.person in people]
-        minutes = sum(len(recording.streams["acc"].times_ns) for recording in chosen) / hapt.RATE_HZ / 60
-        table.add_row(split, ", ".join(people), str(len(chosen)), f"{minutes:.1f}")
-    seconds: Counter[str] = Counter()
-    for recording in recordings:
-        for label in recording.labels:
-            seconds[label.name] += label.end_ns - label.start_ns
-    labels = Table(title="Labels")
-    labels.add_column("label")
+    for split, of in info.splits.items():
+        table.add_row(split, ", ".join(of.people), str(of.recordings), f"{of.minutes:.1f}")
+    modalities = Table("modality", "channels, unit, rate")
+    for name, described in info.modalities.items():
+        modalities.add_row(name, described)
+    labels = Table("label")
     labels.add_column("minutes", justify="right")
-    for name in hapt.LABELS.values():
-        labels.add_row(name, f"{seconds[name] / 60e9:.1f}")
-    console = Console()
-    console.print(table)
-    console.print(labels)
+    for label, minutes in info.labels.items():
+        labels.add_row(label, f"{minutes:.1f}")
+    for one in (table, modalities, labels):
+        console.print(one)
+    if args.json:
+        write_json(args.json, info)
+    return 0
 
 
-def _record(args: argparse.Namespace) -> None:
+def _read_info(args: argparse.Namespace) -> DataInfo:
+    from .. import data, datasets, store
+    from ..pieces import on_grid
+
+    pieces: dict[str, Iterable[Piece]]
+    if store.is_store(Path(args.name)):
+        name, modalities, labels = store.open_store(Path(args.name))
+        pieces = {split: store.read_pieces(Path(args.name), split, modalities) for split in datasets.SPLITS}
+    else:
+        data_set, entries = data.find(args.name, args.path)
+        name, modalities, labels = data_set.title, data_set.modalities, data_set.labels
+        parts: dict[str, list[Piece]] = {split: [] for split in datasets.SPLITS}
+        with progress_bar("read") as advance:
+            for number, entry in enumerate(entries):
+                piece = on_grid(entry.read(), modalities)
+                if piece is not None:
+                    parts[entry.split].append(dataclasses.replace(piece, signals={}))  # the samples may go
+                advance(number + 1, len(entries))
+        pieces = {**parts}
+    splits, seconds = {}, dict.fromkeys(labels, 0.0)
+    for split, of in pieces.items():
+        kept = list(of)
+        people = sorted({piece.person for piece in kept}, key=lambda person: (len(person), person))
+        splits[split] = SplitInfo(people, len(kept), sum(piece.duration_s for piece in kept) / 60)
+        for piece in kept:
+            for label in piece.labels:
+                seconds[label.name] += (label.end_ns - label.start_ns) / 1e9
+    described = {one.name: f"{', '.join(one.channels)} in {one.unit} at {one.rate_hz:g} Hz" for one in modalities}
+    return DataInfo(name, described, splits, {label: total / 60 for label, total in seconds.items()})
+
+
+def _check(args: argparse.Namespace) -> int:
+    from armlet_runtime.errors import UsageError
+    from armlet_runtime.outputs import write_json
+
+    from .. import folder
+
+    if not args.folder.is_dir():
+        raise UsageError(f"{args.folder} is not a folder; train/DATA.md describes what is checked")
+    report = folder.check(args.folder)
+    for line in folder.summary_lines(report):
+        print(line)
+    if args.json:
+        write_json(args.json, report)
+    return 1 if report.mistakes else 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from armlet_runtime.errors import UsageError
+
+    from .. import data, store
+
+    if args.workers < 1:
+        raise UsageError("--workers must be at least 1")
+    data_set, entries = data.find(args.name, args.path)
+    with progress_bar("prepare") as advance:
+        store.prepare(data_set, entries, args.out, args.workers, advance)
+    size = sum(file.stat().st_size for file in args.out.iterdir())
+    print(f"{args.out}: {len(entries)} recordings, {size / 1e9:.2f} GB; give it as [data] name in a recipe")
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.recording import write_recording
 
-    from .. import hapt
+    from .. import data
 
-    chosen = [recording for recording in hapt.load() if recording.person == args.person]
+    _, entries = data.find(args.name, args.path)
+    chosen = [entry for entry in entries if entry.person == args.person]
     if not 0 <= args.recording < len(chosen):
         raise UsageError(
-            f"HAPT's person {args.person} has {len(chosen)} recordings, counted from 0; "
-            f"there is no recording {args.recording} ('armlet data info hapt' lists people)"
+            f"{args.name}'s person {args.person} has {len(chosen)} recordings, counted from 0; "
+            f"there is no recording {args.recording} ('armlet data info {args.name}' lists people)"
         )
-    write_recording(args.out, chosen[args.recording])
-    print(f"{chosen[args.recording].name}: {args.out}")
+    recording = chosen[args.recording].read()
+    write_recording(args.out, recording)
+    print(f"{recording.name}: {args.out}")
+    return 0

@@ -92,7 +92,7 @@ def open_data_set(name: str, path: str | Path | None = None) -> tuple[DataSet, l
     """
     if name not in KNOWN:
         near = difflib.get_close_matches(name, KNOWN, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(KNOWN)}"
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(KNOWN)}, and folders"
         raise DataError(f"there is no data set '{name}'; {hint}")
     data_set = known(name)
     if path is not None:
