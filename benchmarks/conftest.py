@@ -35,6 +35,33 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["armlet"] = {name: getattr(machine, name) for name in machine.__struct_fields__}
 
 
+_GOALS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def goal(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[..., None]:
+    """Record a figure beside its goal, which is an upper limit, or None: in ``extra_info``, and in the summary."""
+
+    def record(what: str, figure: float, limit: float | None, detail: str = "") -> None:
+        met = None if limit is None else bool(figure <= limit)
+        benchmark.extra_info.setdefault("goals", []).append(
+            {"what": what, "figure": round(figure, 4), "goal": limit, "met": met, "detail": detail}
+        )
+        told = "" if limit is None else f"goal {limit:.3f}  {'met' if met else 'MISSED'}"
+        line = f"{what:58s} {figure:8.3f}  {told:20s} {detail}".rstrip()
+        request.config.stash.setdefault(_GOALS, []).append(line)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(_GOALS, [])
+    if lines:
+        terminalreporter.section("figures and goals")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def bundle_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """The bundle's file and the public keys to trust (none: those of the home)."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from armlet_runtime.bench import FreshStart, fresh_start
+from armlet_runtime.bench import fresh_start
+from armlet_runtime.fresh import FreshStart
 
 ROUNDS = 3
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet_runtime.engines import executorch_shim
+from armlet_runtime.engines import executorch_build, executorch_shim
 
 ROOT = Path(__file__).parent.parent
 TOOLS = {"qemu-aarch64": "qemu-user", "mmdebstrap": "mmdebstrap", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}
@@ -104,7 +104,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
         )  # fmt: skip
         (folder / "complete").touch()
     site = folder / "site"
-    executorch_shim.build(site / "executorch", folder, "aarch64", "aarch64-linux-gnu-g++")
+    executorch_build.build(site / "executorch", folder, "aarch64", "aarch64-linux-gnu-g++")
     plugin, why = counting_plugin(tmp_path_factory.mktemp("plugin"), folder / "root")
     return Board(folder / "root", site, plugin, why)
 

@@ -1,14 +1,12 @@
 """How fast and how large a bundle's model is on this machine: latency, memory and cold start of each engine.
 
 Latencies of all engines are taken in one process, in turns, so that whatever else the machine does meets them alike
-and their ratios hold. Memory and cold start are taken in fresh processes, several an engine.
-
-``python -m armlet_runtime.bench BUNDLE ENGINE STARTED_NS`` is such a process; it prints :class:`FreshStart` as JSON.
+and their ratios hold. Memory and cold start are taken in fresh processes (:mod:`armlet_runtime.fresh`), several an
+engine.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import statistics
@@ -24,10 +22,10 @@ import numpy as np
 
 from . import engines
 from .bundle import Bundle, open_bundle
-from .engines.base import Float32
-from .errors import ArmletError, EngineError, UsageError
+from .errors import EngineError, UsageError
+from .fresh import FreshStart, physical_windows
 from .golden import golden_windows
-from .machine import Machine, describe, peak_resident_bytes, resident_bytes
+from .machine import Machine, describe
 from .model import BundleModel, choose_engine
 from .trust import trusted_keys
 
@@ -38,8 +36,6 @@ WARM_UP = 200
 """Calls before any is counted."""
 FRESH_STARTS = 5
 """Fresh processes an engine; the median is reported."""
-FRESH_DECISIONS = 200
-"""Decisions in a fresh process before its memory is read."""
 DECISION = "decision"
 AGGREGATOR = "aggregator"
 
@@ -51,23 +47,6 @@ class Timing(msgspec.Struct, frozen=True):
     p50_us: float
     p90_us: float
     p99_us: float
-
-
-class FreshStart(msgspec.Struct, frozen=True):
-    """One fresh process.
-
-    Attributes:
-        cold_start_s: From the process being started to its first decision: interpreter, imports, verification of the
-            bundle, engine, programs.
-        resident_bytes: Resident memory after some hundred decisions.
-        before_engine_bytes: Resident memory with everything but the engine and its programs.
-        peak_bytes: Largest resident memory.
-    """
-
-    cold_start_s: float
-    resident_bytes: int
-    before_engine_bytes: int
-    peak_bytes: int
 
 
 class EngineFigures(msgspec.Struct, frozen=True):
@@ -179,16 +158,6 @@ def bench(
     )
 
 
-def physical_windows(bundle: Bundle) -> dict[str, Float32]:
-    """The golden windows in physical units: modality name to (n, channels, samples)."""
-    windows = {}
-    for name, normalised in golden_windows(bundle.manifest, bundle.read).items():
-        normalisation = bundle.manifest.normalisation[name]
-        std, mean = (np.asarray(part, np.float32)[:, None] for part in (normalisation.std, normalisation.mean))
-        windows[name] = normalised * std + mean
-    return windows
-
-
 def cases(bundle: Bundle, model: BundleModel) -> dict[str, Callable[[int], object]]:
     """What is measured, as calls that take the number of a golden window; see :class:`EngineFigures`."""
     windows = physical_windows(bundle)
@@ -235,41 +204,10 @@ def fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStar
     Raises:
         EngineError: It failed; the message is what it said.
     """
-    options = [part for key in key_files for part in ("--key", str(key))]
     # The monotonic clock is the machine's, so the new process can tell how long ago this was.
-    command = [sys.executable, "-m", "armlet_runtime.bench", str(path), engine, str(time.monotonic_ns()), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "armlet_runtime.fresh", str(path), engine, str(time.monotonic_ns())]
+    done = subprocess.run([*command, *map(str, key_files)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise EngineError(f"a fresh process with {engine} failed: {last[0].removeprefix('armlet: ')}")
     return msgspec.json.decode(done.stdout, type=FreshStart)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The fresh process: decide, say how long that took and how much memory it needs."""
-    parser = argparse.ArgumentParser(prog="python -m armlet_runtime.bench", description="One fresh start, as JSON.")
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("engine")
-    parser.add_argument("started_ns", type=int, help="time.monotonic_ns() when this process was started")
-    parser.add_argument("--key", type=Path, action="append", default=[])
-    args = parser.parse_args(argv)
-    try:
-        bundle = open_bundle(args.bundle, trusted_keys(args.key))
-        windows = physical_windows(bundle)
-        before = resident_bytes()
-        model = BundleModel.from_bundle(bundle, args.engine)
-        first = {name: array[0] for name, array in windows.items()}
-        model.predict(first)
-        cold_start_s = (time.monotonic_ns() - args.started_ns) / 1e9
-        for _ in range(FRESH_DECISIONS):
-            model.predict(first)
-    except ArmletError as error:
-        print(f"armlet: {error}", file=sys.stderr)
-        return 2
-    result = FreshStart(cold_start_s, resident_bytes(), before, peak_resident_bytes())
-    print(msgspec.json.encode(result).decode())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -502,7 +502,7 @@ def test_the_shim_is_made_from_a_downloaded_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as archive:
         for file in (*(wheel / "include").rglob("*.h"), *(wheel / "lib").glob("*.so")):
             archive.write(file, Path("executorch") / file.relative_to(wheel))
-    command = [sys.executable, "-m", "armlet_runtime.engines.executorch_shim"]
+    command = [sys.executable, "-m", "armlet_runtime.engines.executorch_build"]
     done = subprocess.run([*command, packed, "--out", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == tmp_path / executorch_shim.file_name("x86_64")

@@ -6,7 +6,7 @@ and :attr:`Engine.detail <armlet_runtime.engines.base.Engine>` says which one wa
 1. *shim*, on every supported Python: the executorch wheel of exactly
    :data:`~armlet_runtime.engines.executorch_shim.WHEEL_VERSION` holds ``libexecutorch*.so`` and headers. A small C
    interface (``executorch_shim.cpp``) is compiled against them on first use, see
-   :mod:`armlet_runtime.engines.executorch_shim`. The Python package ``executorch`` itself is never imported. On a
+   :mod:`armlet_runtime.engines.executorch_build`. The Python package ``executorch`` itself is never imported. On a
    board: ``pip install --no-deps executorch==1.5.1``, as its declared dependencies are for exporting.
 2. *executorch-numpy-runtime*, for Python 3.12 and later where there is no compiler. It offers no way to run on one
    thread only, and copies inputs.
@@ -68,7 +68,7 @@ def _why_not_shim() -> str | None:
     if not _shim_path().exists() and shutil.which("g++") is None:
         return (
             "g++ is needed once, to compile armlet's part (apt install g++; or compile it elsewhere, see "
-            "python -m armlet_runtime.engines.executorch_shim --help)"
+            "python -m armlet_runtime.engines.executorch_build --help)"
         )
     return None
 
@@ -97,7 +97,9 @@ class ShimEngine:
         wheel, path = executorch_shim.installed_wheel(), _shim_path()
         self._libraries = wheel / "lib"
         if not path.exists():
-            executorch_shim.build(wheel, path.parent, platform.machine())
+            from .executorch_build import build  # with what it imports it would stay in the memory of every board
+
+            build(wheel, path.parent, platform.machine())
         try:
             # Global, so that the shim and the later libraries find these by name, wherever the wheel is installed.
             for name in executorch_shim.LIBRARIES:

@@ -1,0 +1,78 @@
+"""A fresh process that decides with a bundle, and says how long its start took and how much memory it needs.
+
+``python -m armlet_runtime.fresh BUNDLE ENGINE STARTED_NS [KEY ...]``; ``STARTED_NS`` is ``time.monotonic_ns()`` when
+the process was started. It prints :class:`FreshStart` as JSON. It imports what a decision needs and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from .bundle import Bundle, open_bundle
+from .engines.base import Float32
+from .errors import ArmletError
+from .golden import golden_windows
+from .machine import peak_resident_bytes, resident_bytes
+from .model import BundleModel
+from .trust import trusted_keys
+
+FRESH_DECISIONS = 200
+"""Decisions in a fresh process before its memory is read."""
+
+
+class FreshStart(msgspec.Struct, frozen=True):
+    """One fresh process.
+
+    Attributes:
+        cold_start_s: From the process being started to its first decision: interpreter, imports, verification of the
+            bundle, engine, programs.
+        resident_bytes: Resident memory after some hundred decisions.
+        before_engine_bytes: Resident memory with everything but the engine and its programs.
+        peak_bytes: Largest resident memory.
+    """
+
+    cold_start_s: float
+    resident_bytes: int
+    before_engine_bytes: int
+    peak_bytes: int
+
+
+def physical_windows(bundle: Bundle) -> dict[str, Float32]:
+    """The golden windows in physical units: modality name to (n, channels, samples)."""
+    windows = {}
+    for name, normalised in golden_windows(bundle.manifest, bundle.read).items():
+        normalisation = bundle.manifest.normalisation[name]
+        std, mean = (np.asarray(part, np.float32)[:, None] for part in (normalisation.std, normalisation.mean))
+        windows[name] = normalised * std + mean
+    return windows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Decide, and print the figures."""
+    path, engine, started_ns, *key_files = argv
+    try:
+        bundle = open_bundle(Path(path), trusted_keys([Path(key) for key in key_files]))
+        windows = physical_windows(bundle)
+        before = resident_bytes()
+        model = BundleModel.from_bundle(bundle, engine)
+        first = {name: array[0] for name, array in windows.items()}
+        model.predict(first)
+        cold_start_s = (time.monotonic_ns() - int(started_ns)) / 1e9
+        for _ in range(FRESH_DECISIONS):
+            model.predict(first)
+    except ArmletError as error:
+        print(f"armlet: {error}", file=sys.stderr)
+        return 2
+    result = FreshStart(cold_start_s, resident_bytes(), before, peak_resident_bytes())
+    print(msgspec.json.encode(result).decode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
