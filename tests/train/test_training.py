@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording
 from armlet_runtime.windows import Normalisation, fill_gaps
-from armlet_train import augment, finetune
+from armlet_train import augment, finetune, pretraining
+from armlet_train.logging import RunLog
 from armlet_train.models import ArmletModel, build, fold_batchnorm
-from armlet_train.recipes import find_recipe, load_recipe
+from armlet_train.recipes import PretrainRecipe, find_recipe, load_recipe
 
 RECIPE = load_recipe(find_recipe("hapt"))
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
@@ -94,6 +98,80 @@ def test_gaps_are_filled_as_the_board_fills_them() -> None:
         np.testing.assert_array_equal(mine.numpy().T, fill_gaps(window.numpy().T.copy(), covered))
 
 
+def test_time_runs_unevenly_but_from_end_to_end() -> None:
+    torch.manual_seed(4)
+    ramp = torch.arange(128.0).expand(50, 2, 128)
+    warped = augment.warp_time(ramp, augment.random_speeds(50, 0.3, torch.device("cpu")))
+    torch.testing.assert_close(warped[:, :, [0, -1]], ramp[:, :, [0, -1]])
+    steps = warped.diff(dim=2)
+    assert (steps > 0).all() and steps.max() > 1.2 and steps.min() < 0.8
+    torch.testing.assert_close(warped[:, 0], warped[:, 1])  # one clock for all channels
+    # Even speed, however fast, changes nothing.
+    even = augment.warp_time(ramp, torch.full((50, augment.WARP_KNOTS), 1.7))
+    torch.testing.assert_close(even, ramp, rtol=0, atol=1e-3)
+
+
+def test_modalities_of_different_rates_are_warped_alike() -> None:
+    torch.manual_seed(5)
+    speeds = augment.random_speeds(20, 0.3, torch.device("cpu"))
+    fast = torch.linspace(0, 1, 257).expand(20, 1, 257)
+    slow = torch.linspace(0, 1, 65).expand(20, 1, 65)
+    torch.testing.assert_close(
+        augment.warp_time(fast, speeds)[:, :, ::4], augment.warp_time(slow, speeds), rtol=0, atol=5e-3
+    )
+
+
+def test_a_lacking_modality_is_a_mask_token_in_fine_tuning(model: ArmletModel) -> None:
+    windows, labels = random_windows(6), torch.arange(6)
+    present = torch.tensor([[True, True], [True, False], [False, True]]).repeat(2, 1)
+    objective = finetune.Finetuning(model, RECIPE.finetune).eval()
+    loss = objective(windows, present, labels)["loss"]
+    noise = {name: torch.where(present[:, place, None, None], window, 1e3 * torch.randn_like(window))
+             for place, (name, window) in enumerate(windows.items())}  # fmt: skip
+    torch.testing.assert_close(objective(noise, present, labels)["loss"], loss)
+    # Each window in each of the subsets of what it has, and in no other.
+    wanted = torch.zeros(())
+    for row, window in enumerate(present.tolist()):
+        for subset in ([True, True], [True, False], [False, True]):
+            if all(has or not asked for has, asked in zip(window, subset, strict=True)):
+                alone = {name: values[row : row + 1] for name, values in windows.items()}
+                logits, _ = model(alone, torch.tensor([subset]))
+                smoothing = RECIPE.finetune.label_smoothing
+                wanted = wanted + F.cross_entropy(logits, labels[row : row + 1], label_smoothing=smoothing) / 6
+    torch.testing.assert_close(loss, wanted)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_step_is_one_graph(stage: str, model: ArmletModel) -> None:
+    """Nothing in a step needs the host: it can be captured whole, which is what makes it fast on a GPU."""
+    windows, present = random_windows(8), torch.ones(8, 2, dtype=torch.bool)
+    if stage == "pretrain":
+        assert isinstance(RECIPE.pretrain, PretrainRecipe)
+        method = pretraining.build(model, RECIPE.pretrain).train()
+        views = (windows, random_windows(8))[: method.views]
+        whole = torch.compile(method, backend="aot_eager", fullgraph=True)
+        terms = whole(views, present)
+    else:
+        whole = torch.compile(finetune.Finetuning(model, RECIPE.finetune), backend="aot_eager", fullgraph=True)
+        terms = whole(windows, present, torch.zeros(8, dtype=torch.long))
+    terms["loss"].backward()
+    assert model.mask_tokens.grad is not None
+
+
+def test_curves_of_many_subsets_are_their_mean_and_extremes(tmp_path: Path) -> None:
+    with RunLog(tmp_path, "finetune") as log:
+        for epoch in range(3):
+            scores = {f"subset{number}": 0.5 + 0.01 * number + 0.1 * epoch for number in range(31)}
+            log(finetune.EpochReport(epoch, 3.0 - epoch, scores))
+        log(finetune.EpochReport(1, 9.0, scores))  # a resumed training says an epoch again
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1] and lines[1]["loss"] == 9.0
+    assert (tmp_path / "training.png").stat().st_size > 5000
+
+
+NO_PRETRAINING = '[pretrain]\nmethod = "none"\nseed = 0\n\n[finetune]'
+
+
 def armlet(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "armlet_runtime", *map(str, arguments)]
 
@@ -101,35 +179,45 @@ def armlet(*arguments: str | Path) -> list[str]:
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_killed_training_ends_with_the_same_weights(stage: str, recordings: list[Recording], tmp_path: Path) -> None:
     assert recordings  # HAPT is in the cache
-    text = find_recipe("hapt-tiny").read_text().replace("epochs = 1\nbatch = 256", "epochs = 3\nbatch = 2048")
-    text = text.replace("epochs = 2\nbatch = 64", "epochs = 3\nbatch = 512")
+    text = find_recipe("hapt-tiny").read_text().replace("epochs = 2\nbatch = 64", "epochs = 2\nbatch = 256")
     recipe = tmp_path / "short.toml"
-    recipe.write_text(text)
+    recipe.write_text(text + "\n[checkpoints]\nevery_s = 0.0\nlast = 3\n")
     pretrained = tmp_path / "pretrained"
     source: list[str | Path] = []
     if stage == "finetune":
-        subprocess.run(armlet("pretrain", recipe, "--out", pretrained), check=True, capture_output=True)
+        nothing = tmp_path / "nothing.toml"
+        nothing.write_text(re.sub(r"\[pretrain\].*\[finetune\]", NO_PRETRAINING, text, flags=re.DOTALL))
+        subprocess.run(armlet("pretrain", nothing, "--out", pretrained), check=True, capture_output=True)
         source = ["--from", pretrained]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(armlet(stage, recipe, *source, "--out", whole), check=True, capture_output=True)
 
     process = subprocess.Popen(armlet(stage, recipe, *source, "--out", killed), stdout=subprocess.DEVNULL)
-    metrics = killed / "metrics.jsonl"
-    for _ in range(1200):
-        if metrics.exists() and process.poll() is None:
-            break
-        time.sleep(0.05)
+    kept = killed / "checkpoints"
+    while not list(kept.glob("*-00000000[5-9].pt")):
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (killed / "run.json").exists(), "it ended before it could be killed"
+    steps = sorted(int(path.stem[-9:]) for path in kept.glob("*-0*.pt"))
+    assert 1 <= len(steps) <= 4 and steps[-1] < 39  # in the midst of an epoch; the last few, and one being removed
     subprocess.run(armlet(stage, recipe, *source, "--out", killed), check=True, capture_output=True)
+    assert len(list(kept.glob("*-0*.pt"))) == 3 and len(list(kept.glob("*-best.pt"))) == 1
 
     ours, theirs = (torch.load(folder / "model.pt", weights_only=True) for folder in (killed, whole))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
     assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+    # What a run tells of itself.
+    info = json.loads((whole / "run.json").read_bytes())
+    assert set(info["made_with"]) == {"armlet", "torch", "numpy", "python"} and info["processes"] == 1
+    assert (whole / "recipe.toml").read_text() == recipe.read_text()
+    assert (whole / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert importlib.util.find_spec("tensorboard") is None or list((whole / "tensorboard").glob("events*"))
 
     # A folder with a run that has ended is not trained over.
     again = subprocess.run(armlet(stage, recipe, *source, "--out", whole), capture_output=True, text=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from armlet_runtime.metrics import macro_f1
-from armlet_runtime.modalities import subsets
+from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.windows import Float32, Normalisation
 
 from . import checkpoints, lora, parallel
@@ -34,11 +34,11 @@ STAGE = 2
 
 
 class EpochReport(msgspec.Struct, frozen=True):
-    """One epoch: mean loss, and macro-F1 of each subset on validation people."""
+    """One epoch: mean loss, and macro-F1 of each subset on validation people, by the subset's name."""
 
     epoch: int
     loss: float
-    macro_f1: tuple[float, ...]
+    macro_f1: dict[str, float]
 
 
 class Finetuning(Objective):
@@ -58,7 +58,7 @@ class Finetuning(Objective):
 
     def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, summed over the subsets of what each window has, so that each weighs as it would alone."""
-        logits = subset_logits(self.model, windows, present).float()
+        logits = parallel.widen(subset_logits(self.model, windows, present))
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.repeat(len(logits)),
             label_smoothing=self._recipe.label_smoothing, reduction="none",
@@ -198,10 +198,13 @@ def finetune(
     def end_epoch(epoch: int, terms: dict[str, float]) -> float:
         if not parallel.is_first():
             return 0.0
-        predicted = all_logits(objective.average.eval(), validation.windows, device=device).argmax(axis=2)
-        scores = tuple(macro_f1(validation.truth, row, len(corpus.labels)) for row in predicted)
+        predicted = all_logits(objective.average.eval(), validation.windows, validation.present, device).argmax(axis=2)
+        scores = {
+            subset_name(subset): macro_f1(validation.truth, row, len(corpus.labels))
+            for subset, row in zip(subsets(model.modalities), predicted, strict=True)
+        }
         report(EpochReport(epoch, terms["loss"], scores))
-        return float(np.mean(scores))
+        return float(np.mean(list(scores.values())))
 
     keeper = checkpoints.Keeper(folder, "finetune", expected, keeping)
     train(objective, epoch_batches, steps, recipe, STAGE, device, keeper, end_epoch, advance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,7 +33,12 @@ class Objective(nn.Module):
 
     ``forward`` takes a batch and gives scalar terms, of which ``loss`` is minimised and all are reported. It draws from
     PyTorch's generator and never waits for the device.
+
+    Attributes:
+        uses_all: Whether every parameter that learns takes part in every step; many processes need to know.
     """
+
+    uses_all: ClassVar[bool] = True
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step number ``step``, counted from 0."""
@@ -68,10 +73,7 @@ def train(
         RunError: The loss became infinite.
     """
     objective.to(device)
-    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(
-        learned, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
-    )
+    optimiser = make_optimiser(objective, recipe, device)
     all_steps = recipe.epochs * steps
     done, best = 0, -math.inf
     sums: dict[str, Tensor] = {}
@@ -81,7 +83,7 @@ def train(
         optimiser.load_state_dict(resumed["optimiser"])
         done, best = resumed["done"], resumed["best"]
         sums = {name: value.to(device) for name, value in resumed["sums"].items()}
-    runner = _runner(objective, device, all_steps)
+    runner = make_runner(objective, device, compiled=device.type == "cuda" and all_steps >= COMPILE_STEPS)
 
     def state() -> dict[str, Any]:
         return {
@@ -104,11 +106,7 @@ def train(
             sums = {}
         for batch in stream:
             set_learning_rate(optimiser, recipe.learning_rate, done, all_steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                terms = runner(*batch)
-            optimiser.zero_grad()
-            terms["loss"].backward()
-            optimiser.step()
+            terms = take_step(runner, optimiser, batch, device, bfloat16=device.type == "cuda")
             objective.after_step(done)
             sums = {name: term.detach() + sums.get(name, 0.0) for name, term in terms.items()}
             done += 1
@@ -126,21 +124,39 @@ def train(
             keeper.save(done, state())
 
 
-def _runner(objective: Objective, device: torch.device, steps: int) -> nn.Module:
-    runner: Any = objective
-    if device.type == "cuda" and steps >= COMPILE_STEPS:
-        runner = torch.compile(objective)
+def make_optimiser(objective: Objective, recipe: TrainingRecipe, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW of what learns; on a GPU in one kernel."""
+    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        learned, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
+    )
+
+
+def make_runner(objective: Objective, device: torch.device, compiled: bool) -> nn.Module:
+    """What is called in place of ``objective``: compiled, and joined with the other processes if there are any."""
+    runner: Any = torch.compile(objective) if compiled else objective
     if parallel.world() > 1:
         runner = DistributedDataParallel(
             runner,
             device_ids=[device] if device.type == "cuda" else None,
             # Statistics are those of the whole batch in every process already.
-            broadcast_buffers=False,
-            # Pretraining leaves the classifier's head alone.
-            find_unused_parameters=True,
+            forward_sync_buffers=False,
+            find_unused_parameters=not objective.uses_all,
         )
     module: nn.Module = runner
     return module
+
+
+def take_step(
+    runner: nn.Module, optimiser: torch.optim.Optimizer, batch: tuple[Any, ...], device: torch.device, bfloat16: bool
+) -> dict[str, Tensor]:
+    """One step on a batch; gives the terms of the loss. The host does not wait for a GPU."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        terms: dict[str, Tensor] = runner(*batch)
+    optimiser.zero_grad()
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return terms
 
 
 def _means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Runs: the folder that a training leaves, with all that later steps need.
 
-``recipe.toml`` as used, ``run.json`` (what the model is and was made with), ``model.pt`` (weights only),
-``metrics.jsonl`` (one line an epoch) and ``checkpoints/``.
+``recipe.toml`` as used, ``run.json`` (what the model is, and with which versions, on what and at which commit it was
+made), ``model.pt`` (weights only), ``metrics.jsonl`` (one line an epoch), ``training.png`` (its curves),
+``tensorboard/`` if that is installed, and ``checkpoints/``.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,7 +29,8 @@ from .recipes import Recipe, load_recipe
 
 
 class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``run.json``. ``stage``: ``pretrain`` or ``finetune``; ``git``: the working folder's commit, if it has one."""
+    """``run.json``. ``stage``: ``pretrain`` or ``finetune``; ``git``: the working folder's commit, if it has one;
+    ``machine``: system and what trained; ``processes``: how many did."""
 
     stage: str
     recipe: str
@@ -39,6 +42,8 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float
     made_with: dict[str, str]
     git: str | None
+    machine: str = ""
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,14 @@ def _start_run(folder: Path, recipe_path: Path, stage: str) -> None:
 
 
 def end_run(
-    folder: Path, stage: str, recipe: Recipe, name: str, corpus: Corpus, model: ArmletModel, seconds: float
+    folder: Path,
+    stage: str,
+    recipe: Recipe,
+    name: str,
+    corpus: Corpus,
+    model: ArmletModel,
+    seconds: float,
+    device: torch.device,
 ) -> None:
     """Write the model and ``run.json``, the latter last: a run that has it has ended. The first process does so."""
     if not parallel.is_first():
@@ -120,8 +132,11 @@ def end_run(
         normalisation=corpus.normalisation(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         seconds=seconds,
-        made_with={package: version(package) for package in ("armlet", "torch", "numpy")},
+        made_with={package: version(package) for package in ("armlet", "torch", "numpy")}
+        | {"python": platform.python_version()},
         git=_git_commit(),
+        machine=f"{platform.platform()}, {_device_name(device)}",
+        processes=parallel.world(),
     )
     write_atomic(folder / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
     print(f"{'pretrained' if stage == 'pretrain' else 'fine-tuned'} run: {folder}")
@@ -156,15 +171,6 @@ def load_run(folder: Path, stage: str | None = None) -> TrainedRun:
     return TrainedRun(folder, info, recipe, model.eval())
 
 
-def add_metrics(folder: Path, epoch: int, report: msgspec.Struct) -> None:
-    """Write an epoch's line of ``metrics.jsonl``; one that a resumed training repeats replaces the earlier one."""
-    if not parallel.is_first():
-        return
-    path = folder / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    write_atomic(path, b"\n".join([*lines[:epoch], msgspec.json.encode(report)]) + b"\n")
-
-
 def pick_device(name: str) -> torch.device:
     """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
 
@@ -184,6 +190,12 @@ def pick_device(name: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def _device_name(device: torch.device) -> str:
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+    )
 
 
 def _git_commit() -> str | None:

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import data, parallel, runs
     from .. import finetune as finetuning
+    from ..logging import RunLog
     from ..recipes import find_recipe, load_recipe
 
     path = find_recipe(args.recipe)
@@ -41,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
         corpus = data.load_corpus(recipe.data, "train")
         normalisation = corpus.normalisation()
         validation = data.score_windows(data.load_corpus(recipe.data, "validation"), normalisation)
-        with progress_bar("finetune") as advance:
+        with RunLog(args.out, "finetune") as report, progress_bar("finetune") as advance:
             model = finetuning.finetune(
                 pretrained.model, corpus, normalisation, validation, recipe.finetune, recipe.checkpoints, device,
-                args.out / "checkpoints", lambda report: runs.add_metrics(args.out, report.epoch, report), advance,
+                args.out / "checkpoints", report, advance,
             )  # fmt: skip
-        runs.end_run(args.out, "finetune", recipe, path.stem, corpus, model, time.monotonic() - began)
+        runs.end_run(args.out, "finetune", recipe, path.stem, corpus, model, time.monotonic() - began, device)
     return 0

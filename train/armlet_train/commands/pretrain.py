@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from .. import cbramod, data, parallel, pretraining, runs
+    from ..logging import RunLog
     from ..recipes import CBraModModel, NoPretrain, find_recipe, load_recipe
 
     path = find_recipe(args.recipe)
@@ -35,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(recipe.model, CBraModModel):
             cbramod.start_from_weights(model, recipe.model, corpus.modalities)
         if not isinstance(recipe.pretrain, NoPretrain):
-            with progress_bar("pretrain") as advance:
+            with RunLog(args.out, "pretrain") as report, progress_bar("pretrain") as advance:
                 pretraining.pretrain(
                     model, corpus, corpus.normalisation(), recipe.pretrain, recipe.checkpoints, device,
-                    args.out / "checkpoints", lambda report: runs.add_metrics(args.out, report.epoch, report), advance,
+                    args.out / "checkpoints", report, advance,
                 )  # fmt: skip
-        runs.end_run(args.out, "pretrain", recipe, path.stem, corpus, model, time.monotonic() - began)
+        runs.end_run(args.out, "pretrain", recipe, path.stem, corpus, model, time.monotonic() - began, device)
     return 0
