@@ -446,7 +446,7 @@ class PacketClock:
             return [self._open_run(first, batch)]
         newest = self._recent[-1]
         seen = self._see(batch, arrival_ns, newest)
-        if any(seen.key == old.key for old in self._recent):
+        if seen.key <= newest.key and any(seen.key == old.key for old in self._recent):
             self._counts.duplicated += 1
             return []
         if self._follows(newest, seen, self.fit):
