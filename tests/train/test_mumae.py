@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import msgspec
 import pytest
 import torch
@@ -10,7 +15,8 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import models, mumae
+from armlet_runtime.recording import Recording
+from armlet_train import models, mumae, runs
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import AugmentRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, VideoRecipe
 
@@ -254,3 +260,19 @@ def test_sizes_that_do_not_fit_are_one_sentence(change: dict[str, object], says:
 def test_mask_that_hides_nothing_is_refused(model: ArmletModel) -> None:
     with pytest.raises(RecipeError, match="hides 0 of 16"):
         mumae.MuMae(model, pretraining(ratio=0.05))
+
+
+def test_recipe_runs_from_windows_to_a_classifier(recordings: list[Recording], tmp_path: Path) -> None:
+    assert recordings  # HAPT is in the cache
+    armlet = [sys.executable, "-m", "armlet_runtime"]
+    pretrained, finetuned = str(tmp_path / "pretrained"), str(tmp_path / "finetuned")
+    subprocess.run([*armlet, "pretrain", "hapt-mumae-tiny", "--out", pretrained], check=True, capture_output=True)
+    line = json.loads((tmp_path / "pretrained" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"loss", "acc", "gyro"} <= set(line["terms"])
+    command = [*armlet, "finetune", "hapt-mumae-tiny", "--from", pretrained, "--out", finetuned]
+    subprocess.run(command, check=True, capture_output=True)
+    trained = runs.load_run(tmp_path / "finetuned", "finetune")
+    assert isinstance(trained.model.aggregator, mumae.JointAggregator)
+    # Pretraining and fine-tuning both moved the joint transformer.
+    weights = [runs.load_run(tmp_path / name).model.aggregator.state_dict() for name in ("pretrained", "finetuned")]
+    assert not torch.equal(*(state["joint.blocks.0.inner.weight"] for state in weights))

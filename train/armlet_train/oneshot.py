@@ -137,7 +137,7 @@ def table(
     corpus = data.load_corpus(recipe.data, "train", recipe.presence)
     unseen = _unseen(recipe, split)
     rows = [_hand_row(unseen, few)]
-    plan = [(name, seed) for name in ROWS for seed in range(few.seeds)]
+    plan = [(name, seed) for seed in range(few.seeds) for name in ROWS]
     trained: dict[str, list[_Trained]] = {name: [] for name in ROWS}
     for number, (name, seed) in enumerate(plan):
         masking, fusion = ROWS[name]
