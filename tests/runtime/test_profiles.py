@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import PacketError
+from armlet_runtime.modalities import Modality
 from armlet_runtime.wearables import (
     PROFILES,
     UNITS,
@@ -21,6 +25,7 @@ from armlet_runtime.wearables import (
     arduino,
     battery,
     device_information,
+    imu,
     medical,
     movesense,
     muse,
@@ -87,6 +92,22 @@ def test_facts() -> None:
             battery.decode(bad)
     assert device_information.decode(b"Polar Electro Oy\0") == "Polar Electro Oy"
     assert device_information.decode(b"\xff\x1b[31m") == "\ufffd [31m"
+
+
+def test_the_guide_s_example_works() -> None:
+    guide = Path(imu.__file__).with_name("guide.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    names: dict[str, Any] = {"np": np, "struct": struct, "Modality": Modality, "PacketError": PacketError}
+    exec("from __future__ import annotations\nfrom armlet_runtime.wearables.profile import *\n" + code, names)
+    profile = names["GloveProfile"]()
+    assert written(carry_out(profile.start(Wanted()))) == ["01"] and carry_out(profile.stop(Wanted())) == []
+    decoder = profile.decoder()
+    (batch,) = decoder.take("data", names["DATA_UUID"], struct.pack("<H3h", 7, 1000, 0, -500))
+    check(decoder, [batch])
+    assert batch.sequence == 7 and batch.values["acc"][0] == pytest.approx([1.0, 0.0, -0.5])
+    with pytest.raises(PacketError, match="not 8"):
+        decoder.take("data", names["DATA_UUID"], b"\0")
+    assert all(f"[{one.name}]({one.name}.py)" in guide for one in PROFILES)
 
 
 # --- numbers of IEEE 11073 ------------------------------------------------------------------------------------------

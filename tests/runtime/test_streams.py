@@ -295,3 +295,16 @@ def test_bytes_before_the_info_are_malformed_not_a_crash() -> None:
     wearable.info(imu.INFO_UUID, b"\1\0")
     assert wearable.counts["imu"].malformed == 2 and "IMU info" in wearable.problem
     assert wearable.data("00002a19-0000-1000-8000-00805f9b34fb", b"\x64", START_NS) == []
+
+
+def test_a_mad_first_packet_leaves_no_samples() -> None:
+    made, wearable = Made(), linked()
+    mad = acc_packet(40_000, 2_000_000_000, [START_NS + 20_000 * 10**9] * 2)
+    wearable.data(imu.DATA_UUID, mad, START_NS + FAST_NS - 1)
+    for _ in range(50):
+        taken_ns, data = made.packet()
+        wearable.data(imu.DATA_UUID, data, taken_ns + FAST_NS)
+    assert (errors_ns(wearable, taken_ns) == FAST_NS).all()
+    counts = wearable.counts["imu"]
+    assert (counts.implausible, counts.restarts, counts.lost) == (1, 0, 0)
+    assert wearable.rings["acc"].total == 100
