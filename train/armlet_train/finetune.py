@@ -58,6 +58,9 @@ class Finetuning(Objective):
 
     def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, summed over the subsets of what each window has, so that each weighs as it would alone."""
+        if self._recipe.subsets == "whole":
+            whole = parallel.widen(self.model(windows, present)[0])
+            return {"loss": F.cross_entropy(whole, labels, label_smoothing=self._recipe.label_smoothing)}
         logits = parallel.widen(subset_logits(self.model, windows, present))
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.repeat(len(logits)),
@@ -91,10 +94,10 @@ def batches(
     """
     cpu = torch.device("cpu")
     order = checkpoints.seed_epoch(recipe.seed, epoch, stage)
-    return _batches(Source(corpus, cpu), Augment(recipe.augment, normalisation, cpu), recipe, order, 0)
+    return epoch_batches(Source(corpus, cpu), Augment(recipe.augment, normalisation, cpu), recipe, order, 0)
 
 
-def _batches(
+def epoch_batches(
     source: Source, augment: Augment, recipe: FinetuneRecipe, order: np.random.Generator, first: int
 ) -> Iterator[Labelled]:
     """From step ``first`` on: windows at random offsets, one label each, augmented."""
@@ -192,8 +195,8 @@ def finetune(
     augment = Augment(recipe.augment, normalisation, device)
     steps = steps_per_epoch(corpus, recipe.batch, labelled=True)
 
-    def epoch_batches(order: np.random.Generator, first: int) -> Iterator[Labelled]:
-        return _batches(source, augment, recipe, order, first)
+    def stream(order: np.random.Generator, first: int) -> Iterator[Labelled]:
+        return epoch_batches(source, augment, recipe, order, first)
 
     def end_epoch(epoch: int, terms: dict[str, float]) -> float:
         if not parallel.is_first():
@@ -207,7 +210,7 @@ def finetune(
         return float(np.mean(list(scores.values())))
 
     keeper = checkpoints.Keeper(folder, "finetune", expected, keeping)
-    train(objective, epoch_batches, steps, recipe, STAGE, device, keeper, end_epoch, advance)
+    train(objective, stream, steps, recipe, STAGE, device, keeper, end_epoch, advance)
     average = objective.average.requires_grad_(True).cpu().eval()
     lora.merge(average)
     return average

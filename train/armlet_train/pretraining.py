@@ -118,7 +118,7 @@ def pretrain(
     steps = steps_per_epoch(corpus, recipe.batch, labelled=False)
 
     def batches(order: np.random.Generator, first: int) -> Iterator[Views]:
-        return _views(source, augment, recipe, method.views, steps, order, first)
+        return epoch_batches(source, augment, recipe, method.views, steps, order, first)
 
     def end_epoch(epoch: int, terms: dict[str, float]) -> float:
         report(EpochReport(epoch, terms))
@@ -129,7 +129,7 @@ def pretrain(
     model.to("cpu").eval()
 
 
-def _views(
+def epoch_batches(
     source: Source,
     augment: Augment,
     recipe: PretrainRecipe,

@@ -8,7 +8,8 @@ from .training import add_training_arguments, progress_bar
 
 NAME = "pretrain"
 HELP = "Pretrain a model without labels, by the method that the recipe names."
-EXAMPLE = "armlet pretrain hapt --out runs/pretrain"
+EXAMPLE = """armlet pretrain hapt --out runs/pretrain
+  torchrun --standalone --nproc-per-node 2 -m armlet_runtime pretrain hapt --out runs/pretrain"""
 EXTRA = "train"
 
 
