@@ -12,7 +12,7 @@ import torch
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.recording import Recording
-from armlet_train import data, oneshot
+from armlet_train import data, episodes, oneshot
 from armlet_train.recipes import find_recipe, load_recipe
 
 CPU = torch.device("cpu")
@@ -30,6 +30,24 @@ def test_no_training_window_touches_a_held_out_label(recordings: list[Recording]
     # And there are some that would have been touched.
     free = transitions.draw(5000, False, np.random.default_rng(0))
     assert (transitions.labels_of(free + corpus.length // 2) != data.NO_LABEL).any()
+
+
+def test_spliced_classes_are_of_one_person_and_not_the_unseen_ones(recordings: list[Recording]) -> None:
+    assert recordings
+    corpus = data.load_corpus(RECIPE.data, "train")
+    still = ("sitting", "standing", "lying")
+    pool = episodes.Pool(corpus, still)
+    labels = corpus.labels
+    spliced = {(labels[a], labels[b]) for a, b in pool.classes if a != b}
+    assert len(pool.classes) == 6 + 24 == 6 + len(spliced)
+    assert not any(a in still and b in still for a, b in spliced) and ("walking", "lying") in spliced
+    drawn = pool.examples(2, np.random.default_rng(0))
+    for starts, side in ((drawn.first, 0), (drawn.second, 1)):
+        assert (corpus.people_of(starts) == drawn.people).all()
+        assert (corpus.labels_of(starts) == np.array([pool.classes[number][side] for number in drawn.truth])).all()
+    alike = pool.alike(50, 3, np.random.default_rng(1))
+    assert (corpus.labels_of(alike.ravel()).reshape(50, 3) == corpus.labels_of(alike[:, 0])[:, None]).all()
+    assert all(len(set(row)) == 3 for row in corpus.people_of(alike.ravel()).reshape(50, 3))
 
 
 def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> None:
