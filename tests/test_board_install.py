@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from armlet_runtime.engines import executorch_shim
+
 ROOT = Path(__file__).parent.parent
 BOARD_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Nothing of these may reach a board by the plain install.
@@ -61,6 +63,19 @@ def test_bundle_runs_on_a_board_install(
 
     verified = armlet("verify", bundle, "--key", key, "--golden", "--engine", "litert")
     assert verified.returncode == 0, verified.stderr
+
+    # ExecuTorch without torch, on every Python: the libraries of its wheel, and armlet's part compiled for them.
+    executorch = f"executorch=={executorch_shim.WHEEL_VERSION}"
+    pip_install = [str(board / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip_install, executorch], check=True, capture_output=True)
+    verified = armlet("verify", bundle, "--key", key, "--golden", "--engine", "executorch")
+    assert verified.returncode == 0, verified.stderr
+    shown = (
+        "import sys; from armlet_runtime.engines import get_engine as g; print(g('executorch').detail, *sys.modules)"
+    )
+    detail = subprocess.run([board / "python", "-c", shown], capture_output=True, text=True, env=env, check=True).stdout
+    assert detail.startswith("XNNPACK, 1 thread, armlet's shim")
+    assert not {"torch", "executorch"} & set(detail.split())
 
     replayed = armlet("replay", demo_dir / "live.mcap", bundle, "--key", key, "--decisions", "replayed.jsonl")
     assert replayed.returncode == 0, replayed.stderr

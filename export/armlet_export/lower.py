@@ -175,8 +175,9 @@ def _delegated(graph: fx.GraphModule, example: Tensor) -> tuple[bytes, dict[str,
     rewrite(fixed)
     with _partitioner_reasons() as reasons:
         edge = to_edge_transform_and_lower(torch.export.export(fixed, (example,)), partitioner=[XnnpackPartitioner()])
-        # Inputs and outputs lie in the caller's own memory: nothing is copied, and nothing planned for them.
-        planning = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        # Inputs are read where the caller has them: nothing is copied, and no memory planned for them. Outputs are
+        # planned, for executorch-numpy-runtime 1.4.0 ends the process if they are not.
+        planning = MemoryPlanningPass(alloc_graph_input=False)
         return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer), reasons
 
 

@@ -270,6 +270,11 @@ class NumpyRuntimeEngine:
             described = method.metadata
         except self._runtime.ExecuTorchError as error:
             raise EngineError(f"the .pte program does not load: {error}") from error
+        if not all(tensor["is_memory_planned"] for tensor in described["outputs"]):
+            raise EngineError(
+                f"the .pte program has no memory planned for its outputs, and {_NUMPY_PACKAGE} needs that; "
+                "export it with alloc_graph_output, or install g++ for armlet's own part"
+            )
         for kind, promised in (("input", inputs), ("output", outputs)):
             tensors = [
                 (f"#{i}", tuple(tensor["shape"]), _DTYPES.get(tensor["scalar_type"], f"dtype {tensor['scalar_type']}"))
