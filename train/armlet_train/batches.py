@@ -112,7 +112,7 @@ def steps_per_epoch(corpus: Corpus, batch: int, labelled: bool) -> int:
         batch: Windows a step.
         labelled: Only windows with one label.
     """
-    return max(1, len(corpus.starts(labelled, every=corpus.stride)) // batch)
+    return max(1, corpus.count(labelled, every=corpus.stride) // batch)
 
 
 def draw_epoch(corpus: Corpus, steps: int, batch: int, labelled: bool, order: np.random.Generator) -> Int64:

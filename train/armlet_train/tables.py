@@ -14,12 +14,13 @@ from rich.table import Table as RichTable
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 
-from . import oneshot
+from . import oneshot, specialists
 from .ablation import MaskingReport
 from .oneshot import OneShotReport
+from .specialists import MadeReport
 from .suite import Figures, SuiteReport
 
-Report = SuiteReport | MaskingReport | OneShotReport
+Report = SuiteReport | MaskingReport | OneShotReport | MadeReport
 """What a suite gives; each names its suite, and says whether it was a quick one."""
 
 
@@ -38,6 +39,8 @@ def tables(report: Report) -> list[Table]:
             made = _masking(report)
         case OneShotReport():
             made = [Table(*oneshot.cells(report))]
+        case MadeReport():
+            made = [Table(*specialists.cells(report))]
         case SuiteReport():
             made = _methods(report)
     if report.quick:
@@ -113,10 +116,9 @@ def _methods(report: SuiteReport) -> list[Table]:
 def _with_specialists(seeds: list[Figures]) -> list[str]:
     cells = []
     for number in range(len(seeds[0].finetuned)):
-        cell = _mean([one.finetuned[number].macro_f1 for one in seeds])
-        if number:  # the specialist of all modalities is the model itself
-            cell += f" ({_mean([one.specialists[number].macro_f1 for one in seeds])})"
-        cells.append(cell)
+        one_model = _mean([one.finetuned[number].macro_f1 for one in seeds])
+        specialist = _mean([one.specialists[number].macro_f1 for one in seeds])
+        cells.append(f"{one_model} ({specialist})")
     return cells
 
 

@@ -18,7 +18,7 @@ EXAMPLE = """armlet evaluate model.armlet --engine litert --split test --json fi
   armlet evaluate --suite hapt --out suite --split validation --methods crossl,supervised"""
 EXTRA = "train"
 
-SUITES = ("hapt", "masking", "one-shot")
+SUITES = ("hapt", "masking", "one-shot", "made")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     suite = parser.add_argument_group("suites", "train and score from recipes; a second start goes on")
-    suite.add_argument("--suite", choices=SUITES, help="all methods on HAPT; ways of masking; unseen movements")
+    suite.add_argument("--suite", choices=SUITES, help="all methods; ways of masking; unseen movements; 31 subsets")
     suite.add_argument("--out", type=Path, default=Path("suite"), metavar="FOLDER", help="the suite's folder (suite)")
     suite.add_argument("--methods", metavar="NAME,NAME", help="only these methods of the suite hapt")
     suite.add_argument("--seeds", type=int, default=1, help="trainings of each method of the suite hapt (1)")
@@ -72,7 +72,7 @@ def _suite(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.outputs import write_json
 
-    from .. import ablation, oneshot, runs, suite, tables
+    from .. import ablation, oneshot, runs, specialists, suite, tables
     from .training import progress_bar
 
     if args.bundle is not None or args.engine or args.few_label:
@@ -87,6 +87,9 @@ def _suite(args: argparse.Namespace) -> int:
     elif args.suite == "one-shot":
         with progress_bar("one-shot", console) as advance:
             report = oneshot.table(folder, args.quick, device, advance, args.split)
+    elif args.suite == "made":
+        with progress_bar("MADE data", console) as advance:
+            report = specialists.table(folder, args.quick, device, advance)
     else:
         methods = args.methods.split(",") if args.methods else list(suite.METHODS)
         report = suite.Suite(folder, args.split, args.quick, args.device, console).run(methods, args.seeds)

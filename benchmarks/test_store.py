@@ -1,0 +1,116 @@
+"""A prepared corpus: is memory flat, and is its reader faster than a training step?
+
+Small by default. ``ARMLET_STORE_GIB=20 pytest benchmarks/test_store.py -s`` makes one of that size in pytest's folder
+for temporary files (``--basetemp`` puts it on a disk that has the room), measures, and deletes it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Label, Recording, Stream
+from armlet_train import data, finetune, runs, store
+from armlet_train.datasets import DataSet, Entry
+from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
+
+GIB = float(os.environ.get("ARMLET_STORE_GIB", "0.1"))
+SECONDS = 3600
+RATE_HZ = 50.0
+MODALITIES = tuple(Modality(name, ("x", "y", "z"), unit, RATE_HZ) for name, unit in (("acc", "g"), ("gyro", "rad/s")))
+BYTES = round(SECONDS * RATE_HZ) * 2 * 3 * 4
+"""Of one recording: two modalities of three float32."""
+STEPS = 40
+
+
+def hour(number: int, labels: tuple[str, ...]) -> Recording:
+    """An hour of noise, cheap to make: a minute, repeated from another point."""
+    count = round(SECONDS * RATE_HZ)
+    times = np.rint(np.arange(count) / RATE_HZ * 1e9).astype(np.int64)
+    minute = np.random.default_rng(number % 97).standard_normal((3000, 3)).astype(np.float32)
+    values = np.resize(np.roll(minute, number, axis=0), (count, 3))
+    streams = {modality.name: Stream(modality, times, values) for modality in MODALITIES}
+    whole = Label(0, SECONDS * 1_000_000_000, labels[number % len(labels)])
+    return Recording(f"hour-{number}", str(number % 40), {}, streams, [whole])
+
+
+def own_bytes() -> int:
+    """Memory of this process that is no file's: what a corpus larger than memory must not add to."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def test_reader_is_faster_than_the_step_and_memory_stays_flat(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    recipe = load_recipe(find_recipe("hapt"))
+    labels = recipe.data.labels
+    count = max(4, round(GIB * 2**30 / BYTES))
+    entries = [Entry(f"hour-{i}", str(i % 40), "train", partial(hour, i, labels)) for i in range(count)]
+    data_set = DataSet("hours", "hours of noise", MODALITIES, labels, lambda _: entries)
+    folder = tmp_path / "store"
+    began = time.perf_counter()
+    store.prepare(data_set, entries, folder, workers=2, advance=lambda done, total: None)
+    prepared_s = time.perf_counter() - began
+    size = sum(file.stat().st_size for file in folder.iterdir())
+
+    one = DataRecipe(str(folder), ("acc", "gyro"), labels, 2.56, 1.28, 0.32)
+    began = time.perf_counter()
+    corpus = data.load_corpus(one, "train")
+    rng = np.random.default_rng(0)
+    batch = recipe.finetune.batch
+    windows_in_all = corpus.count(labelled=False, every=corpus.stride)
+    corpus.draw(batch, True, rng)
+    open_s = time.perf_counter() - began
+
+    model = runs.build_model(recipe, corpus.modalities)
+    objective = finetune.Finetuning(model, recipe.finetune)
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.finetune.learning_rate)
+    read_s, step_s = [], []
+    before = own_bytes()
+    for step in range(STEPS + 5):
+        at = time.perf_counter()
+        starts = corpus.draw(batch, True, rng)  # anywhere in the corpus
+        windows, present, truth = corpus.windows(starts), corpus.present(starts), corpus.labels_of(starts)
+        read = time.perf_counter()
+        tensors = {name: torch.from_numpy(array) for name, array in windows.items()}
+        loss = objective(tensors, torch.from_numpy(present), torch.from_numpy(truth))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        objective.after_step(step)
+        if step >= 5:
+            read_s.append(read - at)
+            step_s.append(time.perf_counter() - read)
+        if step == 5:
+            before = own_bytes()
+    after_steps = own_bytes()
+
+    # Every sample once: all of the file passes through the page cache, and nothing of it stays in the process.
+    began, peak = time.perf_counter(), after_steps
+    last = corpus.starts(labelled=False, every=corpus.length)
+    for first in range(0, len(last), 4096):
+        corpus.windows(last[first : first + 4096])
+        peak = max(peak, own_bytes())
+    all_s = time.perf_counter() - began
+    listed = last.nbytes
+    del corpus
+    shutil.rmtree(folder)
+
+    reader, trained = batch / float(np.median(read_s)), batch / float(np.median(step_s))
+    print(
+        f"\n{size / 2**30:.2f} GiB, {count} recordings, {windows_in_all} windows; prepared in {prepared_s:.0f} s, "
+        f"opened in {open_s:.2f} s\n"
+        f"reader {reader:.0f} windows/s (slowest tenth {batch / np.quantile(read_s, 0.9):.0f}), "
+        f"step {trained:.0f} windows/s: {reader / trained:.0f} times as fast\n"
+        f"own memory {before / 2**20:.0f} MiB before, {after_steps / 2**20:.0f} MiB after {STEPS} steps, "
+        f"at most {peak / 2**20:.0f} MiB while every sample was read ({len(last) / all_s:.0f} windows/s)"
+    )
+    assert reader > 2 * trained
+    assert peak - before < 64 * 2**20 + 4 * listed  # the list of all windows' starts is the caller's

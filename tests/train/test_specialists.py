@@ -1,0 +1,44 @@
+"""The table of all 31 subsets, on made data: its path, and that it says what it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from armlet_train.specialists import MadeReport, Row
+from armlet_train.tables import tables
+
+
+def test_made_suite_shows_all_31_subsets_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("neurokit2")
+    out = tmp_path / "made.json"
+    command = [sys.executable, "-m", "armlet_runtime", "evaluate", "--suite", "made", "--quick"]
+    command += ["--out", str(tmp_path / "suite"), "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MADE data" in done.stdout
+    report = json.loads(out.read_text())
+    assert "MADE data" in report["data"] and report["quick"]
+    subsets = [row["subset"] for row in report["rows"]]
+    assert len(set(subsets)) == 31
+    assert (subsets[0], subsets[-1]) == ("ecg+ppg+rsp+eda+acc", "acc")
+    for row in report["rows"]:
+        assert 0 <= row["one"] <= 1 and 0 <= row["specialist"] <= 1
+        assert row["windows"] <= report["rows"][-1]["windows"] + 3
+    # Begun again, it trains nothing, and says the same.
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert json.loads(out.read_text())["rows"] == report["rows"]
+    assert json.loads(out.read_text())["seconds"] < report["seconds"]
+
+
+def test_table_compares_each_subset_with_its_specialist() -> None:
+    rows = [Row("a+b", 10, 0.9, 0.8), Row("a", 12, 0.5, 0.6)]
+    table = tables(MadeReport("made", False, "MADE data: nobody", "made", 3, 1000, 1.0, rows))[0]
+    assert table.title.startswith("MADE data")
+    assert table.rows[0] == ["a+b", "10", "0.900", "0.800", "+0.100"]
+    assert table.rows[-1] == ["mean of 2", "", "0.700", "0.700", "+0.000"]

@@ -1,0 +1,232 @@
+"""One model against 31 specialists on MADE data: does serving every subset cost anything in any of them?
+
+The one model learns every window in every subset of its five modalities. A specialist of a subset is a model of the
+same recipe and sizes that has the encoders of that subset only, and learns every window in that subset alone. Both see
+the same people for the same number of steps, and are scored on the same windows of test people: those that have every
+modality of the subset. The people are simulated (:mod:`armlet_train.made`), so the table compares trainings and says
+nothing about wearers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from armlet_runtime.files import write_atomic
+from armlet_runtime.metrics import macro_f1
+from armlet_runtime.modalities import subset_name, subsets
+from armlet_runtime.windows import Normalisation
+
+from . import checkpoints, data, finetune, runs
+from .augment import Augment
+from .batches import Labelled, Source, draw_epoch, steps_per_epoch
+from .data import Corpus, Scored
+from .loop import train
+from .models import ArmletModel
+from .recipes import Recipe, find_recipe, load_recipe
+
+RECIPE = "made"
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Macro-F1 on test people in one subset. ``windows``: how many have all of its modalities."""
+
+    subset: str
+    windows: int
+    one: float
+    specialist: float
+
+
+class MadeReport(msgspec.Struct, frozen=True):
+    """The table, and what it was made of.
+
+    Attributes:
+        suite: ``made``.
+        quick: Whether its figures are void.
+        data: What is said of the data wherever the table is shown.
+        recipe: Of all models.
+        people: Simulated ones, of all splits.
+        parameters: Of the one model.
+        seconds: Since the start of this call.
+        rows: One a subset.
+    """
+
+    suite: str
+    quick: bool
+    data: str
+    recipe: str
+    people: int
+    parameters: int
+    seconds: float
+    rows: list[Row]
+
+
+class Specialist(finetune.Finetuning):
+    """A model that learns its whole set of modalities and no smaller one."""
+
+    def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        logits, _ = self.model(windows, present)
+        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)}
+
+
+def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[int, int], None]) -> MadeReport:
+    """Train and score all 32; begun again in the same folder, it goes on where it stopped.
+
+    Args:
+        folder: For finished models' figures and checkpoints.
+        quick: Eight people and a step or two each, for tests of the path; its figures mean nothing.
+        device: CPU or GPU.
+        advance: Called with steps done and steps in all, over all models.
+
+    Raises:
+        MissingExtraError: neurokit2 is not installed.
+    """
+    began = time.monotonic()
+    recipe = _quick(load_recipe(find_recipe(RECIPE))) if quick else load_recipe(find_recipe(RECIPE))
+    corpus, validation, test = (
+        data.load_corpus(recipe.data, split, recipe.presence) for split in ("train", "validation", "test")
+    )
+    normalisation = corpus.normalisation()
+    scored = data.score_windows(test, normalisation)
+    folder = folder / checkpoints.fingerprint(recipe, _digest(corpus))[:16]
+    names = [modality.name for modality in corpus.modalities]
+
+    def one() -> dict[str, float]:
+        model = _one_model(recipe, corpus, normalisation, validation, device, folder, partial(_say, advance, 0))
+        predicted = finetune.all_logits(model, scored.windows, scored.present).argmax(axis=2)
+        return {
+            subset_name(subset): _score(scored, names, subset, row)
+            for subset, row in zip(subsets(names), predicted, strict=True)
+        }
+
+    figures = _once(folder / "one.json", one)
+    rows = []
+    for number, subset in enumerate(subsets(names)):
+        name = subset_name(subset)
+
+        def specialist(subset: tuple[str, ...] = subset, number: int = number, name: str = name) -> dict[str, float]:
+            say = partial(_say, advance, number + 1)
+            model = _specialist(recipe, corpus, normalisation, subset, device, folder, say)
+            windows = {modality: scored.windows[modality] for modality in subset}
+            predicted = finetune.all_logits(model, windows)[0].argmax(axis=1)  # the whole subset comes first
+            return {name: _score(scored, names, subset, predicted)}
+
+        special = _once(folder / f"{name}.json", specialist)
+        rows.append(Row(name, int(_having(scored, names, subset).sum()), figures[name], special[name]))
+    parameters = sum(parameter.numel() for parameter in runs.build_model(recipe, corpus.modalities).parameters())
+    people = len(corpus.wearers) + len(validation.wearers) + len(test.wearers)
+    said = f"MADE data: {people} simulated people, no measurements"
+    return MadeReport("made", quick, said, RECIPE, people, parameters, time.monotonic() - began, rows)
+
+
+def cells(report: MadeReport) -> tuple[str, list[str], list[list[str]]]:
+    """Title, columns and rows of the table."""
+    rows = [
+        [row.subset, str(row.windows), f"{row.one:.3f}", f"{row.specialist:.3f}", f"{row.one - row.specialist:+.3f}"]
+        for row in report.rows
+    ]
+    one, special = (float(np.mean([getattr(row, name) for row in report.rows])) for name in ("one", "specialist"))
+    rows.append([f"mean of {len(rows)}", "", f"{one:.3f}", f"{special:.3f}", f"{one - special:+.3f}"])
+    title = f"{report.data}. Macro-F1 on test people: one model in every subset, and a specialist of each"
+    return title, ["subset", "windows", "one model", "specialist", "difference"], rows
+
+
+def _say(advance: Callable[[int, int], None], models: int, done: int, total: int) -> None:
+    """Pass on the steps of one of the 32 trainings, ``models`` of which went before."""
+    advance(models * total + done, 32 * total)
+
+
+def _quick(recipe: Recipe) -> Recipe:
+    return msgspec.structs.replace(
+        recipe,
+        data=msgspec.structs.replace(recipe.data, name="made-quick"),
+        finetune=msgspec.structs.replace(recipe.finetune, epochs=1, batch=32),
+    )
+
+
+def _one_model(
+    recipe: Recipe,
+    corpus: Corpus,
+    normalisation: dict[str, Normalisation],
+    validation: Corpus,
+    device: torch.device,
+    folder: Path,
+    say: Callable[[int, int], None],
+) -> ArmletModel:
+    return finetune.finetune(
+        runs.build_model(recipe, corpus.modalities), corpus, normalisation,
+        data.score_windows(validation, normalisation), recipe.finetune, recipe.checkpoints, device,
+        folder / "checkpoints", lambda report: None, say,
+    )  # fmt: skip
+
+
+def _specialist(
+    recipe: Recipe,
+    corpus: Corpus,
+    normalisation: dict[str, Normalisation],
+    subset: tuple[str, ...],
+    device: torch.device,
+    folder: Path,
+    say: Callable[[int, int], None],
+) -> ArmletModel:
+    alone = dataclasses.replace(corpus, modalities=tuple(one for one in corpus.modalities if one.name in subset))
+    numbers = {name: normalisation[name] for name in subset}
+    model = runs.build_model(recipe, alone.modalities)
+    expected = checkpoints.fingerprint(recipe.finetune, subset, checkpoints.state_digest(model))
+    objective = Specialist(model, recipe.finetune)
+    source, augment = Source(alone, device), Augment(recipe.finetune.augment, numbers, device)
+    # As many steps as the one model has, also where fewer windows have a modality of the subset.
+    steps = steps_per_epoch(corpus, recipe.finetune.batch, labelled=True)
+
+    def batches(order: np.random.Generator, first: int) -> Iterator[Labelled]:
+        plan = draw_epoch(alone, steps, recipe.finetune.batch, True, order)
+        for drawn in source.batches(plan[first:]):
+            yield drawn._replace(windows=augment(drawn.windows))
+
+    keeper = checkpoints.Keeper(
+        folder / "checkpoints", f"specialist-{subset_name(subset)}", expected, recipe.checkpoints
+    )
+    train(
+        objective, batches, steps, recipe.finetune, finetune.STAGE, device, keeper, lambda epoch, terms: 0.0, say
+    )  # fmt: skip
+    return objective.average.requires_grad_(True).cpu().eval()
+
+
+def _having(scored: Scored, names: list[str], subset: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """(windows,) which have every modality of a subset."""
+    return np.asarray(scored.present[:, [names.index(name) for name in subset]].all(axis=1))
+
+
+def _score(
+    scored: Scored, names: list[str], subset: tuple[str, ...], predicted: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> float:
+    having = _having(scored, names, subset)
+    return macro_f1(scored.truth[having], predicted[having], int(scored.truth.max()) + 1)
+
+
+def _once(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Figures from a file, or made and written there."""
+    if not path.exists():
+        figures = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, msgspec.json.encode(figures))
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+
+
+def _digest(corpus: Corpus) -> str:
+    """Of what the corpus holds, so that figures of other data are not gone on from."""
+    digest = hashlib.sha256()
+    for piece in corpus.pieces:
+        digest.update(msgspec.json.encode([piece.name, piece.duration_s, dict(piece.moments)]))
+    return digest.hexdigest()
