@@ -439,6 +439,8 @@ class Session:
             return None
         link.address = address
         link.sightings.clear()
+        if not link.attempts:
+            link.problem = ""
         return link
 
     def _make_room(self) -> bool:

@@ -75,8 +75,8 @@ class Packet:
     Attributes:
         arrival_ns: Host's monotonic clock when they arrived.
         wearable: The wearable's name in the session.
-        kind: ``data`` (a notification), ``info`` (what was read at connection: the profile needs it to decode),
-            ``connected``, ``disconnected``.
+        kind: ``data`` (a notification), ``info`` and ``written`` (what was read and written to start the wearable: the
+            profile needs it to decode), ``connected``, ``disconnected``.
         source: UUID of the characteristic; empty for link events.
         data: The bytes; empty for link events.
     """

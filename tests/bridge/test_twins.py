@@ -103,6 +103,9 @@ async def test_the_whole_path_of_every_profile() -> None:
             await until(
                 lambda: all(one.ready for one in worn) and all(link.learned for link in session.links.values()), 30
             )
+            for one in worn:  # what a legacy advertisement has room for
+                for advertising in one.controller.advertising_sets.values():
+                    assert len(advertising.data) <= 31 and len(advertising.scan_response_data) <= 31
             profiles = {name: link.profiles for name, link in session.links.items()}
             await asyncio.gather(*(play.run() for play in plays))
             await asyncio.sleep(0.5)

@@ -334,6 +334,13 @@ def test_scan_and_info(make_recording: MakeRecording, tmp_path: Path) -> None:
             ("acc", 50.0),
             ("gyro", 50.0),
         ]
+        watch = subprocess.run(
+            [*armlet, "watch", "Imu", "--duration", "6", *reach], check=True, capture_output=True, text=True
+        )
+        assert "streaming  -50 dBm  battery 100 %  acc+gyro " in watch.stdout and "Hz lost 0.0%" in watch.stdout
+        watched = json.loads((tmp_path / "out.json").read_text())
+        assert (watched["profiles"], watched["mtu"]) == (["imu"], 517)
+        assert watched["groups"]["imu"]["samples"] > 50 and watched["groups"]["imu"]["bound_ms"] > 0
         missing = subprocess.run(
             [*armlet, "info", "Nobody", "--seconds", "0.5", *reach], capture_output=True, text=True, check=False
         )

@@ -310,11 +310,13 @@ async def _follow(bluetooth_names: str, name: str, duration_s: float | None) -> 
         wearable = Wearable(name, KEEP_NS)
         shown_ns: int | None = None
         before: dict[str, int] = {}
-        link: Link | None = None
+        state: dict[str, Any] = {}
 
         def turn(packets: list[Packet], now_ns: int) -> int:
-            nonlocal shown_ns, link
+            nonlocal shown_ns, state
             link = session.links.get(name)
+            if link is not None and (not state or link.state == "streaming"):
+                state = _state(link)
             for packet in packets:
                 wearable.take(packet)
             if link is not None and (shown_ns is None or now_ns - shown_ns >= WATCH_S * 1e9):
@@ -327,7 +329,7 @@ async def _follow(bluetooth_names: str, name: str, duration_s: float | None) -> 
         await drive(session, turn, duration_s)
         return {
             "name": name,
-            **(_state(link) if link is not None else {}),
+            **state,
             "groups": {group: _clock_state(wearable, group) for group in wearable.clocks},
         }
 

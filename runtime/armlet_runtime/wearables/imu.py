@@ -18,6 +18,8 @@ All numbers are little-endian. The service has two characteristics.
     u32  clock_us    device clock of the packet's first sample, wraps at 2^32 us (71.6 minutes)
     count x n x 3 x s16   x, y, z of each modality in the order of ``info``
 
+The service's UUID takes 18 of the 31 bytes of an advertisement; the wearable's name belongs into its scan response.
+
 Samples inside a packet are ``1 / rate_hz`` apart. The default ATT MTU (23) has room for two samples of one modality or
 one of two; hosts ask for a larger one when they connect.
 """
