@@ -383,11 +383,14 @@ class FinetuneRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         label_smoothing: Of the cross-entropy.
         average: Decay of the running average of the weights, which is what is kept.
+        subsets: Whether each window is learned in ``every`` subset of its modalities, or only as a ``whole``; the
+            latter makes a model that is no good when a modality is lost, to compare with.
         lora: If given, encoders are fine-tuned by low-rank additions to their matrices, and only so.
     """
 
     label_smoothing: float
     average: float
+    subsets: Literal["every", "whole"] = "every"
     lora: LoraRecipe | None = None
 
 

@@ -63,7 +63,7 @@ class Figures(msgspec.Struct, frozen=True):
         parameters: Of the model.
         seconds: What pretraining and fine-tuning took.
         finetuned: With all labels, a row a subset; none for hand features.
-        specialists: A row a subset, each from a model of its own; that of all modalities is the model itself.
+        specialists: A row a subset, each from a model of its own that learned that subset and no smaller one.
         probe: Linear probe with all labels, a row a subset.
         few_label: Linear probe with few labels on all modalities.
     """
@@ -144,7 +144,7 @@ class Suite:
         self.console.rule(f"{method}, training seed {table['pretrain']['seed']}")
         folder = self.folder / method / str(number)
         tuned = self._trained(folder, table)
-        alone = [self._specialist(table, subset) for subset in subsets(table["data"]["modalities"])[1:]]
+        alone = [self._specialist(table, subset) for subset in subsets(table["data"]["modalities"])]
         digest = _digest(*((run.folder / "run.json").read_bytes() for run in (tuned, *alone)), self.quick)
         path = folder / f"figures-{self.split}.json"
         return _kept(path, digest) or self._score(path, digest, method, table["pretrain"]["seed"], tuned, alone)
@@ -164,7 +164,7 @@ class Suite:
             parameters=tuned.info.parameters,
             seconds={"pretrain": pretrained.info.seconds, "finetune": tuned.info.seconds},
             finetuned=finetuned,
-            specialists=[finetuned[0], *(score_run(run, self.split)[0] for run in alone)],
+            specialists=[score_run(run, self.split)[0] for run in alone],
             probe=probe,
             few_label=few,
         )
@@ -191,7 +191,7 @@ class Suite:
         for key in ("knee", "scale"):
             cut[key] = {name: value for name, value in cut.get(key, {}).items() if name in subset}
         none = {"method": "none", "seed": table["finetune"]["seed"]}
-        specialist = dict(table, data=cut, pretrain=none)
+        specialist = dict(table, data=cut, pretrain=none, finetune=dict(table["finetune"], subsets="whole"))
         folder = f"{subset_name(subset)}-{_digest(specialist)[:12]}"
         return self._trained(self.folder / "specialists" / folder, specialist)
 
