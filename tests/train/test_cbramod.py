@@ -150,12 +150,12 @@ def test_sizes_that_cannot_be_are_refused(change: dict[str, object], words: str)
         msgspec.convert({**msgspec.structs.asdict(SMALL), **change}, CBraModSizes)
 
 
-@pytest.mark.parametrize("count", [1, 255, 256, 1120, 1279])
+@pytest.mark.parametrize("count", [1, 140, 1120, 1279])
 def test_linear_is_linear(count: int) -> None:
     torch.manual_seed(0)
-    wide = torch.randn(count, 48, requires_grad=True)
-    weight, bias = torch.randn(30, 24, requires_grad=True), torch.randn(30, requires_grad=True)
-    half = wide[:, 24:]
+    wide = torch.randn(count, 200, requires_grad=True)
+    weight, bias = torch.randn(800, 100, requires_grad=True), torch.randn(800, requires_grad=True)
+    half = wide[:, 100:]
     found, wanted = cbramod.linear(half, weight, bias), torch.nn.functional.linear(half, weight, bias)
     torch.testing.assert_close(found, wanted)
     gradient = torch.randn_like(wanted)

@@ -48,6 +48,10 @@ PUBLISHED_SHA256 = "0792cb808c14e6b7a2bb2ce1dff379bc47bc54c49a779825bdfeb33bf815
 """Of the published file, revision 500543c of weighting666/CBraMod on the Hugging Face Hub."""
 
 
+WORTH = 10_000_000
+"""Multiplications from which :func:`linear` takes the way that has more to prepare."""
+
+
 class CBraMod(nn.Module):
     """Patches (B, channels, patches, patch samples) to their reconstructions, of the same shape.
 
@@ -115,7 +119,7 @@ class PatchEmbedding(nn.Module):
         return embedded + self._positions(embedded)
 
     def _spectrum(self, patches: Tensor) -> Tensor:
-        cosine, sine = linear(patches, self.fourier.T, None).chunk(2, dim=-1)
+        cosine, sine = linear(patches, self.fourier, None).chunk(2, dim=-1)
         # The summand, far below what float32 resolves, keeps the gradient finite for a patch of zeros.
         magnitude = torch.sqrt(cosine.square() + sine.square() + 1e-14)
         projection, dropout = self.spectral_proj
@@ -138,9 +142,9 @@ class PatchEmbedding(nn.Module):
 
 
 def fourier(patch: int) -> Tensor:
-    """(patch, 2 * bins) float64: cosines and sines of the discrete Fourier transform, over the number of samples."""
-    angles = 2 * math.pi / patch * torch.outer(torch.arange(patch), torch.arange(patch // 2 + 1)).double()
-    return torch.cat([angles.cos(), angles.sin()], dim=1) / patch
+    """(2 * bins, patch) float64: cosines and sines of the discrete Fourier transform, over the number of samples."""
+    angles = 2 * math.pi / patch * torch.outer(torch.arange(patch // 2 + 1), torch.arange(patch)).double()
+    return torch.cat([angles.cos(), angles.sin()]) / patch
 
 
 class Encoder(nn.Module):
@@ -195,14 +199,19 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, along: int) -> Tensor:
         """(B, channels, patches, width) to the same; attends along channels (1) or patches (2)."""
-        batch, channels, patches, _ = tokens.shape
+        batch, channels, patches, width = tokens.shape
+        if tokens.shape[along] == 1 and not self.training:
+            # Alone, each attends to itself, whatever the query and the key.
+            value = linear(tokens, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+            return linear(value, self.out_proj.weight, self.out_proj.bias)
         projected = linear(tokens, self.in_proj_weight, self.in_proj_bias)
         # Query, key and value: each (B * the other axis, heads, the axis attended along, width of a head).
         parts = projected.reshape(batch, channels, patches, 3, self.heads, -1).transpose(along, 2)
         query, key, value = parts.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind()
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
         attended = self.dropout(scores.softmax(3)) @ value
-        merged = attended.transpose(1, 2).unflatten(0, (batch, -1)).transpose(along, 2).reshape(tokens.shape)
+        merged = attended.transpose(1, 2).reshape(batch, parts.shape[1], parts.shape[2], self.heads, -1)
+        merged = merged.transpose(along, 2).reshape(tokens.shape)
         return linear(merged, self.out_proj.weight, self.out_proj.bias)
 
 
@@ -233,7 +242,7 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = values.reshape(-1, weight.shape[1])
     count = rows.shape[0]
     images = next((images for images in range(17, 65) if count % images == 0), None)
-    if images is None or count < 256 or torch.compiler.is_compiling() or rows.device.type != "cpu":
+    if images is None or rows.numel() * weight.shape[0] < WORTH or torch.compiler.is_compiling() or not rows.is_cpu:
         return F.linear(rows, weight, bias).reshape(*values.shape[:-1], -1)
     # Channels last, so that nothing is moved; PyTorch takes oneDNN from 17 images on.
     pixels = rows.view(images, 1, count // images, -1).permute(0, 3, 1, 2)
