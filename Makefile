@@ -17,7 +17,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json benchmarks.json
 
 # torch is named first and pinned, so that a CPU build at hand is taken instead of the newest one with CUDA.
 $(VENV)/.installed: pyproject.toml
