@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
 from armlet_train import checkpoints, data, finetune, models, parallel, pretraining
@@ -106,6 +107,15 @@ def tune(folder: Path, steps: list[int]) -> models.ArmletModel:
     )  # fmt: skip
 
 
+def refusal(batch: int) -> str:
+    """What is said of a batch that the processes cannot share."""
+    try:
+        parallel.share(batch)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 def main(what: str, out: Path) -> None:
     """``compare``: train for 20 steps, and write the weights. ``endless``: write each process's number, and go on."""
     torch.set_num_threads(1)
@@ -118,7 +128,8 @@ def main(what: str, out: Path) -> None:
         tuned = tune(out.parent / "finetune", steps)
         if parallel.is_first():
             state = {"pretrained": pretrained.state_dict(), "tuned": tuned.state_dict()}
-            checkpoints.save(out, {**state, "steps": len(steps), "processes": parallel.world()})
+            said = refusal(25)
+            checkpoints.save(out, {**state, "steps": len(steps), "processes": parallel.world(), "refusal": said})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     one, two = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["refusal"] == "" and "25 windows cannot be shared by 2 processes" in two["refusal"]
     assert one["steps"] == two["steps"] >= 18
     for training in ("pretrained", "tuned"):
         for name, value in one[training].items():
