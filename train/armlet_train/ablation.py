@@ -32,7 +32,7 @@ from .models import ArmletModel
 from .recipes import ConvModel, CrosslPretrain, Recipe, find_recipe, load_recipe
 
 RECIPE = "hapt"
-EPOCHS = 3
+EPOCHS = 6
 K = 10
 """Labelled windows of each class for the few-label column."""
 
@@ -48,9 +48,9 @@ class Variant(msgspec.Struct, frozen=True):
 
 VARIANTS = (
     *(Variant("vicreg", "spatial", keep, mask) for keep, mask in product(
-        (0.5, 0.9), ("zero", "token", "presence", "attention"))),
+        (0.5, 0.7, 0.9), ("zero", "token", "presence", "attention"))),
     # Hiding elements of a token leaves the token there: presence and attention have nothing to say about that.
-    *(Variant("vicreg", "random", keep, mask) for keep, mask in product((0.5, 0.9), ("zero", "token"))),
+    *(Variant("vicreg", "random", keep, mask) for keep, mask in product((0.5, 0.7, 0.9), ("zero", "token"))),
     Variant("nt-xent", "spatial", 0.5, "token"),
     Variant("cocoa", "spatial", 0.5, "token"),
 )  # fmt: skip
