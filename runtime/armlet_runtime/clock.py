@@ -221,7 +221,7 @@ QUICKER = 0.2
 # Counted samples that come later than this are held until it is known whether some before them were lost (the wearable
 # had no room for them) or all were late: a wearable that has caught up sends at its pace again.
 LATE_NS = 150_000_000
-CATCH_UP_NS = 1_000_000_000
+CATCH_UP_NS = 2_000_000_000
 
 # Two samples are never closer than this, however their arrivals jitter.
 CLOSEST_NS = 1_000_000
