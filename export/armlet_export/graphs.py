@@ -8,6 +8,7 @@ LiteRT and ONNX Runtime get the same graphs.
 ``conv1d``                                  1 x k ``conv2d``; ``padding="same"`` with an even kernel gets a zero tap
 ``batch_norm``                              folded into the convolution before it, else one multiplication and addition
 ``linear`` cut by chunk, split or slice     one ``linear`` a piece (packed query, key, value)
+a weight cut so                             one weight a piece
 ``MultiheadAttention``                      three ``linear`` and :func:`scaled_dot_product_attention`'s rewrite
 ``scaled_dot_product_attention``            ``bmm``, ``softmax``, ``bmm`` (torch's own keeps a guard for rows of -inf)
 ``matmul`` of two activations               ``bmm`` on flattened batch dimensions (torch's own expands)
@@ -15,11 +16,14 @@ LiteRT and ONNX Runtime get the same graphs.
 ``std``, ``var``                            the same mean, twice
 ``mean`` over trailing or middle axes       ``mean`` over the plane of a 4-D tensor: XNNPACK's global average pool
 ``avg_pool`` over everything                the same
+``sum``                                     a ``linear`` of ones
+``softmax`` over another axis               over the last, between two ``permute``
 ``prelu``                                   ``relu(x) - slope * relu(-x)``
 ``relu`` behind a reshape                   before it, next to its layer
 ``silu``                                    ``x * sigmoid(x)``
+``elu``                                     ``relu(x) + exp(-relu(-x)) - 1``
 ``abs(rfft(x))``                            two ``linear`` of constant sines and cosines, root of the squares
-``unsqueeze``, ``squeeze``, ``select``      ``reshape`` (after a ``slice`` for ``select``)
+``unsqueeze``, ``squeeze``, ``select``      ``reshape`` (after a ``slice`` for ``select``), and of several one
 ``expand``                                  nothing, where it changes nothing or what follows broadcasts anyway
 ``dropout``, ``contiguous``, ``clone``      nothing
 ==========================================  ======================================================================
@@ -205,7 +209,9 @@ class _Builder:
         return node
 
     def reshape(self, node: fx.Node, shape: Sequence[int]) -> fx.Node:
-        """The node itself if it has that shape."""
+        """The node itself if it has that shape; a reshape of a reshape is one of its source."""
+        while node.target in (aten.reshape.default, aten.view.default):
+            node = _source(node)
         return node if self.shape(node) == list(shape) else self(aten.reshape.default, node, list(shape))
 
     def permute(self, node: fx.Node, order: Sequence[int]) -> fx.Node:
@@ -503,6 +509,35 @@ def _relu(build: _Builder, node: fx.Node) -> fx.Node | None:
     return new
 
 
+def _elu(build: _Builder, node: fx.Node) -> fx.Node:
+    source, alpha = _source(node), float(_argument(node, 1, "alpha", 1.0))
+    below = build(aten.neg.default, build(aten.relu.default, build(aten.neg.default, source)))
+    below = build(aten.sub.Tensor, build(aten.exp.default, below), build.constant(torch.ones(1)))
+    if alpha != 1.0:
+        below = build(aten.mul.Tensor, below, build.constant(torch.tensor([alpha])))
+    return build(aten.add.Tensor, build(aten.relu.default, source), below)
+
+
+def _softmax(build: _Builder, node: fx.Node) -> fx.Node | None:
+    """Over the last axis, the only one that XNNPACK has."""
+    source, axis = _source(node), _argument(node, 1, "dim", -1)
+    last = len(build.shape(source)) - 1
+    if axis % (last + 1) == last:
+        return None
+    order = list(range(last + 1))
+    order[axis % (last + 1)], order[last] = last, axis % (last + 1)
+    return build.permute(build(aten.softmax.int, build.permute(source, order), -1), order)
+
+
+def _sum(build: _Builder, node: fx.Node) -> fx.Node | None:
+    axes = _argument(node, 1, "dim", None)
+    if not axes:
+        return None
+    rows, shape = _reduced_last(build, _source(node), list(axes), bool(_argument(node, 2, "keepdim", False)))
+    ones = build.constant(torch.ones(1, build.shape(rows)[-1]))
+    return build.reshape(build(aten.linear.default, rows, ones), shape)
+
+
 def _silu(build: _Builder, node: fx.Node) -> fx.Node:
     return build(aten.mul.Tensor, node.args[0], build(aten.sigmoid.default, node.args[0]))
 
@@ -569,10 +604,10 @@ def _spectrum(build: _Builder, node: fx.Node) -> fx.Node | None:
     return build(aten.sqrt.default, build(aten.add.Tensor, *squares))
 
 
-def _reshaped(build: _Builder, node: fx.Node) -> fx.Node:
-    """``unsqueeze`` and ``squeeze``."""
-    assert isinstance(node.args[0], fx.Node)
-    return build.reshape(node.args[0], build.shape(node))
+def _reshaped(build: _Builder, node: fx.Node) -> fx.Node | None:
+    """All that only gives a tensor another shape."""
+    shape = build.shape(node)
+    return build.reshape(_source(node), shape) if shape.count(-1) < 2 else None
 
 
 def _select(build: _Builder, node: fx.Node) -> fx.Node | None:
@@ -599,6 +634,8 @@ def _slice(build: _Builder, node: fx.Node) -> fx.Node | None:
     ).indices(shape[axis])
     if (start, end, step) == (0, shape[axis], 1):
         return source
+    if source.op == "get_attr" and step == 1:
+        return _stored_piece(build, source, axis, start, end)
     if axis == len(shape) - 1 and step == 1 and (piece := _piece(build, source, start, end)) is not None:
         return piece
     return build(aten.slice.Tensor, source, axis, start, end, step)
@@ -616,7 +653,10 @@ def _split(build: _Builder, node: fx.Node) -> fx.Node | None:
         place = user.args[1]
         assert user.target is operator.getitem and isinstance(place, int)
         start, end = starts[place], starts[place + 1]
-        new = _piece(build, source, start, end) if axis == len(build.shape(source)) - 1 else None
+        if source.op == "get_attr":
+            new = _stored_piece(build, source, axis, start, end)
+        else:
+            new = _piece(build, source, start, end) if axis == len(build.shape(source)) - 1 else None
         if new is None:
             new = build(aten.slice.Tensor, source, axis, start, end)
         if node.target is aten.unbind.int:
@@ -624,6 +664,15 @@ def _split(build: _Builder, node: fx.Node) -> fx.Node | None:
         user.replace_all_uses_with(new)
         build.graph.graph.erase_node(user)
     return None
+
+
+def _stored_piece(build: _Builder, source: fx.Node, axis: int, start: int, end: int) -> fx.Node:
+    """A piece of a stored tensor, as one of its own."""
+    whole = build.attribute(source)
+    piece = whole.narrow(axis, start, end - start)
+    if not isinstance(whole, nn.Parameter):
+        return build.constant(piece)
+    return build.parameter(source, f"_{axis}_{start}_{end}", piece)
 
 
 def _piece(build: _Builder, source: fx.Node, start: int, end: int) -> fx.Node | None:
@@ -673,9 +722,15 @@ _REWRITES: dict[Any, _Rewrite] = {
     aten.relu.default: _relu,
     aten.relu_.default: _relu,
     aten.silu.default: _silu,
+    aten.elu.default: _elu,
+    aten.softmax.int: _softmax,
+    aten.sum.dim_IntList: _sum,
     aten.scaled_dot_product_attention.default: _attention,
     aten.matmul.default: _matmul_to_bmm,
     aten.abs.default: _spectrum,
+    aten.reshape.default: _reshaped,
+    aten.view.default: _reshaped,
+    aten.flatten.using_ints: _reshaped,
     aten.unsqueeze.default: _reshaped,
     aten.squeeze.default: _reshaped,
     aten.squeeze.dim: _reshaped,

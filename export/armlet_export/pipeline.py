@@ -6,6 +6,7 @@ torch, golden outputs and certificate from those same runs, the bundle, and a la
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +125,8 @@ class ExportReport(msgspec.Struct, frozen=True):
     precision: dict[str, str]
     """Part to what it was lowered in."""
     logit_step: float
+    engines_agree: dict[str, float]
+    """Two engines to the share of validation windows with the same arg max, in the subset where it is smallest."""
     certificate: Certificate
     proofs: tuple[ProofReport, ...]
     seconds: dict[str, float]
@@ -236,6 +239,7 @@ def export_model(
         recipe=material.qat,
         precision=precision,
         logit_step=logit_step,
+        engines_agree=engines_agree({engine: proof.logits for engine, proof in measured.proofs.items()}),
         certificate=quality,
         proofs=tuple(proof.report for proof in measured.proofs.values()),
         seconds=clock.seconds,
@@ -368,6 +372,15 @@ class _Measured:
         self.rows += rows
         self.programs += program_rows(engine, references.precision, people.windows, proof, references.simulated)
         return rows
+
+
+def engines_agree(logits: Mapping[str, Float32]) -> dict[str, float]:
+    """Each two engines to their smallest agreement over the subsets; logits: (subsets, n, labels)."""
+    labels = {engine: array.argmax(2) for engine, array in logits.items()}
+    return {
+        f"{one}, {other}": float((labels[one] == labels[other]).mean(axis=1).min())
+        for one, other in itertools.combinations(labels, 2)
+    }
 
 
 def _natural(person: str) -> tuple[int, str]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+from torch import Tensor
 
 from armlet_export.assemble import Description
+from armlet_export.lower import Lowered, Part, Signature, lower
 from armlet_export.pipeline import ExportReport, Material, export_model
 from armlet_export.qat import STAGE, prepare_model, train
+from armlet_export.quantise import learn_ranges, prepare
+from armlet_runtime.engines import get_engine
 from armlet_runtime.manifest import Presence
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
@@ -25,6 +31,8 @@ from armlet_train.data import Corpus, join, score_windows
 from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel, build, fold_batchnorm
 from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, DataRecipe, FinetuneRecipe, QatRecipe
+
+from . import modules
 
 MODALITIES = (Modality("acc", ("x", "y", "z"), "g", 50.0), Modality("gyro", ("x", "y"), "rad/s", 50.0))
 LABELS = ("still", "slow", "fast")
@@ -163,3 +171,50 @@ def exported(material: Material, student: ArmletModel, work: Path) -> Exported:
     key, bundle, progress = Ed25519PrivateKey.generate(), work / "made.armlet", Recorder()
     report = export_model(material, ("onnx", "litert", "executorch"), key, work, bundle, progress)
     return Exported(report, bundle, key, progress)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str, str, str], Lowered]:
+    """Module of :mod:`.modules`, precision and engine to the finished program, each made once."""
+    torch.set_num_threads(1)
+    return _tiny
+
+
+@cache
+def tiny_part(name: str, precision: str) -> Part:
+    """A small module as a part; for int8 with ranges of random inputs."""
+    torch.manual_seed(0)
+    module = getattr(modules, name)()
+    shape = module.shape
+    graph = None
+    if precision == "int8":
+        graph = prepare(module, torch.zeros(shape))
+        for _ in range(3):
+            graph(torch.randn(32, *shape[1:]))
+        learn_ranges(graph, False)
+    with torch.no_grad():
+        made = module(torch.zeros(shape))
+    outputs = made if isinstance(made, tuple) else (made,)
+    names = ("logits", "embedding") if len(outputs) == 2 else ("token",)
+    signature = Signature(
+        "window" if len(shape) == 3 else "tokens",
+        shape,
+        {name: tuple(output.shape) for name, output in zip(names, outputs, strict=True)},
+    )
+    return Part(module, signature, precision, graph)
+
+
+@cache
+def _tiny(name: str, precision: str, engine: str) -> Lowered:
+    return lower(engine, tiny_part(name, precision))
+
+
+def run_tiny(engine: str, program: Lowered, part: Part, inputs: Tensor) -> list[NDArray[np.float32]]:
+    """The outputs of a finished program for a batch of inputs, in the order of its signature."""
+    signature = part.signature
+    loaded = get_engine(engine).load(program.data, {signature.input: signature.input_shape}, signature.outputs)
+    try:
+        rows = [loaded({signature.input: row[None].numpy()}) for row in inputs]
+    finally:
+        loaded.close()
+    return [np.concatenate([row[name] for row in rows]) for name in signature.outputs]

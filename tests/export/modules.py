@@ -30,6 +30,57 @@ class Norms(nn.Module):
         return token
 
 
+class Plain(nn.Module):
+    """Nested convolutions with ReLU and padding "same", a global average, and an embedding that feeds the head."""
+
+    shape = (1, 3, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Sequential(nn.Conv1d(3, 8, 4, padding="same", bias=False), nn.BatchNorm1d(8), nn.ReLU()),
+            nn.Sequential(nn.Sequential(nn.Conv1d(8, 12, 3, padding="same"), nn.ReLU())),
+        )
+        self.embedding, self.head = nn.Linear(12, 10), nn.Linear(10, 3)
+        vary(self)
+        with torch.no_grad():
+            self.embedding.weight[0] = 0.0  # a dead channel
+            self.head.weight[1, 2] = -2.0  # a channel whose largest weight is negative
+
+    def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        values = F.avg_pool1d(self.layers(window), 32).flatten(1)
+        embedding = torch.relu(self.embedding(values))
+        return self.head(embedding), embedding
+
+
+class Gated(nn.Module):
+    """A recurrent layer, which no engine here takes."""
+
+    shape = (1, 2, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, window: Tensor) -> Tensor:
+        return self.layer(window)[0][:, -1]
+
+
+class Perceptron(nn.Module):
+    """Linear layers alone."""
+
+    shape = (1, 24)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(24, 32), nn.LayerNorm(32), nn.Linear(32, 8)
+        vary(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.second(F.gelu(self.norm(self.first(tokens))))
+        return out
+
+
 class Attention(nn.Module):
     """A transformer over tokens with a class token, positions, packed projections and an attention of its own."""
 

@@ -19,7 +19,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from armlet_export.gate import GateRow, check, compare, run_engine
-from armlet_export.pipeline import Material, export_model, golden_places
+from armlet_export.pipeline import Material, engines_agree, export_model, golden_places
 from armlet_export.quiet import quiet
 from armlet_runtime.bundle import Bundle, open_bundle
 from armlet_runtime.errors import ExportError, RunError
@@ -96,6 +96,15 @@ def test_both_integer_engines_decide_alike(exported: Exported) -> None:
     rows = {(row.engine, row.subset): row for row in exported.report.gate}
     for subset in ("acc+gyro", "acc", "gyro"):
         assert rows["litert", subset].macro_f1 == pytest.approx(rows["executorch", subset].macro_f1, abs=0.01)
+
+
+def test_engines_agree_with_each_other(exported: Exported) -> None:
+    assert set(exported.report.engines_agree) == {"litert, executorch", "litert, onnx", "executorch, onnx"}
+    assert min(exported.report.engines_agree.values()) >= 0.995
+    logits = np.zeros((2, 4, 3), np.float32)
+    other = logits.copy()
+    other[1, 0, 2] = 1.0
+    assert engines_agree({"a": logits, "b": other}) == {"a, b": 0.75}
 
 
 def test_the_bill_of_materials(bundle: Bundle, exported: Exported) -> None:

@@ -61,8 +61,10 @@ REWRITES = {
     "prelu": (of(lambda x, p: p(x), nn.PReLU(4)), (4, 9), aten.prelu.default),
     "prelu, one slope": (of(lambda x, p: p(x), nn.PReLU()), (4, 9), aten.prelu.default),
     "silu": (of(lambda x: F.silu(x)), (4, 9), aten.silu.default),
+    "elu": (of(lambda x: F.elu(x, 0.7)), (4, 9), aten.elu.default),
     "std": (of(lambda x: x.std(-1)), (4, 9), aten.std.correction),
     "var, biased, kept": (of(lambda x: x.var((1, 2), unbiased=False, keepdim=True)), (4, 9), aten.var.correction),
+    "sum": (of(lambda x: x.sum((1, 2))), (4, 3), aten.sum.dim_IntList),
     "global pool": (of(lambda x: F.avg_pool2d(x, (1, 9))), (4, 1, 9), aten.avg_pool2d.default),
     "adaptive pool": (of(lambda x: F.adaptive_avg_pool1d(x, 1)), (4, 9), aten.adaptive_avg_pool1d.default),
     "attention": (of(sdpa), (2, 6, 12), aten.scaled_dot_product_attention.default),
@@ -70,6 +72,9 @@ REWRITES = {
     "spectrum": (of(lambda x: torch.fft.rfft(x, norm="forward").abs()), (3, 50), aten.fft_rfft.default),
     "chunked linear": (
         of(lambda x, c: torch.cat(c(x).chunk(3, -1)[::-1], -1), nn.Linear(6, 12)), (5, 6), aten.chunk.default,
+    ),
+    "packed weight": (
+        of(lambda x, c: F.linear(x, c.weight[4:8], c.bias.chunk(3)[1]), nn.Linear(6, 12)), (5, 6), aten.chunk.default,
     ),
     "unbind": (of(lambda x: x.unbind(1)[1]), (3, 5), aten.unbind.int),
     "select": (of(lambda x: x[:, -1]), (3, 5), aten.select.int),
@@ -98,6 +103,14 @@ def test_whole_modules_stay_what_they_are(module: type[Norms | Attention | Criss
             graph = capture(whole, some, any_batch=any_batch)
             torch.testing.assert_close(graph(some), whole(some), rtol=1e-4, atol=1e-5)
             assert not targets(graph) & {gone for _, _, gone in REWRITES.values()}
+
+
+def test_softmax_is_over_the_last_axis() -> None:
+    module, values = of(lambda x: torch.softmax(x, 1)), torch.randn(2, 3, 4)
+    graph = capture(module, values)
+    (node,) = (node for node in graph.graph.nodes if node.target is aten.softmax.int)
+    assert node.args[1] == -1
+    torch.testing.assert_close(graph(values), module(values))
 
 
 def test_a_folded_batch_norm_can_be_trained() -> None:

@@ -304,5 +304,8 @@ def _show(report: ExportReport) -> None:
         "against the model with its rounding simulated",
         highlight=False,
     )
+    if report.engines_agree:
+        pairs = "; ".join(f"{pair} {share:.2%}" for pair, share in report.engines_agree.items())
+        console.print(f"same label in the worst subset: {pairs}", highlight=False, soft_wrap=True)
     made = f"bundle: {report.bundle} ({report.bytes / 1000:.0f} kB), signed by {report.key_id}"
     console.print(made, highlight=False, soft_wrap=True)
