@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -55,9 +56,12 @@ class RunLog:
             if "WANDB_PROJECT" in os.environ and importlib.util.find_spec("wandb"):
                 import wandb
 
-                # The same identifier when a run is begun again, so that it goes on there as well.
-                identifier = f"{self._folder.resolve().name}-{self._stage}"
-                self._wandb = wandb.init(dir=self._folder, name=identifier, id=identifier, resume="allow")
+                # A run that is begun again goes on there as well, by the identifier kept in its folder.
+                kept = self._folder / "wandb-id"
+                if not kept.exists():
+                    write_atomic(kept, uuid.uuid4().hex.encode())
+                name = f"{self._folder.resolve().name} ({self._stage})"
+                self._wandb = wandb.init(dir=self._folder, name=name, id=kept.read_text(), resume="allow")
         return self
 
     def __exit__(

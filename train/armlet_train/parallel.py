@@ -5,6 +5,15 @@ each window (:func:`rows`), and what is computed over the batch (:func:`gather`,
 one process. PyTorch averages the gradients of the processes (``DistributedDataParallel``), so a loss is either a mean
 over a process's own windows, or a function of the gathered ones that every process computes alike.
 
+``torchrun`` starts them, on one machine or on each of several (the first one's address after ``--rdzv-endpoint``)::
+
+    torchrun --standalone --nproc-per-node 2 -m armlet_runtime pretrain hapt --out runs/pretrain
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m armlet_runtime ...
+
+Every machine needs the data, and for fine-tuning the pretrained run; the run's folder is written by the first process
+alone, and a training that was begun by one number of processes may go on with another. If a process dies, ``torchrun``
+ends the others and says which one it was.
+
 With one process every function here is what its name says without the others, and costs nothing.
 """
 
