@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
 import struct
 from pathlib import Path
@@ -9,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
 from armlet_train import data, datasets, made
 from armlet_train.datasets import mmact, pamap2, wesad
+from armlet_train.datasets.pickles import load_arrays
 from armlet_train.recipes import DataRecipe
 
 
@@ -218,6 +223,25 @@ def test_wesad_file_that_is_damaged_is_one_sentence(
     with pytest.raises(DataError, match=said):
         entry.read()
     assert capsys.readouterr().out == ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_bytes_are_arrays_or_one_sentence(drawn: st.DataObject) -> None:
+    content = bytearray(SMALL_PICKLE)
+    for _ in range(drawn.draw(st.integers(1, 4))):
+        content[drawn.draw(st.integers(0, len(content) - 1))] = drawn.draw(st.integers(0, 255))
+    cut = drawn.draw(st.integers(0, len(content)))
+    with contextlib.suppress(DataError):
+        load_arrays(io.BytesIO(bytes(content[:cut])), "it")
+
+
+SMALL_PICKLE = b"\x80\x02" + python2_dict({"label": python2_array(np.arange(4, dtype="<i4"))}) + b"."
+
+
+def test_small_pickle_is_sound() -> None:
+    loaded = load_arrays(io.BytesIO(SMALL_PICKLE), "it")
+    np.testing.assert_array_equal(loaded["label"], [0, 1, 2, 3])
 
 
 # MMAct: time, x, y, z without a header; folders by stream, subject, scene, session.

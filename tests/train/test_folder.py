@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
@@ -264,6 +266,23 @@ def test_many_mistakes_are_counted_not_listed(study: Path) -> None:
         "... and 5 more: mend these first, then check again",
         f"{study}: 3 recordings of 3 people, 8 mistakes",
     ]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_bytes_are_mistakes_not_a_crash(study: Path, drawn: st.DataObject) -> None:
+    file = study / drawn.draw(st.sampled_from(["dataset.toml", "labels.csv", ACC, "samples/anna-1/hr.csv"]))
+    good = file.read_bytes()
+    content = bytearray(good)
+    for _ in range(drawn.draw(st.integers(1, 5))):
+        at = drawn.draw(st.integers(0, len(content)))
+        content[at : at + drawn.draw(st.integers(0, 3))] = drawn.draw(st.binary(max_size=4))
+    file.write_bytes(content)
+    try:
+        for line in folder.summary_lines(folder.check(study)):
+            assert line
+    finally:
+        file.write_bytes(good)
 
 
 @pytest.mark.parametrize("name", ["no description", "labels overlap", "decimal comma", "wrong rate", "missing key"])

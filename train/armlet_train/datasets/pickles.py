@@ -31,7 +31,12 @@ def load_arrays(file: BinaryIO, what: str, more: Mapping[tuple[str, str], Any] |
         raise DataError(f"{what} cannot be read ({type(error).__name__}: {error})") from None
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own, not the one in C: a damaged file can make that one reserve memory for billions of memo entries.
+
+    The files have few objects and large arrays, so it is as fast.
+    """
+
     def __init__(self, file: BinaryIO, what: str, more: Mapping[tuple[str, str], Any]) -> None:
         super().__init__(file, encoding="latin1")
         self._what = what
