@@ -353,9 +353,13 @@ class Session:
         """Whether a wearable is missing, and the adapter is not busy with connecting one."""
         if adapter.connecting.locked():
             return False
-        if any(link.state != "streaming" for link in self.links.values()):
+        if any(link.state != "streaming" and self._is_sought(link) for link in self.links.values()):
             return True
         return not self._names and not self._complete()
+
+    def _is_sought(self, link: Link) -> bool:
+        """Whether a wearable is worth the radio's time: it was asked for, was connected, or was heard just now."""
+        return bool(self._names or link.connections or time.monotonic() - link.heard_at < TAKE_OVER_S)
 
     async def _scan(self, adapter: _Adapter) -> None:
         bluetooth = adapter.bluetooth

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from armlet_bridge.virtual import Play, WearableSpec, put_on
 from armlet_runtime.ble import Session
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Packet, Recording, Stream
+from armlet_runtime.recording import Packet, Recording, Stream, read_recording, write_recording
 from armlet_runtime.streams import Wearable
 from armlet_runtime.wearables import PROFILES, UNITS, movesense, muse, polar, uart
 
@@ -85,7 +86,7 @@ GROUPS = [sorted(WORN)[i::3] for i in range(3)]
 
 
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: ",".join(WORN[name][0] for name in names))
-async def test_the_whole_path(names: list[str]) -> None:
+async def test_the_whole_path(names: list[str], tmp_path: Path) -> None:
     air = AirLink()
     starts: dict[str, int] = {}
     recordings = {name: rising(*WORN[name]) for name in names}
@@ -122,12 +123,16 @@ async def test_the_whole_path(names: list[str]) -> None:
             await asyncio.gather(running, return_exceptions=True)
         farewells = session.take()
     assert session.links.keys() == set(names) and session.dropped == 0
+    # A recording holds all that decoding needs.
+    write_recording(tmp_path / "live.mcap", Recording("live", "nobody", packets=packets))
+    replayed = read_recording(tmp_path / "live.mcap").packets
+    assert replayed == packets
     for name in names:
         profile, link = WORN[name][0], session.links[name]
         assert (profiles[name], link.attempts, link.connections) == ((profile,), 1, 1), link
         assert (link.rssi, link.battery, link.about["maker"], link.mtu) == (-50, 100, "armlet", 517)
         assert link.interval_ms is not None and 15 <= link.interval_ms <= 30
-        check(name, [packet for packet in packets if packet.wearable == name], recordings[name], starts[name])
+        check(name, [packet for packet in replayed if packet.wearable == name], recordings[name], starts[name])
     # What would go on sending was told to stop.
     said = {packet.data for packet in farewells if packet.kind == "written"}
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import struct
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Packet
+from armlet_runtime.streams import Wearable
 from armlet_runtime.wearables import (
     PROFILES,
     UNITS,
@@ -37,7 +40,7 @@ from armlet_runtime.wearables import (
 )
 from armlet_runtime.wearables.profile import Ask, Batch, Read, Step, Steps, Write
 
-from .fuzz_decoders import check, conversation, fuzz, fuzz_facts
+from .fuzz_decoders import changed, check, conversation, fuzz, fuzz_facts
 
 
 def carry_out(steps: Steps, answers: Sequence[bytes] = ()) -> list[Step]:
@@ -77,6 +80,29 @@ def test_what_a_profile_says_of_itself(profile: Profile) -> None:
 @given(seed=st.integers(0, 2**32))
 def test_noise_is_samples_or_a_packet_error(profile: Profile, seed: int) -> None:
     fuzz(profile, 300, seed)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_noise_at_any_time_leaves_streams_in_order(profile: Profile, seed: int) -> None:
+    """Decoder, clock and rings together: packets spoilt, repeated and reordered, at any times, and links that come and
+    go. Nothing raises, nothing grows, and samples stay in order."""
+    rng = random.Random(seed)
+    said = conversation(profile)
+    wearable = Wearable("w", 2_000_000_000)
+    at_ns = 10**12
+    for n in range(200):
+        kind, source, data = said[n % len(said)] if rng.random() < 0.6 else rng.choice(said)
+        at_ns += rng.choice((0, 1, 1_000_000, 20_000_000, 300_000_000, 5_000_000_000))
+        if rng.random() < 0.02:
+            wearable.take(Packet(at_ns, "w", rng.choice(("connected", "disconnected")), "", b""))
+        wearable.take(Packet(at_ns, "w", kind, source, changed(data, rng) if rng.random() < 0.4 else data))
+        for ring in wearable.rings.values():
+            if ring.total:
+                times, values = ring.samples(at_ns)
+                assert len(times) == len(values) < 20_000 and (np.diff(times) > 0).all()
+                ring.cut(ring.modality, 50, at_ns)
 
 
 @given(seed=st.integers(0, 2**32))

@@ -56,6 +56,9 @@ COMPRESSED = 0x80
 COUNTERS = Counters(clock_wrap_ns=1 << 64, stamps_last=True)
 HEAD = struct.Struct("<BQB")
 
+LATEST_CLOCK_NS = 1 << 62
+"""146 years after 2000: no clock is set so far, and with what is beyond, times would not fit 64 bits with a sign."""
+
 MAX_SAMPLES = 2000
 """Of one frame; the longest that a sensor sends are of two seconds. Differences of width 0 could claim any number."""
 
@@ -298,6 +301,8 @@ class PolarDecoder:
         if len(data) < HEAD.size:
             raise PacketError(f"Polar frame is {len(data)} bytes long, shorter than its header of {HEAD.size}")
         measurement, clock_ns, layout_byte = HEAD.unpack_from(data)
+        if clock_ns >= LATEST_CLOCK_NS:
+            raise PacketError(f"Polar frame is stamped {clock_ns} ns, which is beyond the year 2146")
         running = self._running.get(measurement)
         if running is None:
             raise PacketError(f"Polar frame of measurement {measurement}, which was not started")
