@@ -284,7 +284,10 @@ def test_a_provider_that_is_not_here_is_refused_by_name(provider: str) -> None:
 
 @pytest.mark.parametrize("engine_name", SUFFIXES)
 def test_no_leak_no_torch_nothing_on_stdout(engine_name: str, small_draft: Path) -> None:
-    """In a fresh process: memory must not rise with calls (100000, in both forms) and loads (200), after as many."""
+    """In a fresh process: memory must not rise with calls (in both forms) and loads.
+
+    Six blocks each; the median of their growth counts, as an allocator takes a larger piece once in a while.
+    """
     code = """
 import os, sys
 import numpy as np
@@ -309,19 +312,19 @@ def loads(n):
         once({"window": window})
         once.close()
     return resident_bytes()
-calls(20000); loads(200)
-after_calls = [calls(20000) for _ in range(6)]
-after_loads = loads(200)
-slope = np.polyfit(20000.0 * np.arange(6), after_calls, 1)[0]
+calls(20000); loads(100)
+after_calls = [calls(20000) for _ in range(7)]
+after_loads = [loads(50) for _ in range(7)]
+a_call, a_load = np.median(np.diff(after_calls)) / 20000, np.median(np.diff(after_loads)) / 50
 started = len(os.listdir("/proc/self/task")) - threads
-print(slope, after_loads - after_calls[-1], started, *[m for m in ("torch", "executorch") if m in sys.modules])
+print(a_call, a_load, started, *[m for m in ("torch", "executorch") if m in sys.modules])
 """
     out = python(code, engine_name, str(small_draft / "programs" / f"acc.{SUFFIXES[engine_name]}"))
     assert len(out.splitlines()) == 1, out  # an engine that chats on stdout would break commands that print JSON
-    bytes_a_call, grown_by_loads, started, *imported = out.split()
+    bytes_a_call, bytes_a_load, started, *imported = out.split()
     assert imported == []
     assert float(bytes_a_call) < 1  # a megabyte in a million calls; the smallest object of Python takes 16 times that
-    assert int(grown_by_loads) < 200 * 4_000  # bytes a load: less than a program's weights
+    assert float(bytes_a_load) < 4000  # less than a program's weights
     assert int(started) == 0, "the engine started a thread pool"
 
 

@@ -17,6 +17,7 @@ Float32 = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FLOAT32 = np.dtype(np.float32)
+_ARRAY = np.ndarray
 
 
 class Program(Protocol):
@@ -124,7 +125,7 @@ def ordered_inputs(promised: Shapes, given: Mapping[str, Float32]) -> list[Float
         for name, shape in promised.items():
             array = given[name]
             # In this form because it runs in every call: the message is looked for only if there is one.
-            if type(array) is not np.ndarray or array.dtype is not _FLOAT32 or array.shape != shape:
+            if type(array) is not _ARRAY or array.dtype is not _FLOAT32 or array.shape != shape:
                 _check("input", name, shape, array)
             flags = array.flags
             arrays.append(array if flags.c_contiguous and flags.aligned else np.array(array, order="C"))
@@ -141,14 +142,18 @@ def check_outputs(promised: Shapes, given: Mapping[str, Float32]) -> None:
     Raises:
         EngineError: One is missing, unknown, of another shape or dtype, or cannot be written to as it lies.
     """
-    if given.keys() != promised.keys():
+    try:
+        for name, shape in promised.items():
+            array = given[name]
+            if type(array) is not _ARRAY or array.dtype is not _FLOAT32 or array.shape != shape:
+                _check("output", name, shape, array)
+            if not array.flags.carray:
+                raise EngineError(f"the array for the output '{name}' must be contiguous, aligned and writeable")
+        complete = len(given) == len(promised)
+    except KeyError:
+        complete = False
+    if not complete:
         raise EngineError(f"the program gives the outputs {', '.join(promised)}, and was given {', '.join(given)}")
-    for name, shape in promised.items():
-        array = given[name]
-        if type(array) is not np.ndarray or array.dtype is not _FLOAT32 or array.shape != shape:
-            _check("output", name, shape, array)
-        if not array.flags.carray:
-            raise EngineError(f"the array for the output '{name}' must be contiguous, aligned and writeable")
 
 
 def results_into(names: Iterable[str], values: Iterable[Float32], out: dict[str, Float32] | None) -> dict[str, Float32]:
