@@ -107,6 +107,7 @@ ATT_HEAD = 3
 
 # ATT errors (Core specification, Vol 3, Part F, 3.4.1.1).
 _INVALID_HANDLE = 0x01
+_PASSES = (0x0E, 0x11)  # unlikely error, insufficient resources: both come and go
 _NEEDS_BOND = (0x05, 0x08, 0x0C, 0x0F)  # authentication, authorization, key size, encryption
 # What BlueZ says, as https://github.com/hbldh/bleak/issues and its own source have it.
 _SAYS_BUSY = ("InProgress", "in progress", "abort-by-local", "connection abort", "Busy", "NotReady")
@@ -122,7 +123,8 @@ def trouble_of(error: BaseException) -> Trouble:
         return REFUSED
     if isinstance(error, BleakGATTProtocolError):
         code = int(error.code)
-        return LOCKED if code in _NEEDS_BOND else STALE if code == _INVALID_HANDLE else REFUSED
+        known = {_INVALID_HANDLE: STALE, **dict.fromkeys(_NEEDS_BOND, LOCKED), **dict.fromkeys(_PASSES, CUT)}
+        return known.get(code, REFUSED)
     if isinstance(error, BleakCharacteristicNotFoundError) or any(one in text for one in _SAYS_STALE):
         return STALE
     for trouble, says in ((BUSY, _SAYS_BUSY), (LOCKED, _SAYS_LOCKED), (CUT, _SAYS_CUT)):
@@ -577,12 +579,18 @@ class Session:
         known = profiles_of_services(service.uuid for service in client.services)
         if not known:
             raise PacketError(f"'{link.name}' has no service that armlet knows")
-        started, failure = [], None
+        started: list[Profile] = []
+        failure: Exception | None = None
         for profile in [one for one in known if wanted.wants(*one.carries)] or known:
             try:
                 await self._carry_out(link, client, profile.start(wanted))
                 started.append(profile)
-            except (PacketError, BleakGATTProtocolError, BleakCharacteristicNotFoundError) as error:
+            except (
+                PacketError,
+                BleakGATTProtocolError,
+                BleakCharacteristicNotFoundError,
+                asyncio.TimeoutError,
+            ) as error:
                 failure = error
         if not started and failure is not None:
             raise failure

@@ -68,6 +68,7 @@ async def ran(session: Session) -> AsyncIterator[Run]:
         (BleakGATTProtocolError(0x05), LOCKED),
         (BleakGATTProtocolError(0x0F), LOCKED),
         (BleakError("[org.bluez.Error.NotAuthorized] Operation Not Authorized"), LOCKED),
+        (BleakGATTProtocolError(0x0E), CUT),
         (BleakGATTProtocolError(0x80), REFUSED),
         (PacketError("IMU info is of layout 9"), REFUSED),
     ],
