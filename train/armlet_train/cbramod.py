@@ -130,13 +130,17 @@ class PatchEmbedding(nn.Module):
     def _positions(self, embedded: Tensor) -> Tensor:
         convolution = self.positional_encoding[0]
         assert isinstance(convolution, nn.Conv2d)
-        weight = convolution.weight
+        image = embedded.permute(0, 3, 1, 2)
+        if torch.compiler.is_compiling():
+            # An exported program wants a weight that is not computed.
+            placed: Tensor = convolution(image)
+            return placed.permute(0, 2, 3, 1)
         # Of 19 rows, only 2 C - 1 can meet one of C channels, the rest meet padding; and so along the patches.
+        weight = convolution.weight
         rows = min(weight.shape[2] // 2, embedded.shape[1] - 1)
         columns = min(weight.shape[3] // 2, embedded.shape[2] - 1)
         row, column = weight.shape[2] // 2 - rows, weight.shape[3] // 2 - columns
         weight = weight[:, :, row : row + 2 * rows + 1, column : column + 2 * columns + 1]
-        image = embedded.permute(0, 3, 1, 2)
         placed = F.conv2d(image, weight, convolution.bias, padding=(rows, columns), groups=convolution.groups)
         return placed.permute(0, 2, 3, 1)
 
@@ -206,13 +210,14 @@ class Attention(nn.Module):
             return linear(value, self.out_proj.weight, self.out_proj.bias)
         projected = linear(tokens, self.in_proj_weight, self.in_proj_bias)
         # Query, key and value: each (B * the other axis, heads, the axis attended along, width of a head).
-        parts = projected.reshape(batch, channels, patches, 3, self.heads, -1).transpose(along, 2)
+        parts = projected.reshape(batch, channels, patches, 3, self.heads, -1)
+        parts = parts.transpose(1, 2) if along == 1 else parts
         query, key, value = parts.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind()
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
         attended = self.dropout(scores.softmax(3)) @ value
         merged = attended.transpose(1, 2).reshape(batch, parts.shape[1], parts.shape[2], self.heads, -1)
-        merged = merged.transpose(along, 2).reshape(tokens.shape)
-        return linear(merged, self.out_proj.weight, self.out_proj.bias)
+        merged = merged.transpose(1, 2) if along == 1 else merged
+        return linear(merged.reshape(tokens.shape), self.out_proj.weight, self.out_proj.bias)
 
 
 class Dropout(parallel.Dropout):
@@ -238,11 +243,13 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     A linear layer goes to the CPU's BLAS, which with PyTorch's builds is MKL, and MKL leaves AVX-512 unused on other
     makers' CPUs. Convolutions go to oneDNN, which uses it: measured on an AMD EPYC, half of the time for 1,280 tokens.
     """
+    if torch.compiler.is_compiling():  # and when exporting: a graph for any batch knows no number of rows
+        return F.linear(values, weight, bias)
     # A matrix even where the values are half of wider rows: neither way copies such rows before it multiplies them.
     rows = values.reshape(-1, weight.shape[1])
     count = rows.shape[0]
     images = next((images for images in range(17, 65) if count % images == 0), None)
-    if images is None or rows.numel() * weight.shape[0] < WORTH or torch.compiler.is_compiling() or not rows.is_cpu:
+    if images is None or rows.numel() * weight.shape[0] < WORTH or not rows.is_cpu:
         return F.linear(rows, weight, bias).reshape(*values.shape[:-1], -1)
     # Channels last, so that nothing is moved; PyTorch takes oneDNN from 17 images on.
     pixels = rows.view(images, 1, count // images, -1).permute(0, 3, 1, 2)
