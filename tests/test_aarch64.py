@@ -7,6 +7,7 @@ the kernels that they would take on a board: the A72 has no dot-product instruct
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -88,7 +89,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
     missing = sorted(package for tool, package in TOOLS.items() if shutil.which(tool) is None)
     if missing:
         pytest.skip(f"needs the system packages {', '.join(missing)}: apt install {' '.join(missing)}")
-    folder = executorch_shim.cache_folder() / f"aarch64-{DEBIAN}"
+    contents = hashlib.sha256(repr(PACKAGES).encode()).hexdigest()[:8]
+    folder = executorch_shim.cache_folder() / f"aarch64-{DEBIAN}-{contents}"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
