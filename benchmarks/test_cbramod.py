@@ -20,7 +20,7 @@ from armlet_train.cbramod import CBraMod
 HELPER = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "train" / "braindecode_cbramod.py"))
 ROUNDS = 20
 
-# Timers say 2 % more or less from run to run; no claim is finer than that.
+# What two runs on a busy machine differ by; no claim is finer than that.
 NOISE = 0.05
 
 
