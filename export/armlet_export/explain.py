@@ -68,11 +68,11 @@ def explain_run(
 
 def table(reports: Sequence[ProgramReport]) -> Any:
     """The programs as a table for rich."""
+    from rich import box
     from rich.table import Table
 
-    shown = Table("engine", "part", "precision", "kB", "int8", "MACs", "live kB", "planned kB", "delegates",
-                  title="Programs (MACs: multiplications with additions of one run; int8: share of weight bytes; "
-                  "live: activations kept at once)")  # fmt: skip
+    headings = ("engine", "part", "type", "kB", "int8", "MACs", "live", "plan", "inside")
+    shown = Table(*headings, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for report in reports:
         shown.add_row(
             report.engine,
@@ -91,8 +91,11 @@ def table(reports: Sequence[ProgramReport]) -> Any:
 
 
 def lines(reports: Sequence[ProgramReport]) -> list[str]:
-    """The operators of each program, inside the delegate and outside with the reason."""
-    told = []
+    """What the table's columns are; the operators of each program, inside the delegate and outside with the reason."""
+    told = [
+        "int8: share of weight bytes; MACs: multiplications with additions of one run; live: activations that must be "
+        "kept at once, plan: memory that a .pte plans for by itself (both kB); inside: delegates of a .pte"
+    ]
     for report in reports:
         inside = ", ".join(f"{count} {kind}" for kind, count in sorted(report.operators.items()))
         told.append(f"{report.engine} {report.part}: {inside}")

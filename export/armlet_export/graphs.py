@@ -610,6 +610,18 @@ def _reshaped(build: _Builder, node: fx.Node) -> fx.Node | None:
     return build.reshape(_source(node), shape) if shape.count(-1) < 2 else None
 
 
+def _transpose(build: _Builder, node: fx.Node) -> fx.Node | None:
+    """One that changes nothing is left out: it would be an alias, which stays outside."""
+    rank = len(build.shape(node))
+    if node.target is aten.permute.default:
+        order = [axis % rank for axis in _argument(node, 1, "dims", [])]
+    else:
+        one, other = (_argument(node, place, "", 0) % rank for place in (1, 2))
+        order = list(range(rank))
+        order[one], order[other] = other, one
+    return _source(node) if order == sorted(order) else None
+
+
 def _select(build: _Builder, node: fx.Node) -> fx.Node | None:
     source, axis, index = node.args
     assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, int)
@@ -653,6 +665,7 @@ def _split(build: _Builder, node: fx.Node) -> fx.Node | None:
         place = user.args[1]
         assert user.target is operator.getitem and isinstance(place, int)
         start, end = starts[place], starts[place + 1]
+        new: fx.Node | None
         if source.op == "get_attr":
             new = _stored_piece(build, source, axis, start, end)
         else:
@@ -735,6 +748,8 @@ _REWRITES: dict[Any, _Rewrite] = {
     aten.squeeze.default: _reshaped,
     aten.squeeze.dim: _reshaped,
     aten.squeeze.dims: _reshaped,
+    aten.transpose.int: _transpose,
+    aten.permute.default: _transpose,
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.chunk.default: _split,

@@ -63,7 +63,8 @@ class Gated(nn.Module):
         self.layer = nn.GRU(4, 6, batch_first=True)
 
     def forward(self, window: Tensor) -> Tensor:
-        return self.layer(window)[0][:, -1]
+        every: Tensor = self.layer(window)[0]
+        return every[:, -1]
 
 
 class Perceptron(nn.Module):

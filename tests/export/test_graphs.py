@@ -113,6 +113,11 @@ def test_softmax_is_over_the_last_axis() -> None:
     torch.testing.assert_close(graph(values), module(values))
 
 
+def test_a_transpose_that_changes_nothing_is_left_out() -> None:
+    graph = capture(of(lambda x: x.transpose(1, -2).permute(0, 1, 2) * 2), torch.randn(2, 3, 4))
+    assert targets(graph) == {aten.mul.Tensor}
+
+
 def test_a_folded_batch_norm_can_be_trained() -> None:
     module, _, _ = REWRITES["batch norm folded"]
     graph = capture(module, torch.randn(2, 4, 33), any_batch=True)

@@ -132,7 +132,7 @@ def test_explain_tells_of_a_bundle(exported: Exported) -> None:
     }
     assert delegated_when_loaded(bundle) == dict.fromkeys(PARTS, "1 delegate")
     told = lines(reports)
-    assert told[0].startswith("litert acc: ") and "2 CONV_2D" in told[0] and len(told) == 9
+    assert told[1].startswith("litert acc: ") and "2 CONV_2D" in told[1] and len(told) == 10
     assert len(table(reports).rows) == 9
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,12 +125,15 @@ def _explain_bundle(args: argparse.Namespace) -> int:
     from armlet_runtime.slots import bundle_path
     from armlet_runtime.trust import trusted_keys
 
-    from ..explain import delegated_when_loaded, explain_bundle
-
     bundle = open_bundle(bundle_path(args.run), trusted_keys([args.key] if args.key else []))
-    _show_programs(args, explain_bundle(bundle))
-    for part, taken in delegated_when_loaded(bundle).items():
-        print(f"litert {part} when loaded here: {taken}")
+    with tempfile.TemporaryDirectory() as folder, _tools(Path(folder)):
+        from ..explain import delegated_when_loaded, explain_bundle
+
+        reports = explain_bundle(bundle)
+        taken = delegated_when_loaded(bundle)
+    _show_programs(args, reports)
+    for part, delegates in taken.items():
+        print(f"litert {part} when loaded here: {delegates}")
     return 0
 
 
@@ -257,27 +261,20 @@ class _Progress:
 
 
 def _show(report: ExportReport) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     sizes: dict[str, int] = {}
     for program in report.programs:
         sizes[program.engine] = sizes.get(program.engine, 0) + program.bytes
-    table = Table(title=f"Proven on {report.certificate.windows} windows of {report.certificate.data}")
-    headings = (
-        "engine",
-        "programs",
-        "subset",
-        "macro-F1",
-        "interval",
-        "PyTorch",
-        "agree",
-        "with QAT",
-        "RMSE",
-        "cosine",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("engine", "subset") else "right")
+    table = Table(
+        "engine", "subset", "macro-F1", "interval", "PyTorch", "agree", "QAT", "RMSE",
+        title=f"Proven on {report.certificate.windows} windows of {report.certificate.data}",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    for column in table.columns[2:]:
+        column.justify = "right"
     kinds: dict[str, set[str]] = {program.engine: set() for program in report.programs}
     for program in report.programs:
         kinds[program.engine].add(program.precision)
@@ -286,24 +283,27 @@ def _show(report: ExportReport) -> None:
         first = row.engine != shown
         shown = row.engine
         table.add_row(
-            f"{row.engine} {'/'.join(sorted(kinds[row.engine]))}" if first else "",
-            f"{sizes[row.engine] / 1000:.0f} kB" if first else "",
+            row.engine if first else "",
             row.subset,
             f"{row.macro_f1:.4f}",
-            f"{row.macro_f1_low:.2f} to {row.macro_f1_high:.2f}",
+            f"{row.macro_f1_low:.2f}-{row.macro_f1_high:.2f}",
             f"{row.macro_f1_pytorch:.4f}",
             f"{row.agreement:.2%}",
             f"{row.quantised_agreement:.2%}",
             f"{row.quantised_rmse:.2g}",
-            f"{row.quantised_cosine:.5f}",
         )
     console = Console()
     console.print(table)
     console.print(
-        f"interval: {report.certificate.interval}; agree: same label as the float model; with QAT, RMSE and cosine: "
+        f"interval: {report.certificate.interval}; agree: same label as the float model; QAT, RMSE: "
         "against the model with its rounding simulated",
         highlight=False,
+        soft_wrap=True,
     )
+    programs = ", ".join(
+        f"{engine} {'/'.join(sorted(kinds[engine]))} {size / 1000:.0f} kB" for engine, size in sizes.items()
+    )
+    console.print(f"programs: {programs}", highlight=False, soft_wrap=True)
     if report.engines_agree:
         pairs = "; ".join(f"{pair} {share:.2%}" for pair, share in report.engines_agree.items())
         console.print(f"same label in the worst subset: {pairs}", highlight=False, soft_wrap=True)
