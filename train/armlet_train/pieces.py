@@ -6,7 +6,7 @@ resampling, so that training sees what the board will see.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -46,6 +46,7 @@ class Piece:
         gaps: By modality, (g, 2) first and one past the last sample of each gap, in order.
         moments: By modality.
         labels: Spans on the grid's clock, which begins at 0.
+        ahead: For signals in files: begins to read rows from a first to one past a last of a modality, and returns.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Piece:
     gaps: Mapping[str, Int64]
     moments: Mapping[str, Moments]
     labels: tuple[Label, ...]
+    ahead: Callable[[str, int, int], None] | None = None
 
 
 def grid_count(duration_s: float, rate_hz: float) -> int:

@@ -16,9 +16,11 @@ with the shards that are missing; they are made by processes of their own.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,7 +156,7 @@ def read_pieces(folder: Path, split: str, modalities: tuple[Modality, ...]) -> I
         shard = _load(_shard_index(folder, number), _Shard)
         kept = [one for one in shard.recordings if one.split == split]
         wanted = [modality for modality in modalities if any(modality.name in one.blocks for one in kept)]
-        arrays = {one.name: _map(_shard_file(folder, number, one.name), one, shard.sizes[one.name]) for one in wanted}
+        files = {one.name: _File(_shard_file(folder, number, one.name), one, shard.sizes[one.name]) for one in wanted}
         for one in kept:
             names = [modality.name for modality in wanted if modality.name in one.blocks]
             if names:
@@ -162,11 +164,16 @@ def read_pieces(folder: Path, split: str, modalities: tuple[Modality, ...]) -> I
                     one.name,
                     one.person,
                     one.duration_s,
-                    {name: arrays[name][one.blocks[name].batch] for name in names},
+                    {name: files[name].arrays[one.blocks[name].batch] for name in names},
                     {name: _gaps(one.blocks[name].gaps) for name in names},
                     {name: one.blocks[name].moments for name in names},
                     tuple(Label(*label) for label in one.labels),
+                    partial(_ahead, files, {name: one.blocks[name].batch for name in names}),
                 )
+
+
+def _ahead(files: dict[str, _File], batches: dict[str, int], modality: str, first: int, last: int) -> None:
+    files[modality].ahead(batches[modality], first, last)
 
 
 def _digest(data_set: DataSet, entries: list[Entry]) -> str:
@@ -230,19 +237,43 @@ def _prepare_shard(folder: Path, number: int, entries: list[Entry], modalities: 
     write_atomic(_shard_index(folder, number), msgspec.json.encode(_Shard(kept, sizes)))
 
 
-def _map(path: Path, modality: Modality, size: int) -> list[Float32]:
-    """The batches of a file as arrays (n, channels) that lie in the file; they stay mapped as long as they are used."""
-    pa, ipc = _arrow()
-    try:
-        if path.stat().st_size != size:
-            raise DataError(f"{path} has {path.stat().st_size} bytes and should have {size}; prepare it again")
-        with pa.memory_map(str(path)) as file:
-            reader = ipc.open_file(file)
+class _File:
+    """One shard's file of one modality, mapped into memory.
+
+    Attributes:
+        arrays: Its batches (n, channels); they lie in the file, which stays mapped as long as they are used.
+    """
+
+    def __init__(self, path: Path, modality: Modality, size: int) -> None:
+        """Map it.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        pa, ipc = _arrow()
+        try:
+            if path.stat().st_size != size:
+                raise DataError(f"{path} has {path.stat().st_size} bytes and should have {size}; prepare it again")
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = ipc.open_file(pa.py_buffer(self._map))
             columns = [reader.get_batch(number).column(0) for number in range(reader.num_record_batches)]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}; delete its shard's .json and prepare again") from None
-    width = len(modality.channels)
-    return [column.values.to_numpy(zero_copy_only=True).reshape(-1, width) for column in columns]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read: {error}; delete its shard's .json and prepare again") from None
+        # Windows lie anywhere: what the system would read around one of them is not wanted.
+        self._map.madvise(mmap.MADV_RANDOM)
+        width = len(modality.channels)
+        self.arrays: list[Float32] = [
+            column.values.to_numpy(zero_copy_only=True).reshape(-1, width) for column in columns
+        ]
+        self._begin = np.frombuffer(self._map, np.uint8).ctypes.data
+
+    def ahead(self, batch: int, first: int, last: int) -> None:
+        """Begin to read rows of a batch from the disk, and return."""
+        array = self.arrays[batch]
+        begin = array.ctypes.data - self._begin + first * array.strides[0]
+        page = begin - begin % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, page, begin - page + (last - first) * array.strides[0])
 
 
 def _arrow() -> tuple[Any, Any]:
