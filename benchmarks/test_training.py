@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
-from armlet_train import data, finetune, loop, models, pretraining
+from armlet_train import data, finetune, loop, methods, pretraining
 from armlet_train.augment import Augment
 from armlet_train.batches import Source, steps_per_epoch
 from armlet_train.data import Corpus
@@ -74,13 +74,13 @@ class Training:
 def make(stage: str, corpus: Corpus, bfloat16: bool, compiled: bool) -> Training:
     """A training of the recipe hapt, fresh from its seed."""
     torch.manual_seed(0)
-    model = models.build(RECIPE.model, corpus.modalities, corpus.lengths, len(RECIPE.data.labels))
+    model = methods.build_model(RECIPE.model, corpus.modalities, corpus.lengths, len(RECIPE.data.labels))
     source = Source(corpus, DEVICE)
     objective: loop.Objective
     if stage == "pretrain":
         recipe: TrainingRecipe = PRETRAIN
         augment = Augment(recipe.augment, corpus.normalisation(), DEVICE)
-        objective = method = pretraining.build(model, PRETRAIN)
+        objective = method = methods.build_pretraining(model, PRETRAIN)
         steps = steps_per_epoch(corpus, recipe.batch, labelled=False)
 
         def epoch(order: np.random.Generator) -> Iterator[tuple[Any, ...]]:

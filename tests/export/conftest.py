@@ -29,7 +29,8 @@ from armlet_train import finetune
 from armlet_train.batches import steps_per_epoch
 from armlet_train.data import Corpus, join, score_windows
 from armlet_train.finetune import all_logits
-from armlet_train.models import ArmletModel, build, fold_batchnorm
+from armlet_train.methods import build_model
+from armlet_train.models import ArmletModel, fold_batchnorm
 from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, DataRecipe, FinetuneRecipe, QatRecipe
 
 from . import modules
@@ -74,7 +75,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     torch.manual_seed(0)
     corpus, normalisation = (made := made_corpus(("1", "2"), seed=1)), made.normalisation()
     validation = score_windows(made_corpus(("3", "10"), seed=2), normalisation)
-    fresh = build(MODEL, MODALITIES, corpus.lengths, len(LABELS))
+    fresh = build_model(MODEL, MODALITIES, corpus.lengths, len(LABELS))
     model = finetune.finetune(
         fresh, corpus, normalisation, validation, FINETUNE, CheckpointRecipe(), torch.device("cpu"),
         tmp_path_factory.mktemp("finetune"), lambda report: None, lambda done, total: None,

@@ -16,7 +16,7 @@ import torch
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream
-from armlet_train import checkpoints, data, finetune, models, parallel, pretraining
+from armlet_train import checkpoints, data, finetune, methods, models, parallel, pretraining
 from armlet_train.data import Corpus
 from armlet_train.recipes import (
     AugmentRecipe,
@@ -74,7 +74,7 @@ def made_corpus(seed: int = 1) -> Corpus:
 def made_model() -> models.ArmletModel:
     """Fresh, always the same."""
     torch.manual_seed(0)
-    return models.build(MODEL, (ACC, PULSE), {"acc": 64, "pulse": 41}, len(LABELS))
+    return methods.build_model(MODEL, (ACC, PULSE), {"acc": 64, "pulse": 41}, len(LABELS))
 
 
 def pretrain(epochs: int, folder: Path) -> models.ArmletModel:

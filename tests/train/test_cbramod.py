@@ -12,7 +12,7 @@ from torch import Tensor
 
 from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import cbramod, models, parallel
+from armlet_train import cbramod, methods, models, parallel
 from armlet_train.cbramod import CBraMod, CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes
 
@@ -35,7 +35,7 @@ needs_braindecode = pytest.mark.skipif(braindecode_cbramod.MISSING is not None, 
 
 def small_model(recipe: CBraModModel = RECIPE) -> models.ArmletModel:
     torch.manual_seed(0)
-    return models.build(recipe, (EEG, ECG), LENGTHS, 3).eval()
+    return methods.build_model(recipe, (EEG, ECG), LENGTHS, 3).eval()
 
 
 def random_windows(count: int) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: py
         dropout=0.0,
     )
     lengths = {"eeg": 400, "ecg": 80}
-    model = models.build(recipe, (EEG, ECG), lengths, 2)
+    model = methods.build_model(recipe, (EEG, ECG), lengths, 2)
     ecg = {name: value.clone() for name, value in encoder_of(model, "ecg").state_dict().items()}
     cbramod.start_from_weights(model, recipe, (EEG, ECG))
     for name, value in encoder_of(model, "eeg").cbramod.state_dict().items():
@@ -225,7 +225,9 @@ def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: py
             cbramod.start_from_weights(model, recipe, (strange, ECG))
     other = msgspec.structs.replace(recipe, encoders={**recipe.encoders, "ecg": recipe.encoders["eeg"]})
     with pytest.raises(RecipeError, match="ecg comes in mV at 100 Hz"):
-        cbramod.start_from_weights(models.build(other, (EEG, ECG), {**lengths, "ecg": 200}, 2), other, (EEG, ECG))
+        cbramod.start_from_weights(
+            methods.build_model(other, (EEG, ECG), {**lengths, "ecg": 200}, 2), other, (EEG, ECG)
+        )
 
 
 class Harmful:
@@ -271,9 +273,9 @@ def test_model_has_the_common_shape(pool: str) -> None:
 
 def test_window_must_be_whole_patches_and_encoder_known() -> None:
     with pytest.raises(RecipeError, match=r"\[model.encoders.ecg\] patch = 20: .* 90 samples \(100 Hz\)"):
-        models.build(RECIPE, (EEG, ECG), {"eeg": 160, "ecg": 90}, 2)
+        methods.build_model(RECIPE, (EEG, ECG), {"eeg": 160, "ecg": 90}, 2)
     with pytest.raises(RecipeError, match="lacks 'ppg'"):
-        models.build(RECIPE, (Modality("ppg", ("green",), "au", 64.0),), {"ppg": 640}, 2)
+        methods.build_model(RECIPE, (Modality("ppg", ("green",), "au", 64.0),), {"ppg": 640}, 2)
 
 
 def test_absent_modality_is_its_mask_token_and_changes_no_other() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import contrastive, crossl, masking, models
+from armlet_train import contrastive, crossl, masking, methods, models
 from armlet_train.finetune import Finetuning
 from armlet_train.recipes import AugmentRecipe, ConvModel, CrosslModel, CrosslPretrain, find_recipe, load_recipe
 
@@ -27,7 +27,7 @@ def small(mask: str) -> models.ArmletModel:
         channels=(8, 8), kernels=(5, 5), strides=(2, 2), token_dim=8, hidden_dim=16, embedding_dim=8, dropout=0.0,
         mask=mask,  # type: ignore[arg-type]
     )  # fmt: skip
-    return models.build(recipe, (ACC, GYRO), LENGTHS, 6).eval()
+    return methods.build_model(recipe, (ACC, GYRO), LENGTHS, 6).eval()
 
 
 def pretraining(model: models.ArmletModel, **options: object) -> crossl.Crossl:
@@ -52,7 +52,7 @@ def windows(count: int) -> dict[str, torch.Tensor]:
 )  # fmt: skip
 def test_papers_model_has_its_parameters(channels: tuple[int, ...], parameters: int) -> None:
     modalities = [Modality(f"m{n}", tuple("abc"[:c]), "u", 100.0) for n, c in enumerate(channels)]
-    model = models.build(CrosslModel(), modalities, {one.name: 512 for one in modalities}, 5)
+    model = methods.build_model(CrosslModel(), modalities, {one.name: 512 for one in modalities}, 5)
     head = sum(value.numel() for name, value in model.named_parameters() if name.startswith("aggregator.head"))
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert learned - head == parameters
@@ -74,7 +74,7 @@ def test_block_is_keras_in_every_detail() -> None:
 
 
 def test_papers_masks_are_zeros_that_nothing_moves() -> None:
-    model = models.build(CrosslModel(token_dim=8), (ACC, GYRO), LENGTHS, 6)
+    model = methods.build_model(CrosslModel(token_dim=8), (ACC, GYRO), LENGTHS, 6)
     assert not model.mask_tokens.requires_grad and not model.mask_tokens.any()
 
 
@@ -280,6 +280,6 @@ def test_every_mask_is_the_mean_over_pairs_of_masks() -> None:
 
 def test_too_many_modalities_are_one_sentence() -> None:
     modalities = [Modality(f"m{n}", ("x",), "u", 50.0) for n in range(4)]
-    model = models.build(CrosslModel(token_dim=8), modalities, {one.name: 128 for one in modalities}, 2)
+    model = methods.build_model(CrosslModel(token_dim=8), modalities, {one.name: 128 for one in modalities}, 2)
     with pytest.raises(RecipeError, match=r"at most 3 modalities with .* every_mask = true"):
         pretraining(model, every_mask=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import lora, models, parallel, pretraining
+from armlet_train import lora, methods, models, parallel
 from armlet_train.cbramod import CBraModEncoder
 from armlet_train.dual import Dual, dual_mask
 from armlet_train.recipes import (
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 def small_model(recipe: CBraModModel = MODEL) -> models.ArmletModel:
     torch.manual_seed(0)
-    return models.build(recipe, (ECG, EEG), {"ecg": 160, "eeg": 160}, 2)
+    return methods.build_model(recipe, (ECG, EEG), {"ecg": 160, "eeg": 160}, 2)
 
 
 def encoder_of(model: models.ArmletModel, name: str) -> CBraModEncoder:
@@ -152,8 +152,8 @@ def waves(count: int) -> Tensor:
 def test_hidden_leads_are_learned_from_the_others() -> None:
     torch.manual_seed(0)
     recipe = msgspec.structs.replace(MODEL, encoders={"ecg": msgspec.structs.replace(SIZES, maps=8)})
-    model = models.build(recipe, (ECG,), {"ecg": 160}, 2)
-    method = pretraining.build(model, msgspec.structs.replace(RECIPE, across_share=1.0))
+    model = methods.build_model(recipe, (ECG,), {"ecg": 160}, 2)
+    method = methods.build_pretraining(model, msgspec.structs.replace(RECIPE, across_share=1.0))
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 1e-2)
     present = torch.ones(64, 1, dtype=torch.bool)
     losses = []
@@ -169,7 +169,7 @@ def test_hidden_leads_are_learned_from_the_others() -> None:
 
 def test_encoder_with_weights_of_its_own_is_left_alone() -> None:
     with_weights = msgspec.structs.replace(MODEL, encoders={"ecg": SIZES, "eeg": CBraModSizes(layers=1, weights="x")})
-    model = models.build(with_weights, (ECG, EEG), {"ecg": 160, "eeg": 200}, 2)
+    model = methods.build_model(with_weights, (ECG, EEG), {"ecg": 160, "eeg": 200}, 2)
     method = Dual(model, RECIPE)
     terms = method(({"ecg": torch.randn(2, 3, 160), "eeg": torch.randn(2, 2, 200)},), torch.ones(2, 2).bool())
     assert set(terms) == {"loss", "ecg"}
@@ -177,7 +177,7 @@ def test_encoder_with_weights_of_its_own_is_left_alone() -> None:
     assert all(parameter.grad is None for parameter in model.encoders["eeg"].parameters())
     only = msgspec.structs.replace(MODEL, encoders={"eeg": CBraModSizes(layers=1, weights="x")})
     with pytest.raises(RecipeError, match='method = "none"'):
-        Dual(models.build(only, (EEG,), {"eeg": 200}, 2), RECIPE)
+        Dual(methods.build_model(only, (EEG,), {"eeg": 200}, 2), RECIPE)
 
 
 def test_dual_needs_cbramod() -> None:
@@ -189,7 +189,7 @@ def conv_model() -> models.ArmletModel:
     recipe = ConvModel(
         channels=(4,), kernels=(3,), strides=(2,), token_dim=4, hidden_dim=4, embedding_dim=4, dropout=0.0
     )
-    return models.build(recipe, (ECG,), {"ecg": 160}, 2)
+    return methods.build_model(recipe, (ECG,), {"ecg": 160}, 2)
 
 
 # LoRA.

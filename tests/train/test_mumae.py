@@ -16,7 +16,7 @@ from torch import Tensor
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording
-from armlet_train import models, mumae, runs
+from armlet_train import methods, mumae, runs
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import AugmentRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, VideoRecipe
 
@@ -46,7 +46,7 @@ def pretraining(masking: Masking = "synchronised", ratio: float = 0.75, tube_rat
 @pytest.fixture
 def model() -> ArmletModel:
     torch.manual_seed(0)
-    return models.build(sizes(), (ACC, PPG), LENGTHS, 4)
+    return methods.build_model(sizes(), (ACC, PPG), LENGTHS, 4)
 
 
 def windows(count: int) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def everything(count: int, streams: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
 def test_model_has_the_common_shape(fusion: Fusion) -> None:
-    model = models.build(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
+    model = methods.build_model(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
     batch = windows(3)
     assert model.tokens(batch).shape == (3, 2, 16 * 16)
     logits, embedding = model(batch, everything(3))
@@ -73,7 +73,7 @@ def test_model_has_the_common_shape(fusion: Fusion) -> None:
 
 @pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
 def test_parts_can_be_exported(fusion: Fusion) -> None:
-    model = models.build(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
+    model = methods.build_model(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
     batch = windows(1)
     exported = torch.export.export(model.encoders["acc"], (batch["acc"],)).module()
     torch.testing.assert_close(exported(batch["acc"]), model.encoders["acc"](batch["acc"]))
@@ -133,7 +133,7 @@ def test_video_has_the_published_numbers_of_tokens() -> None:
     # 16 frames of 224 x 224 in tubelets of 2 x 16 x 16: 1568 tokens, of which a tube mask of 0.9 leaves 160.
     video = VideoRecipe(height=224, width=224, patch=16, colours=1)
     camera = Modality("camera", tuple(f"p{number}" for number in range(224 * 224)), "1", 8.0)
-    model = models.build(sizes(video={"camera": video}, spans=8), (camera,), {"camera": 16}, 2)
+    model = methods.build_model(sizes(video={"camera": video}, spans=8), (camera,), {"camera": 16}, 2)
     method = mumae.MuMae(model, pretraining())
     mask = method.masks(2)["camera"]
     assert mask.hidden.shape[1] + mask.seen.shape[1] == 1568
@@ -221,7 +221,7 @@ def test_hidden_spans_are_learned(model: ArmletModel) -> None:
 def test_video_beside_a_sensor_learns() -> None:
     # A made clip: a bar that moves at the sensor's pace.
     torch.manual_seed(5)
-    model = models.build(sizes(video={"camera": CLIP}, spans=4), (ACC, CAMERA), {"acc": 64, "camera": 8}, 2)
+    model = methods.build_model(sizes(video={"camera": CLIP}, spans=4), (ACC, CAMERA), {"acc": 64, "camera": 8}, 2)
     method = mumae.MuMae(model, pretraining(ratio=0.5, tube_ratio=0.5))
     optimiser = torch.optim.AdamW(method.parameters(), 5e-3)
     losses = []
@@ -254,7 +254,7 @@ def test_video_beside_a_sensor_learns() -> None:
 )
 def test_sizes_that_do_not_fit_are_one_sentence(change: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        models.build(msgspec.structs.replace(sizes(), **change), (ACC, PPG), LENGTHS, 4)
+        methods.build_model(msgspec.structs.replace(sizes(), **change), (ACC, PPG), LENGTHS, 4)
 
 
 def test_mask_that_hides_nothing_is_refused(model: ArmletModel) -> None:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording
 from armlet_runtime.windows import Normalisation, fill_gaps
-from armlet_train import augment, finetune, pretraining
+from armlet_train import augment, finetune, methods
 from armlet_train.logging import RunLog
-from armlet_train.models import ArmletModel, build, fold_batchnorm
+from armlet_train.methods import build_model
+from armlet_train.models import ArmletModel, fold_batchnorm
 from armlet_train.recipes import PretrainRecipe, find_recipe, load_recipe
 
 RECIPE = load_recipe(find_recipe("hapt"))
@@ -33,7 +34,7 @@ GYRO = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)
 @pytest.fixture
 def model() -> ArmletModel:
     torch.manual_seed(0)
-    return build(RECIPE.model, (ACC, GYRO), {"acc": 128, "gyro": 128}, 6).eval()
+    return build_model(RECIPE.model, (ACC, GYRO), {"acc": 128, "gyro": 128}, 6).eval()
 
 
 def random_windows(count: int) -> dict[str, torch.Tensor]:
@@ -147,7 +148,7 @@ def test_step_is_one_graph(stage: str, model: ArmletModel) -> None:
     windows, present = random_windows(8), torch.ones(8, 2, dtype=torch.bool)
     if stage == "pretrain":
         assert isinstance(RECIPE.pretrain, PretrainRecipe)
-        method = pretraining.build(model, RECIPE.pretrain).train()
+        method = methods.build_pretraining(model, RECIPE.pretrain).train()
         views = (windows, random_windows(8))[: method.views]
         whole = torch.compile(method, backend="aot_eager", fullgraph=True)
         terms = whole(views, present)

@@ -329,7 +329,7 @@ class ConcatAggregator(models.Aggregator):
 def build(
     recipe: CBraModModel, modalities: Sequence[Modality], lengths: Mapping[str, int], labels: int
 ) -> models.ArmletModel:
-    """A fresh model, its weights from PyTorch's generator; see :func:`armlet_train.models.build`.
+    """A fresh model, its weights from PyTorch's generator; see :func:`armlet_train.methods.build_model`.
 
     Raises:
         RecipeError: The recipe's sizes do not fit the modalities.

@@ -23,9 +23,9 @@ from armlet_runtime.modalities import Modality
 
 from . import parallel
 from .contrastive import cocoa, nt_xent, vicreg
+from .loop import Pretraining
 from .masking import MOST_MODALITIES, all_masks, draw_pairs, set_mask_policy
 from .models import Aggregator, ArmletModel, Encoder
-from .pretraining import Pretraining
 from .recipes import CrosslModel, CrosslPretrain
 
 NORM_EPS = 1e-3

@@ -24,8 +24,8 @@ from armlet_runtime.errors import RecipeError
 
 from . import parallel
 from .cbramod import CBraModEncoder
+from .loop import Pretraining
 from .models import ArmletModel
-from .pretraining import Pretraining
 from .recipes import DualPretrain
 
 

@@ -7,6 +7,7 @@ by ``torchrun``) share each batch and end with the weights of one, see :mod:`arm
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from armlet_runtime.errors import RunError
 
 from . import checkpoints, parallel
+from .models import ArmletModel
 from .recipes import TrainingRecipe
 
 COMPILE_STEPS = 2000
@@ -42,6 +44,34 @@ class Objective(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step number ``step``, counted from 0."""
+
+
+class Pretraining(Objective, abc.ABC):
+    """A method of pretraining around a model.
+
+    Its constructor takes the model and the method's recipe. What it needs besides the model (an expander, decoders) is
+    made there and thrown away afterwards.
+
+    Attributes:
+        views: How many views of each window it compares, 1 or 2; the second may be of a window close in time.
+        model: What is pretrained.
+    """
+
+    uses_all = False  # the classifier's head learns in fine-tuning only
+    views: int
+    model: ArmletModel
+
+    @abc.abstractmethod
+    def forward(self, views: tuple[dict[str, Tensor], ...], present: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss.
+
+        Args:
+            views: Each: modality name to (B, channels, samples), augmented and normalised.
+            present: (B, modalities) bool; a modality that is not there has anything in its window.
+
+        Returns:
+            Scalars; ``loss`` is minimised.
+        """
 
 
 def train(

@@ -37,8 +37,8 @@ from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
 
 from . import parallel
+from .loop import Pretraining
 from .models import Aggregator, ArmletModel, Encoder
-from .pretraining import Pretraining
 from .recipes import MuMaeModel, MuMaePretrain, VideoRecipe
 
 NORM_EPS = 1e-6

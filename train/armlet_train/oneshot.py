@@ -22,7 +22,7 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.windows import Float32, Normalisation
 
-from . import checkpoints, data, episodes, models, pretraining
+from . import checkpoints, data, episodes, methods, pretraining
 from .batches import in_batches
 from .episodes import EpisodeScore
 from .fewshot import Distance, PrototypeHead
@@ -248,7 +248,7 @@ def _train(
 
 def _build(recipe: Recipe, corpus: data.Corpus) -> ArmletModel:
     torch.manual_seed(recipe.pretrain.seed)
-    return models.build(recipe.model, corpus.modalities, corpus.lengths, len(corpus.labels))
+    return methods.build_model(recipe.model, corpus.modalities, corpus.lengths, len(corpus.labels))
 
 
 def _shared(model: ArmletModel) -> dict[str, torch.Tensor]:

@@ -1,18 +1,16 @@
 """Pretraining: a method, the windows it sees, and the loop.
 
-A method is a :class:`Pretraining`: it gets one or two views of each window, augmented apart, and says what to minimise.
+A method is a :class:`armlet_train.loop.Pretraining`; the recipe names it.
 """
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 
 from armlet_runtime.windows import Normalisation
 
@@ -20,9 +18,10 @@ from . import checkpoints, parallel
 from .augment import Augment
 from .batches import Source, Views, steps_per_epoch
 from .data import Corpus
-from .loop import Objective, train
+from .loop import train
+from .methods import build_pretraining
 from .models import ArmletModel
-from .recipes import CheckpointRecipe, CrosslPretrain, DualPretrain, MuMaePretrain, PretrainRecipe
+from .recipes import CheckpointRecipe, PretrainRecipe
 
 STAGE = 1
 
@@ -32,52 +31,6 @@ class EpochReport(msgspec.Struct, frozen=True):
 
     epoch: int
     terms: dict[str, float]
-
-
-class Pretraining(Objective, abc.ABC):
-    """A method of pretraining around a model.
-
-    Its constructor takes the model and the method's recipe. What it needs besides the model (an expander, decoders) is
-    made there and thrown away afterwards.
-
-    Attributes:
-        views: How many views of each window it compares, 1 or 2; the second may be of a window close in time.
-        model: What is pretrained.
-    """
-
-    uses_all = False  # the classifier's head learns in fine-tuning only
-    views: int
-    model: ArmletModel
-
-    @abc.abstractmethod
-    def forward(self, views: tuple[dict[str, Tensor], ...], present: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss.
-
-        Args:
-            views: Each: modality name to (B, channels, samples), augmented and normalised.
-            present: (B, modalities) bool; a modality that is not there has anything in its window.
-
-        Returns:
-            Scalars; ``loss`` is minimised.
-        """
-
-
-def build(model: ArmletModel, recipe: PretrainRecipe) -> Pretraining:
-    """The recipe's method around a model; what it adds is drawn from PyTorch's generator."""
-    # The methods' modules build on this one.
-    from .crossl import Crossl
-    from .dual import Dual
-    from .mumae import MuMae
-
-    match recipe:
-        case CrosslPretrain():
-            return Crossl(model, recipe)
-        case DualPretrain():
-            return Dual(model, recipe)
-        case MuMaePretrain():
-            return MuMae(model, recipe)
-        case _:
-            raise AssertionError(f"no method for {type(recipe).__name__}")
 
 
 def pretrain(
@@ -112,7 +65,7 @@ def pretrain(
     """
     expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
     torch.manual_seed(recipe.seed)
-    method = build(model, recipe)
+    method = build_pretraining(model, recipe)
     source = Source(corpus, device)
     augment = Augment(recipe.augment, normalisation, device)
     steps = steps_per_epoch(corpus, recipe.batch, labelled=False)

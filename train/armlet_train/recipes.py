@@ -69,11 +69,11 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
-    """What kind of model, and its sizes; each kind has a struct of its own, see :func:`armlet_train.models.build`."""
+    """What kind of model, and its sizes; each kind has a struct (:func:`armlet_train.methods.build_model`)."""
 
 
 class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="conv"):
-    """Armlet's own small model, :class:`armlet_train.models.ConvEncoder`.
+    """Armlet's own small model, :class:`armlet_train.conv.ConvEncoder`.
 
     Attributes:
         channels: Of each convolution.

@@ -22,7 +22,7 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
 from armlet_runtime.windows import Normalisation, WindowSpec
 
-from . import checkpoints, models, parallel
+from . import checkpoints, methods, parallel
 from .data import Corpus, window_spec
 from .models import ArmletModel
 from .recipes import Recipe, load_recipe
@@ -81,7 +81,7 @@ def build_model(recipe: Recipe, modalities: tuple[Modality, ...]) -> ArmletModel
     window = window_spec(recipe.data)
     lengths = {modality.name: window.samples(modality) for modality in modalities}
     torch.manual_seed(recipe.pretrain.seed)
-    return models.build(recipe.model, modalities, lengths, len(recipe.data.labels))
+    return methods.build_model(recipe.model, modalities, lengths, len(recipe.data.labels))
 
 
 def start_run(folder: Path, recipe_path: Path, stage: str) -> None:
