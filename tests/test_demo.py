@@ -41,7 +41,7 @@ def test_int8_programs_agree_with_each_other(demo_dir: Path) -> None:
     ):
         assert litert["macro_f1"] == pytest.approx(executorch["macro_f1"], abs=0.005)
     precisions = {(program["engine"], program["precision"]) for program in figures["export"]["programs"]}
-    assert precisions == {("litert", "int8"), ("executorch", "int8"), ("onnx", "fp32")}
+    assert precisions == {("litert", "int8"), ("executorch", "int8"), ("onnx", "int8")}
 
 
 def test_report_needs_nothing_beside_it(demo_dir: Path) -> None:
