@@ -1,12 +1,19 @@
-"""HAPT as the training tests use it."""
+"""What the training tests share: HAPT, and one thread."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.recording import Recording
 from armlet_train import hapt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As the commands train on a CPU: more threads are slower on models this small, and very slow on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
