@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from .errors import (
     BundleError,
     CorruptBundleError,
+    ExtraMemberError,
     MissingMemberError,
     NewerSchemaError,
     SchemaError,
@@ -177,14 +178,14 @@ def write_bundle(
     Args:
         path: File to write, ``*.armlet``.
         manifest: Written as the member ``manifest.json``.
-        members: All other members, at least those that the manifest names. The same input gives the same bytes.
+        members: All other members: those that the manifest names. The same input gives the same bytes.
         signers: Signing keys, 1 to 16; :func:`add_signature` adds more later.
 
     Returns:
         The bundle's digest (see :class:`Bundle`).
 
     Raises:
-        BundleError: A name is not usable, the manifest contradicts itself or names a member that is not given, or
+        BundleError: A name is not usable, the manifest contradicts itself or does not name just these members, or
             there are too many members for the header.
     """
     if MANIFEST in members:
@@ -248,6 +249,7 @@ def open_bundle(path: Path, trusted: Trust | None) -> Bundle:
         NewerSchemaError: The container, header or manifest is newer than this armlet.
         SchemaError: The header or manifest does not follow its schema.
         MissingMemberError: The manifest names a member that is not there.
+        ExtraMemberError: There is a member that the manifest does not name.
         UntrustedKeyError: Too few of the keys that signed it are trusted.
         SignatureError: A signature is not valid.
         BundleError: The file cannot be read.
@@ -280,12 +282,21 @@ def _verify(file: int, path: str, trusted: Trust | None) -> Bundle:
     places: dict[str, tuple[int, Member]] = {}
     offset = len(front.data) - front.members[0].size
     for member in front.members:
-        if _hash(file, offset, member.size) != member.sha256:
-            raise CorruptBundleError(f"{path}: the member '{member.name}' is corrupt; copy the bundle again")
+        found = _hash(file, offset, member.size)
+        if found != member.sha256:
+            raise CorruptBundleError(f"{path}: {_what_is_wrong(member, found, front.members)}; copy the bundle again")
         places[member.name] = (offset, member)
         offset += member.size
     sizes = {member.name: member.size for member in front.members}
     return Bundle(front.manifest, front.digest, front.signers, sizes, file, path, places)
+
+
+def _what_is_wrong(member: Member, found: str, members: Sequence[Member]) -> str:
+    """Why a member's bytes, of SHA-256 ``found``, are not those of the header."""
+    for other in members:
+        if other.sha256 == found:
+            return f"the member '{member.name}' holds what belongs into '{other.name}': they were swapped"
+    return f"the member '{member.name}' is corrupt, or was taken from another bundle"
 
 
 def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
@@ -311,8 +322,9 @@ def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
     end = start + first.size
     if len(data) < end:
         raise TruncatedBundleError(f"{path} is truncated: it ends within its manifest; copy it again")
-    if hashlib.sha256(data[start:end]).hexdigest() != first.sha256:
-        raise CorruptBundleError(f"{path}: the member '{MANIFEST}' is corrupt; copy the bundle again")
+    found = hashlib.sha256(data[start:end]).hexdigest()
+    if found != first.sha256:
+        raise CorruptBundleError(f"{path}: {_what_is_wrong(first, found, header.members)}; copy the bundle again")
     try:
         manifest = decode_manifest(data[start:end])
         _check_complete(manifest, [member.name for member in header.members])
@@ -399,6 +411,8 @@ def _read_signatures(data: bytes, start: int, path: str) -> tuple[dict[bytes, by
     if len(data) <= start:
         raise TruncatedBundleError(f"{path} is truncated: it ends after its header; copy it again")
     count = data[start]
+    if count == 0:
+        raise SignatureError(f"{path} is not signed; only a bundle that a trusted key has signed is taken")
     if not 1 <= count <= MAX_SIGNATURES:
         raise CorruptBundleError(
             f"{path} says that it has {count} signatures, not 1 to {MAX_SIGNATURES}: it is corrupt"
@@ -449,3 +463,5 @@ def _check_complete(manifest: Manifest, members: Collection[str]) -> None:
     for member in named_members(manifest):
         if member not in members:
             raise MissingMemberError(f"the manifest names the member '{member}', which is not in the bundle")
+    for member in set(members) - {MANIFEST, *named_members(manifest)}:
+        raise ExtraMemberError(f"the bundle holds the member '{member}', which its manifest does not name")

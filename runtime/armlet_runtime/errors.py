@@ -61,6 +61,10 @@ class MissingMemberError(SchemaError):
     """A bundle's manifest names a member that the bundle does not hold."""
 
 
+class ExtraMemberError(SchemaError):
+    """A bundle holds a member that its manifest does not name."""
+
+
 class SignatureError(BundleError):
     """A bundle's signature is not valid."""
 

@@ -24,6 +24,9 @@ PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
 """What a program's weights are kept in: ``dynamic`` is int8 whose activations are rounded by the range of each call,
 ``fp16`` computes in float32."""
 
+MAX_MODALITIES = 12
+"""A golden run goes through all 2^n - 1 subsets; a few bytes of manifest must not ask a board for a million runs."""
+
 MAX_RELEASE = (1 << 53) - 1
 """Largest release: what every JSON reader keeps exactly."""
 
@@ -255,6 +258,9 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"schema {manifest.schema} does not exist"
     if not names or len(set(names)) != len(names):
         yield "it needs at least one modality, and none twice"
+    if len(names) > MAX_MODALITIES:
+        yield f"it has {len(names)} modalities, more than the {MAX_MODALITIES} whose subsets can be tried"
+        return
     if len(manifest.labels) < 1 or len(set(manifest.labels)) != len(manifest.labels):
         yield "it needs at least one label, and none twice"
     if not 0 <= manifest.release <= MAX_RELEASE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -56,15 +57,23 @@ def load_array(data: bytes, member: str, shape: tuple[int | None, ...]) -> Float
     Raises:
         BundleError: It is no such array.
     """
+    stream = io.BytesIO(data)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"format {version[0]}.{version[1]}")
+        said, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, EOFError) as error:
         raise BundleError(f"the member '{member}' is not an .npy array: {error}") from error
-    fits = isinstance(array, np.ndarray) and array.ndim == len(shape) and array.dtype == np.float32
-    if not fits or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise BundleError(f"the member '{member}' must be float32 {shape}, and is {got}")
-    return np.ascontiguousarray(array)
+    fits = dtype == np.float32 and len(said) == len(shape)
+    if not fits or any(want not in (None, got) for want, got in zip(shape, said, strict=True)):
+        raise BundleError(f"the member '{member}' must be float32 {shape}, and is {dtype} {said}")
+    # Before anything is allocated: a header of a few bytes can promise terabytes.
+    promised, there = math.prod(said) * dtype.itemsize, len(data) - stream.tell()
+    if promised != there:
+        raise BundleError(f"the member '{member}' promises {promised} bytes of numbers and holds {there}")
+    numbers = np.frombuffer(data, dtype, offset=stream.tell()).reshape(said, order="F" if fortran else "C")
+    return np.array(numbers, np.float32, order="C")
 
 
 class BundleModel:

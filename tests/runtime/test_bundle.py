@@ -249,9 +249,8 @@ def test_a_header_that_asks_for_much_is_not_read() -> None:
         verify(forge(nested, b""))
     manifest = encode_manifest(tiny_manifest())
     members = {"manifest.json": manifest} | MEMBERS
-    endless = [entry(name, data) for name, data in members.items()] + [
-        {"name": "z", "size": 1 << 60, "sha256": "0" * 64}
-    ]
+    endless = [entry(name, data) for name, data in members.items()]
+    endless[-1]["size"] = 1 << 60
     with pytest.raises(TruncatedBundleError, match="of 115292150460684"):
         verify(forge({"schema": 1, "members": endless}, b"".join(members.values())))
     with pytest.raises(SchemaError, match="manifest of 1152921504606846976 bytes, more than"):
