@@ -40,13 +40,15 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, PlaceState, current_place, read_board, read_state
 from armlet_runtime.trust import trusted_keys
 
-from . import frames
+from . import frames, service
 from .deploy import RESERVE_BYTES, deploy, roll_back
 from .updates import Result, State, Update, result_of
 
 HOME, SLOT, INCOMING, FRONT, UPDATE, LOG = "home", "slot", "incoming", "front", "update.json", "update.log"
 # How often the state of an install is looked at while it runs, and how long it may take before we stop watching.
 WATCH_S, PATIENCE_S = 0.05, 300.0
+# The most of a log that is shown, so that it fits into one frame.
+LOG_LINES, LOG_COLUMNS = 1000, 400
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -85,6 +87,7 @@ class Agent:
             "places": state.places,
             "floor": floor(state, trusted_keys()),
             "update": self.update(),
+            "service": service.state(),
         }
 
     def update(self) -> Update:
@@ -93,6 +96,14 @@ class Agent:
             return msgspec.json.decode((self.prefix / UPDATE).read_bytes(), type=Update)
         except FileNotFoundError:
             return Update(State.IDLE, Result.INITIAL, "", "this board has had no update yet", 0.0)
+
+    def logs(self, lines: int) -> dict[str, list[str]]:
+        """The last lines of what the last update's process said, and of the unit's journal."""
+        path = self.prefix / LOG
+        said = path.read_text(errors="replace").splitlines() if path.exists() else []
+        lines = max(1, min(lines, LOG_LINES))
+        both = {"update": said[-lines:], "service": service.journal(lines)}
+        return {name: [line[:LOG_COLUMNS] for line in shown] for name, shown in both.items()}
 
     def offer(self, data: bytes, permission: bytes | None) -> list[Wanted]:
         """Take the beginning of a bundle, if it may come here; what is missing of the rest.
@@ -292,6 +303,8 @@ def _handle(agent: Agent, request: dict[str, Any], payload: bytes) -> Iterator[d
     match request:
         case {"op": "hello"}:
             yield msgspec.to_builtins(agent.hello())
+        case {"op": "logs", "lines": int(lines)}:
+            yield {"logs": agent.logs(lines)}
         case {"op": "offer", "permission": int(permission)}:
             data, permitted = payload[permission:], payload[:permission] or None
             yield {"wanted": msgspec.to_builtins(agent.offer(data, permitted))}

@@ -30,6 +30,9 @@ PREFIX = ".local/share/armlet"
 """Where armlet lies on a board, from the home folder of the person that logs in."""
 
 COMMAND = f"{PREFIX}/venv/bin/python -m armlet_bridge.agent {PREFIX}"
+FLEET = "fleet:"
+"""How an inventory (:mod:`armlet_bridge.fleet`) is written where a target is asked for: ``fleet:FILE.toml``."""
+
 CHUNK = 1 << 16
 """Bytes of a part sent at a time: what is lost at most when a link breaks, and how fine progress is shown."""
 
@@ -128,6 +131,12 @@ class Board:
         """What the board is and has (:meth:`armlet_bridge.agent.Agent.hello`)."""
         await self._send({"op": "hello"}, b"")
         return await self._receive()
+
+    async def logs(self, lines: int) -> dict[str, list[str]]:
+        """The last lines of the last update's process (``update``) and of the unit's journal (``service``)."""
+        await self._send({"op": "logs", "lines": lines}, b"")
+        logs: dict[str, list[str]] = (await self._receive())["logs"]
+        return logs
 
     async def trust(self, keys: Sequence[bytes]) -> list[str]:
         """Have a board that trusts nobody yet trust these raw keys; names of all that it trusts then."""

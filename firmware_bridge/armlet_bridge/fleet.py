@@ -30,7 +30,7 @@ from armlet_runtime.bundle import read_front
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.trust import Trust
 
-from .boards import Connect, Deployed, deploy, parse_target
+from .boards import FLEET, Connect, Deployed, deploy, parse_target
 from .updates import Result
 
 
@@ -87,6 +87,22 @@ def read_inventory(path: Path) -> Inventory:
     if inventory.concurrency < 1 or not 0 <= inventory.stop_at <= 1:
         raise UsageError(f"{path}: concurrency is at least 1, and stop_at a share between 0 and 1")
     return inventory
+
+
+def named_boards(targets: Sequence[str]) -> list[tuple[str, str]]:
+    """Board and group of what a person gives: boards (of no group) and inventories, each board once.
+
+    Raises:
+        UsageError: One is no board, or its inventory cannot be read.
+    """
+    found: dict[str, str] = {}
+    for target in targets:
+        if target.startswith(FLEET):
+            for group in read_inventory(Path(target.removeprefix(FLEET))).group:
+                found |= dict.fromkeys(group.boards, group.name)
+        else:
+            found.setdefault(str(parse_target(target)), "")
+    return list(found.items())
 
 
 async def deploy_to_fleet(

@@ -24,6 +24,8 @@ from armlet_runtime.errors import DeployError
 PYTHONS = ("3.13", "3.12", "3.11", "3.10")
 """What the runtime runs on, best first."""
 
+BLOCK = 4096
+
 PROBE = """
 echo "architecture=$(uname -m)"
 echo "glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2)"
@@ -116,10 +118,12 @@ class Environment(msgspec.Struct, frozen=True):
     Attributes:
         digest: Names it by what is in it, so that a board which has it already needs nothing.
         archive: Gzipped tar archive of it.
+        size: Bytes that its files take on a disk with blocks of 4 KiB.
     """
 
     digest: str
     archive: bytes
+    size: int
 
 
 def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
@@ -143,7 +147,8 @@ def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
         target = ["--target", str(site)]
         _uv(["pip", "install", *machine, *target, "--require-hashes", "--no-deps", "-r", lock], probe)
         _uv(["pip", "install", *machine, *target, "--no-deps", str(_own_wheel(root, probe))], probe)
-        return Environment(_digest(site), _pack(site))
+        size = sum(-(-path.stat().st_size // BLOCK) * BLOCK for path in site.rglob("*") if path.is_file())
+        return Environment(_digest(site), _pack(site), size)
 
 
 def _wanted(extras: tuple[str, ...]) -> list[str]:

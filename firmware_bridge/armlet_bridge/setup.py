@@ -1,5 +1,7 @@
 """Preparing a board over SSH: its environment, whom it trusts, what it is, and a unit that keeps the runtime going.
 
+And undoing it (:func:`remove`).
+
 Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.PREFIX`) each environment gets a folder named by its
 contents, ``venv`` is a link to the one in use, and the link is moved only when the new one can import the runtime; so a
 setup that is cut off leaves the board as it was and may be repeated.
@@ -14,14 +16,16 @@ from typing import Any
 import msgspec
 
 from armlet_runtime.errors import DeployError
-from armlet_runtime.slots import Board as BoardDescription
+from armlet_runtime.keys import key_id
+from armlet_runtime.slots import Board as Description
 from armlet_runtime.trust import Trust
 
-from .boards import PREFIX, Target, connect, login
-from .provision import PROBE, Probe, gather, read_probe
+from .boards import PREFIX, Board, Target, connect, login
+from .provision import PROBE, Environment, Probe, gather, read_probe
+from .service import UNIT
 
 INSTALL = f"""
-import json, os, subprocess, sys, tarfile, venv
+import json, os, shutil, subprocess, sys, tarfile, venv
 line = json.loads(sys.stdin.buffer.readline())
 prefix = os.path.expanduser("~/{PREFIX}")
 place = os.path.join(prefix, "env-" + line["digest"][:16])
@@ -45,6 +49,9 @@ if os.path.lexists(new):
 os.symlink(os.path.basename(place), new)
 os.replace(new, link)
 os.sync()
+for name in os.listdir(prefix):
+    if name.startswith("env-") and name != os.path.basename(place):
+        shutil.rmtree(os.path.join(prefix, name))
 """
 """A constant program for the board's own Python: one JSON line, then the archive, on its standard input."""
 
@@ -54,7 +61,7 @@ place = os.path.expanduser("~/{PREFIX}/env-" + sys.stdin.readline().strip()[:16]
 print("yes" if os.path.exists(os.path.join(place, "complete")) else "no")
 """
 
-UNIT = f"""[Unit]
+UNIT_FILE = f"""[Unit]
 Description=armlet: decisions from wearables
 StartLimitIntervalSec=0
 
@@ -68,13 +75,37 @@ RestartSec=2
 WantedBy=default.target
 """
 
-WRITE_UNIT = """
-set -e
+WRITE_UNIT = f"""
+set -eu
 mkdir -p "$HOME/.config/systemd/user"
-cat > "$HOME/.config/systemd/user/armlet.service"
+cat > "$HOME/.config/systemd/user/{UNIT}"
 systemctl --user daemon-reload
-systemctl --user enable --now armlet.service
+systemctl --user enable --quiet {UNIT}
+systemctl --user restart {UNIT}
+loginctl enable-linger 2>/dev/null || true
+loginctl show-user --property=Linger --value "$(id -un)" 2>/dev/null || true
 """
+"""Prints ``yes`` if the user's units run without anybody logged in. A restart, because the environment may be new."""
+
+REMOVE = f"""
+set -eu
+unit="$HOME/.config/systemd/user/{UNIT}"
+if [ -e "$unit" ]; then
+  systemctl --user disable --now {UNIT} 2>/dev/null || true
+  rm -f "$unit"
+  systemctl --user daemon-reload 2>/dev/null || true
+  echo unit
+fi
+if [ -e "$HOME/{PREFIX}" ]; then
+  rm -rf "$HOME/{PREFIX}"
+  echo folder
+fi
+"""
+"""Prints what there was."""
+
+
+ROOM_BYTES = 32 << 20
+"""Left free besides the environment: for two bundles, and a board that can still log."""
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -84,6 +115,7 @@ class Setup(msgspec.Struct, frozen=True):
         board: The target.
         probe: What the board is.
         environment: Digest of its environment.
+        bytes_unpacked: What that takes on the board's disk.
         bytes_sent: Bytes of it that were sent; 0 if the board had it.
         trusted: Short names of the keys that it trusts.
         unit: Whether the systemd unit was started, or why there is none.
@@ -92,6 +124,7 @@ class Setup(msgspec.Struct, frozen=True):
     board: str
     probe: Probe
     environment: str
+    bytes_unpacked: int
     bytes_sent: int
     trusted: tuple[str, ...]
     unit: str
@@ -100,7 +133,7 @@ class Setup(msgspec.Struct, frozen=True):
 async def setup(
     target: Target,
     trust: Trust,
-    description: BoardDescription | None = None,
+    description: Description | None = None,
     extras: Sequence[str] = (),
     host_key: str | None = None,
     service: bool = True,
@@ -122,28 +155,85 @@ async def setup(
     """
     async with login(target, host_key) as connection:
         probe = read_probe(await _run(connection, "sh -s", PROBE.encode()))
-        say(f"{probe.model or probe.architecture}, Python {probe.python_version}, glibc {probe.glibc}")
+        say(
+            f"{probe.model or 'no device tree'}: {probe.architecture}{_dot_products(probe)}, "
+            f"{probe.memory_bytes / 1e6:.0f} MB of memory, {probe.free_bytes / 1e6:.0f} MB of disk free, "
+            f"Python {probe.python_version}, glibc {probe.glibc}"
+        )
         environment = gather(probe, tuple(extras))
-        say(f"environment {environment.digest[:16]}: {len(environment.archive) / 1e6:.1f} MB")
+        say(
+            f"environment {environment.digest[:16]}: {len(environment.archive) / 1e6:.1f} MB, "
+            f"{environment.size / 1e6:.0f} MB unpacked; every wheel's hash is checked"
+        )
         # The interpreter's path is the board's own word; it is quoted, and what it runs are constants.
         python = shlex.quote(probe.python)
         had = await _run(connection, f"{python} -c {shlex.quote(HAS)}", environment.digest.encode() + b"\n")
         sent = b"" if had.strip() == "yes" else environment.archive
+        if sent:
+            _check_room(target, probe, environment)
         first = msgspec.json.encode({"digest": environment.digest}) + b"\n"
         await _run(connection, f"{python} -c {shlex.quote(INSTALL)}", first + sent)
         unit = await _start_unit(connection, probe) if service else "not asked for"
     async with connect(target) as board:
-        names = await board.trust([key.public_bytes_raw() for key in trust.keys])
+        names = await trust_owner(board, str(target), trust)
         if description is not None:
             await board.describe(description)
-    return Setup(str(target), probe, environment.digest, len(sent), tuple(names), unit)
+    return Setup(str(target), probe, environment.digest, environment.size, len(sent), tuple(names), unit)
+
+
+async def trust_owner(board: Board, name: str, trust: Trust) -> list[str]:
+    """Have a board trust its owner's keys, if it trusts nobody yet; names of all that it trusts.
+
+    Raises:
+        DeployError: It trusts others since an earlier setup, and none of these.
+    """
+    names = await board.trust([key.public_bytes_raw() for key in trust.keys])
+    if not {key_id(key) for key in trust.keys} & set(names):
+        raise DeployError(
+            f"{name} trusts {', '.join(names)} since an earlier setup and none of the keys here, so it would take none "
+            f"of your bundles: rotate its keys with those ('armlet key rotate'), or 'armlet board remove {name}' and "
+            f"set it up anew"
+        )
+    return names
+
+
+def _dot_products(probe: Probe) -> str:
+    """For a person: whether int8 layers take a fraction of the instructions here (Armv8.2's SDOT, ``asimddp``)."""
+    if probe.architecture != "aarch64":
+        return ""
+    return " with int8 dot products" if "asimddp" in probe.features else " without int8 dot products"
+
+
+def _check_room(target: Target, probe: Probe, environment: Environment) -> None:
+    needs = environment.size + ROOM_BYTES
+    if probe.free_bytes < needs:
+        raise DeployError(
+            f"{target} has {probe.free_bytes / 1e6:.0f} MB of disk free where people's homes are and needs "
+            f"{needs / 1e6:.0f} MB for its environment; nothing was written: make room, or use a larger card"
+        )
 
 
 async def _start_unit(connection: Any, probe: Probe) -> str:
     if probe.units in ("", "offline", "unknown"):
         return "none: this board runs no systemd for its users; start 'armlet run' by what it has instead"
-    await _run(connection, f"sh -c {shlex.quote(WRITE_UNIT)}", UNIT.encode())
-    return "armlet.service is enabled; 'sudo loginctl enable-linger' lets it run when nobody is logged in"
+    lingers = await _run(connection, f"sh -c {shlex.quote(WRITE_UNIT)}", UNIT_FILE.encode())
+    if lingers.strip() == "yes":
+        return f"{UNIT} runs, and starts with the board"
+    return f"{UNIT} runs while you are logged in; on the board, 'sudo loginctl enable-linger $USER' starts it with it"
+
+
+async def remove(target: Target, host_key: str | None = None) -> tuple[str, ...]:
+    """Take everything of armlet's off a board: unit, bundles, environment, and whom it trusts.
+
+    Returns:
+        What there was: ``unit``, ``folder``.
+
+    Raises:
+        LinkError: The board cannot be reached.
+        DeployError: It could not do it.
+    """
+    async with login(target, host_key) as connection:
+        return tuple((await _run(connection, f"sh -c {shlex.quote(REMOVE)}", b"")).split())
 
 
 async def _run(connection: Any, command: str, given: bytes) -> str:

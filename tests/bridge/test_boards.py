@@ -18,12 +18,14 @@ import pytest
 
 from armlet_bridge import boards, frames
 from armlet_bridge.boards import Board, BoardError, LinkError, deploy, parse_target
+from armlet_bridge.setup import trust_owner
 from armlet_bridge.updates import Result
 from armlet_runtime import keys
 from armlet_runtime.admission import permit
 from armlet_runtime.bundle import open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.slots import current_bundle
+from armlet_runtime.trust import trusted_keys
 
 MakeBundle = Callable[..., Path]
 
@@ -211,6 +213,18 @@ async def test_a_board_goes_back_by_its_owners_word(
     assert (await deploy(make_bundle(2, release=2), "b", connecting(prefix))).result is Result.SUCCESS
 
 
+async def test_whom_a_board_trusts_is_not_changed_by_a_second_setup(
+    prefix: Path, signing_key: Path, tmp_path: Path
+) -> None:
+    owner = trusted_keys([signing_key.with_name(signing_key.name + ".pub")])
+    keys.generate(tmp_path / "stranger")
+    async with connecting(prefix)() as board:
+        names = await trust_owner(board, "ssh://b", owner)
+        assert names == [keys.key_id(owner.keys[0])]
+        with pytest.raises(DeployError, match=r"none of the keys here.*board remove ssh://b"):
+            await trust_owner(board, "ssh://b", trusted_keys([tmp_path / "stranger.pub"]))
+
+
 class Sshd:
     """OpenSSH's server on loopback, whose every login works in a folder that stands for the board's home."""
 
@@ -264,10 +278,11 @@ def test_a_board_is_set_up_and_deployed_to_over_ssh(
     def armlet(*arguments: object, ok: bool = True) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "armlet_runtime", *map(str, arguments)], capture_output=True, text=True, check=False,
-            env={**os.environ, "HOME": str(home), "ARMLET_HOME": str(home / "armlet"), "COLUMNS": "300"},
+            env={"UV_CACHE_DIR": str(Path.home() / ".cache" / "uv"), **os.environ, "HOME": str(home),
+                 "ARMLET_HOME": str(home / "armlet"), "COLUMNS": "300"},
         )  # fmt: skip
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
-        return done.stdout if ok else done.stderr
+        return done.stdout if ok else done.stdout + done.stderr
 
     said = armlet("board", "info", "ssh://board", ok=False)
     assert f"--host-key {sshd.fingerprint}" in said
@@ -281,7 +296,25 @@ def test_a_board_is_set_up_and_deployed_to_over_ssh(
     again = armlet("board", "setup", "ssh://board", "--key", public, "--engine", "onnx")
     assert "0.0 MB sent" in again
     assert "no bundle yet" in armlet("board", "info", "ssh://board")
+    assert "no bundle yet: 'armlet deploy" in armlet("board", "status", "ssh://board", ok=False)
     said = armlet("deploy", make_bundle(1), "ssh://board", "--key", public, "--json", tmp_path / "2.json")
     assert "toy 0.1 is in use" in said and json.loads((tmp_path / "2.json").read_text())["links_lost"] == 0
     assert "golden run" in armlet("deploy", make_bundle(2, golden_error=0.5), "ssh://board", "--key", public, ok=False)
-    assert "runs toy 0.1" in armlet("board", "info", "ssh://board")
+    assert "update: idle, the golden run on onnx differs" in armlet("board", "status", "ssh://board")
+    armlet("deploy", make_bundle(3), "ssh://board", "--key", public)
+    said = armlet("board", "status", "ssh://board", "--json", tmp_path / "3.json")
+    assert "runs toy 0.3" in said and "before it: toy 0.1" in said and "unit: none" in said
+    status = json.loads((tmp_path / "3.json").read_text())
+    assert status["update"]["result"] == Result.SUCCESS and abs(status["clock_s"]) < 5
+    (sshd.home / boards.PREFIX / "update.log").write_text("one\ntwo\nthree\n")
+    assert "update:\n  two\n  three\n" in armlet("board", "logs", "ssh://board", "--lines", 2)
+    inventory = tmp_path / "boards.toml"
+    inventory.write_text('[[group]]\nname = "desk"\nboards = ["ssh://board"]\n')
+    everybody = (f"fleet:{inventory}", "ssh://board", "ssh://127.0.0.1:1")
+    said = armlet("board", "list", *everybody, "--json", tmp_path / "4.json", ok=False)
+    assert "toy 0.3" in said and "desk" in said and "1 of 2 boards run a bundle" in said
+    away = json.loads((tmp_path / "4.json").read_text())[1]
+    assert away["bundle"] is None and "cannot reach ssh://127.0.0.1:1" in away["update"]["message"]
+    assert "nothing of armlet's is on it now" in armlet("board", "remove", "ssh://board")
+    assert not (sshd.home / boards.PREFIX).exists()
+    assert "has no armlet yet" in armlet("board", "status", "ssh://board", ok=False)

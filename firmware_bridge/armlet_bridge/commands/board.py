@@ -1,4 +1,4 @@
-"""``armlet board``: prepare a board over SSH, and see what it runs."""
+"""``armlet board``: prepare boards over SSH, see what they run and how they are, and take armlet off them again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 NAME = "board"
-HELP = "Prepare a board over SSH for deploys, and show what it is and runs."
+HELP = "Prepare a board over SSH for deploys, show what it is, runs and logs, and take armlet off it again."
 EXAMPLE = """armlet board setup ssh://pi@raspberrypi.local --class raspberry-pi-5
-  armlet board info ssh://pi@raspberrypi.local --json board.json"""
+  armlet board info ssh://pi@raspberrypi.local --json board.json
+  armlet board status ssh://pi@raspberrypi.local
+  armlet board list fleet:boards.toml"""
 EXTRA = "bridge"
 
 
@@ -27,32 +29,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     setup.add_argument("--no-service", action="store_true", help="do not start a systemd unit")
     setup.add_argument("--key", type=Path, action="append", default=[], metavar="FILE.pub", help="whom it is to trust")
-    back = actions.add_parser("rollback", help="use the bundle before the present one again, by the owner's permission")
-    _add_target(back)
     info = actions.add_parser("info", help="what the board is, what it runs, how its last update ended")
     _add_target(info)
+    status = actions.add_parser("status", help="whether the board runs a bundle: 1 if it has none, or its unit failed")
+    _add_target(status)
+    logs = actions.add_parser("logs", help="what the last update and the board's unit wrote")
+    _add_target(logs)
+    logs.add_argument("--lines", type=int, default=30, metavar="N", help="of each at most (default %(default)s)")
+    listing = actions.add_parser("list", help="which board runs what: 1 if one cannot be reached or has no bundle")
+    listing.add_argument("targets", nargs="+", metavar="TARGET", help="ssh://USER@HOST ..., or fleet:FILE.toml")
+    _add_json(listing)
+    back = actions.add_parser("rollback", help="use the bundle before the present one again, by the owner's permission")
+    _add_target(back)
+    remove = actions.add_parser("remove", help="take everything of armlet's off the board: unit, bundles, keys")
+    _add_target(remove)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="ssh://USER@HOST", help="the board")
     parser.add_argument("--host-key", metavar="SHA256:...", help="believe this new host key, and remember it")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found and done")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action."""
+    """Do the action; 1 if a board is not as it should be."""
     import asyncio
 
     from armlet_runtime.outputs import write_json
 
-    actions = {"setup": _setup, "info": _info, "rollback": _roll_back}
-    result = asyncio.run(actions[args.action](args))
+    actions = {
+        "setup": _setup, "info": _info, "status": _status, "logs": _logs, "list": _list, "rollback": _roll_back,
+        "remove": _remove,
+    }  # fmt: skip
+    result, well = asyncio.run(actions[args.action](args))
     if args.json:
         write_json(args.json, result)
-    return 0
+    return 0 if well else 1
 
 
-async def _setup(args: argparse.Namespace) -> Any:
+async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.slots import Board
     from armlet_runtime.trust import trusted_keys
@@ -72,10 +91,10 @@ async def _setup(args: argparse.Namespace) -> Any:
     done = await setup(target, trust, description, args.engine, args.host_key, not args.no_service, print)
     print(f"{done.board} is ready: {done.bytes_sent / 1e6:.1f} MB sent, trusts {', '.join(done.trusted)}")
     print(f"service: {done.unit}")
-    return done
+    return done, True
 
 
-async def _info(args: argparse.Namespace) -> Any:
+async def _info(args: argparse.Namespace) -> tuple[Any, bool]:
     from ..boards import connect, parse_target
 
     target = parse_target(args.target)
@@ -94,10 +113,71 @@ async def _info(args: argparse.Namespace) -> Any:
         entry = found["places"][place]
         print(f"runs {entry['name']} {entry['version']} ({entry['digest'][:12]}), deployed {entry['deployed']}")
     print(f"last update: {found['update']['message']}")
-    return found
+    return found, True
 
 
-async def _roll_back(args: argparse.Namespace) -> Any:
+async def _status(args: argparse.Namespace) -> tuple[Any, bool]:
+    from ..boards import connect, parse_target
+    from ..roster import status
+
+    target = parse_target(args.target)
+    async with connect(target, args.host_key) as board:
+        found = status(str(target), "", await board.hello())
+    if found.bundle is None:
+        print(f"{target} has no bundle yet: 'armlet deploy BUNDLE {target}'")
+    else:
+        entry = found.bundle
+        print(f"{target} runs {entry.name} {entry.version} ({entry.digest[:12]}), deployed {entry.deployed}")
+    if found.before is not None:
+        print(
+            f"before it: {found.before.name} {found.before.version} ({found.before.digest[:12]}), kept for a rollback"
+        )
+    print(f"last update: {found.update.state.name.lower()}, {found.update.message}")
+    print(f"unit: {found.unit}")
+    print(f"clock: {abs(found.clock_s):.0f} s {'ahead of' if found.clock_s > 0 else 'behind'} this machine's")
+    return found, found.well
+
+
+async def _logs(args: argparse.Namespace) -> tuple[Any, bool]:
+    from armlet_runtime.errors import UsageError
+
+    from ..agent import LOG_LINES
+    from ..boards import connect, parse_target
+
+    if not 1 <= args.lines <= LOG_LINES:
+        raise UsageError(f"--lines is a number from 1 to {LOG_LINES}, not {args.lines}")
+    target = parse_target(args.target)
+    async with connect(target, args.host_key) as board:
+        logs = await board.logs(args.lines)
+    for name, none in (("update", "its process wrote nothing"), ("service", "none, or no right to read the journal")):
+        print(f"{name}:")
+        for line in logs[name] or [f"({none})"]:
+            print(f"  {line}")
+    return logs, True
+
+
+async def _list(args: argparse.Namespace) -> tuple[Any, bool]:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..boards import connect, parse_target
+    from ..fleet import named_boards
+    from ..roster import roster
+
+    rows = await roster(named_boards(args.targets), lambda board: lambda: connect(parse_target(board)))
+    table = Table()
+    for heading in ("board", "group", "runs", "unit", "last update, or why it was not reached"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        runs = f"{row.bundle.name} {row.bundle.version} ({row.bundle.digest[:12]})" if row.bundle else "-"
+        table.add_row(row.board, row.group, runs, row.unit, row.update.message)
+    Console().print(table)
+    well = sum(row.well for row in rows)
+    print(f"{well} of {len(rows)} boards run a bundle")
+    return rows, well == len(rows)
+
+
+async def _roll_back(args: argparse.Namespace) -> tuple[Any, bool]:
     from armlet_runtime.admission import permit
     from armlet_runtime.errors import DeployError
     from armlet_runtime.keys import default_signing_key
@@ -114,4 +194,16 @@ async def _roll_back(args: argparse.Namespace) -> Any:
         key, _ = default_signing_key()
         entry = await board.roll_back(permit(found["places"][other]["digest"], found["floor"], [key]))
     print(f"{target} runs {entry.name} {entry.version} ({entry.digest[:12]}) again")
-    return entry
+    return entry, True
+
+
+async def _remove(args: argparse.Namespace) -> tuple[Any, bool]:
+    from ..boards import parse_target
+    from ..setup import remove
+
+    target = parse_target(args.target)
+    removed = await remove(target, args.host_key)
+    print(
+        f"{target}: nothing of armlet's is on it now" if removed else f"{target}: there was nothing of armlet's on it"
+    )
+    return {"board": str(target), "removed": removed}, True

@@ -12,9 +12,6 @@ from armlet_runtime.commands.model_arguments import add_bundle_arguments
 if TYPE_CHECKING:
     from ..boards import Deployed
 
-FLEET = "fleet:"
-"""How an inventory (:mod:`armlet_bridge.fleet`) is written where a target is asked for: ``fleet:FILE.toml``."""
-
 NAME = "deploy"
 HELP = "Verify a bundle and put it into use, here or on a board, which keeps its old one if anything is wrong with it."
 EXAMPLE = """armlet deploy har.armlet file:/var/lib/armlet/slot --json deployed.json
@@ -49,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from armlet_runtime.slots import bundle_path, read_state
     from armlet_runtime.trust import trusted_keys
 
+    from ..boards import FLEET
     from ..deploy import HealthError, deploy, parse_target
 
     bundle = bundle_path(args.bundle)
@@ -82,7 +80,7 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
     from armlet_runtime.trust import trusted_keys
 
     _need_ssh()
-    from ..boards import connect, parse_target
+    from ..boards import FLEET, connect, parse_target
     from ..fleet import deploy_to_fleet, read_inventory, totals
 
     if args.allow_older or args.host_key:

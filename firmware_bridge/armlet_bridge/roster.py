@@ -1,0 +1,82 @@
+"""How boards are, and which runs what: many boards at once, and those that cannot be reached said so."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from armlet_runtime.errors import DeployError
+from armlet_runtime.slots import PlaceState
+
+from .boards import Connect
+from .updates import Result, State, Update
+
+CONCURRENCY = 16
+"""Boards asked at a time."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """How a board is.
+
+    Attributes:
+        board: The target.
+        group: Its group in an inventory; empty without one.
+        bundle: What it runs; None without a bundle.
+        before: The bundle that it can go back to; None without one.
+        update: Its last update, or why it could not be asked.
+        unit: State of its systemd unit as systemd names it, ``none`` without one, ``unknown`` if it was not reached.
+        clock_s: Its clock less this machine's, seconds.
+    """
+
+    board: str
+    group: str
+    bundle: PlaceState | None
+    before: PlaceState | None
+    update: Update
+    unit: str
+    clock_s: float
+
+    @property
+    def well(self) -> bool:
+        """Whether it has a bundle in use and a unit, if any, that is not failed."""
+        return self.bundle is not None and self.unit not in ("failed", "unknown")
+
+
+def status(board: str, group: str, hello: dict[str, Any]) -> Status:
+    """What a board says of itself (:meth:`armlet_bridge.agent.Agent.hello`), as its status."""
+    places = msgspec.convert(hello["places"], dict[str, PlaceState])
+    in_use = hello["place"]
+    return Status(
+        board=board,
+        group=group,
+        bundle=places.get(in_use),
+        before=next((entry for place, entry in places.items() if place != in_use), None),
+        update=msgspec.convert(hello["update"], Update),
+        unit=hello["service"],
+        clock_s=hello["clock"] - time.time(),
+    )
+
+
+async def roster(boards: Sequence[tuple[str, str]], connecting: Callable[[str], Connect]) -> list[Status]:
+    """The status of each board.
+
+    Args:
+        boards: Target and group of each.
+        connecting: Board to what opens a link to its agent.
+    """
+    turns = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(name: str, group: str) -> Status:
+        async with turns:
+            try:
+                async with connecting(name)() as board:
+                    return status(name, group, await board.hello())
+            except DeployError as error:
+                update = Update(State.IDLE, Result.CONNECTION_LOST, "", str(error), 0.0)
+                return Status(name, group, None, None, update, "unknown", 0.0)
+
+    return list(await asyncio.gather(*(one(name, group) for name, group in boards)))
