@@ -8,6 +8,7 @@ import msgspec
 
 from armlet_runtime.manifest import Certificate, CertificateRow, ProgramRow
 
+from .calibrate import Calibration
 from .gate import INTERVAL, GateRow
 
 _FIELDS = CertificateRow.__struct_fields__
@@ -20,6 +21,8 @@ def certificate(
     rows: Sequence[GateRow],
     programs: Sequence[ProgramRow],
     versions: Mapping[str, str],
+    calibrations: Mapping[str, Calibration],
+    calibration: str,
 ) -> Certificate:
     """The certificate of a gate's rows.
 
@@ -30,6 +33,8 @@ def certificate(
         rows: From :func:`armlet_export.gate.compare`, of all engines.
         programs: From :func:`armlet_export.gate.program_rows`, of all engines.
         versions: What made and ran the programs.
+        calibrations: Engine to what :func:`armlet_export.calibrate.measure` found.
+        calibration: How.
     """
     return Certificate(
         data=data,
@@ -37,11 +42,14 @@ def certificate(
         windows=windows,
         rows=tuple(
             msgspec.convert(
-                {name: value for name, value in msgspec.structs.asdict(row).items() if name in _FIELDS}, CertificateRow
+                {name: value for name, value in msgspec.structs.asdict(row).items() if name in _FIELDS}
+                | calibrations[row.engine].of(row.subset),
+                CertificateRow,
             )
             for row in rows
         ),
         interval=INTERVAL,
         programs=tuple(programs),
         versions=dict(versions),
+        calibration=calibration,
     )

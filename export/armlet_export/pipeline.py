@@ -34,7 +34,7 @@ from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
-from . import lower
+from . import calibrate, lower
 from . import precision as precision_of_parts
 from .assemble import SUFFIX, Description, Draft, draft
 from .certificate import certificate
@@ -72,6 +72,7 @@ class Material:
         certify: People of the certificate; usually the same.
         certify_name: What the certificate calls them, such as ``hapt validation``.
         qat: How to train, and what rounding may cost.
+        max_unknown: Share of right decisions on validation people that may become unknown; 0 for none.
     """
 
     model: ArmletModel
@@ -84,6 +85,7 @@ class Material:
     certify: Scored
     certify_name: str
     qat: QatRecipe
+    max_unknown: float = 0.0
 
 
 class ProgramReport(msgspec.Struct, frozen=True):
@@ -207,6 +209,15 @@ def export_model(
         golden_logits = {
             engine: proof.logits[:, golden_places(people.truth)] for engine, proof in measured.proofs.items()
         }
+        modalities = list(people.windows)
+        confidence = calibrate.fit(
+            modalities, people, [proof.logits for proof in measured.proofs.values()], material.max_unknown
+        )
+        made.manifest = msgspec.structs.replace(made.manifest, confidence=confidence)
+        calibrations = {
+            engine: calibrate.measure(modalities, material.certify, proof.logits, confidence, certified is measured)
+            for engine, proof in certified.proofs.items()
+        }
         quality = certificate(
             material.certify_name,
             sorted({str(person) for person in material.certify.people}, key=_natural),
@@ -215,6 +226,8 @@ def export_model(
             certified.programs,
             made.manifest.made_with
             | {f"{engine} here": proof.report.version for engine, proof in measured.proofs.items()},
+            calibrations,
+            calibrate.LEAVE_ONE_OUT if certified is measured else calibrate.FITTED_ELSEWHERE,
         )
         made.add_proofs(golden, golden_logits, quality)
         with clock.time("sign"):

@@ -149,7 +149,7 @@ def figure_live(trace: LiveTrace, labels: Sequence[str]) -> Figure:
         chosen = [
             (at, labels.index(d.label))
             for at, d in trace.decisions
-            if d.label is not None and (len(d.subset) == count) == subset
+            if d.label in labels and (len(d.subset) == count) == subset
         ]
         name = "decided on all sensors" if subset else f"decided without {trace.lost}"
         if chosen:

@@ -13,8 +13,10 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window_end_ns: End of the window on the host's monotonic clock (of the recording, in a replay).
         decided_ns: When it fell due on the same clock: the last sample it needed had arrived, or waiting was over.
         subset: Names of the modalities it rests on; empty if every sensor was gone, and then ``label`` is null.
-        label: Label of the highest score; null where there is no decision, see ``reason``.
-        scores: Softmax of the logits, in the order of the manifest's labels; empty without a label.
+        label: Label of the highest score, or ``unknown`` where that is below the bundle's (or the user's) threshold;
+            null where there is no decision, see ``reason``.
+        scores: Probabilities in the order of the manifest's labels: softmax of the logits over the subset's
+            temperature, if the bundle has one; empty without a label.
         embedding: Aggregator's embedding; empty without a label.
         age_s: Modality name to age of its newest sample at the window's end, in seconds; null if it never had one.
         coverage: Modality name to share of the window's samples that were received.

@@ -23,11 +23,11 @@ run and its replay give the same decisions, but for ``latency_s`` and ``compute_
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from .deciding import Decider
 from .decisions import Decision
 from .engines.base import Float32
 from .errors import DataError, NotANumberError
@@ -79,6 +79,7 @@ class LiveCore:
         clock_ns: Callable[[], int] | None = None,
         floor: float | None = None,
         certified: Mapping[str, CertificateRow] | None = None,
+        unknown_below: float | None = None,
     ) -> None:
         """Begin without any packet.
 
@@ -87,7 +88,12 @@ class LiveCore:
             clock_ns: The clock that arrivals are stamped with, for ``latency_s``; None for a replay.
             floor: Decide on no subset whose certified macro-F1 is below it, or that the certificate does not know.
             certified: Subset to its row of the certificate, for the engine that runs.
+            unknown_below: See :class:`armlet_runtime.deciding.Decider`.
+
+        Raises:
+            UsageError: ``unknown_below`` cannot be had.
         """
+        self._decider = Decider(model.manifest, unknown_below)
         self._refused: set[str] = set()
         if floor is not None:
             names = [modality.name for modality in model.manifest.modalities]
@@ -253,9 +259,9 @@ class LiveCore:
         else:
             try:
                 logits, vector = self._model.aggregate(tokens)
-                scores = _softmax(logits.tolist())
+                verdict = self._decider.decide(subset_name(tuple(tokens)), logits.tolist())
+                label, scores = verdict.label, verdict.scores
                 embedding = tuple(vector.tolist())
-                label = self._model.manifest.labels[int(logits.argmax())]
             except NotANumberError:
                 reason = NOT_A_NUMBER
         live = self._clock_ns is not None
@@ -278,14 +284,6 @@ class LiveCore:
     def _is_present(self, slot: _Slot, cut: Cut) -> bool:
         needed = self._presence.min_coverage if slot.present else self._presence.return_coverage
         return cut.age_ns is not None and cut.age_ns <= slot.stale_ns and cut.coverage >= needed
-
-
-def _softmax(logits: list[float]) -> tuple[float, ...]:
-    # The C library's exp: NumPy's differs between its releases in the last bit, and so would replays.
-    highest = max(logits)
-    powers = [math.exp(logit - highest) for logit in logits]
-    total = math.fsum(powers)
-    return tuple(power / total for power in powers)
 
 
 def stale_ns(presence: Presence, modality: Modality) -> int:

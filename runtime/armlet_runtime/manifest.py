@@ -14,11 +14,15 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from .errors import NewerSchemaError, SchemaError
-from .modalities import Modality
+from .modalities import Modality, subset_name, subsets
 from .windows import Normalisation, WindowSpec
 
-SCHEMA = 2
-"""2 since programs have precisions other than int8 and fp32, and golden outputs tolerances; 1 is still read."""
+SCHEMA = 3
+"""3 since scores are calibrated; 2 since programs have precisions other than int8 and fp32, and golden outputs
+tolerances. Older ones are still read."""
+
+UNKNOWN = "unknown"
+"""The label of a decision that the model is not sure enough of; no class may have that name where it can be given."""
 
 PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
 """What a program's weights are kept in: ``dynamic`` is int8 whose activations are rounded by the range of each call,
@@ -84,6 +88,18 @@ class GoldenRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: dict[str, float] = {}
 
 
+class Confidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How scores become probabilities, fitted on validation people.
+
+    Attributes:
+        temperature: Subset to what its logits are divided by before the softmax (Guo et al. 2017, arXiv 1706.04599).
+        unknown_below: A decision whose highest probability is below this is :data:`UNKNOWN`; 0 for none.
+    """
+
+    temperature: dict[str, float]
+    unknown_below: float = 0.0
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the board must know about a model."""
 
@@ -118,6 +134,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """UTC, ISO 8601: from then on it is not put on a board any more; one that is in use goes on."""
     boards: tuple[str, ...] = ()
     """Classes of boards that it is made for, such as ``raspberry-pi-5``; none for any."""
+    confidence: Confidence | None = None
+    """None in bundles of schema 1 and 2: scores are then the plain softmax, and nothing is unknown."""
 
 
 class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,6 +166,12 @@ class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantised_rmse: float | None = None
     quantised_cosine: float | None = None
     quantised_agreement: float | None = None
+    ece_uncalibrated: float | None = None
+    """Expected calibration error of the plain softmax (see :attr:`Certificate.calibration`); null before schema 3."""
+    ece: float | None = None
+    """The same with the subset's temperature."""
+    unknown: float | None = None
+    """Share of windows whose probability is below the bundle's threshold."""
 
 
 class ProgramRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,6 +200,8 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: tuple[CertificateRow, ...]
     interval: str = ""
     """How the interval of macro-F1 came about."""
+    calibration: str = ""
+    """How the calibration errors came about."""
     programs: tuple[ProgramRow, ...] = ()
     versions: dict[str, str] = {}
     """What made and ran the programs: package or engine to version."""
@@ -285,6 +311,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             and all(0 < std < math.inf for std in normalisation.std)
         ):
             yield f"the normalisation of '{modality.name}' needs a mean and a positive deviation for each channel"
+    if manifest.confidence is not None:
+        yield from _confidence_problems(manifest, manifest.confidence)
     if set(manifest.golden.windows) != set(names):
         yield "the golden windows are not of its modalities"
     if not manifest.engines:
@@ -308,3 +336,15 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
                 yield f"the program {ref.member} has the precision '{ref.precision}', not {', '.join(PRECISIONS)}"
         if engine not in manifest.golden.logits:
             yield f"there are no golden logits for {engine}"
+
+
+def _confidence_problems(manifest: Manifest, confidence: Confidence) -> Iterator[str]:
+    wanted = {subset_name(subset) for subset in subsets([modality.name for modality in manifest.modalities])}
+    if set(confidence.temperature) != wanted:
+        yield "the temperatures are not of its subsets"
+    if not all(0 < temperature < math.inf for temperature in confidence.temperature.values()):
+        yield "a temperature must be positive"
+    if not 0 <= confidence.unknown_below <= 1:
+        yield "unknown_below is a probability, from 0 to 1"
+    if confidence.unknown_below > 0 and UNKNOWN in manifest.labels:
+        yield f"the label '{UNKNOWN}' is that of decisions below unknown_below, and cannot be one of its classes"

@@ -29,6 +29,29 @@ def macro_f1(truth: ArrayLike, predicted: ArrayLike, classes: int) -> float:
     return float(np.nanmean(f1_per_class(confusion_matrix(truth, predicted, classes))))
 
 
+ECE_BINS = 15
+"""Bins of equal width over the highest probability, as Guo et al. 2017 (arXiv 1706.04599) have them."""
+
+
+def expected_calibration_error(probabilities: ArrayLike, truth: ArrayLike) -> float:
+    """How far confidence is from accuracy, averaged over :data:`ECE_BINS` bins by their numbers of samples.
+
+    Args:
+        probabilities: (n, classes); the highest is the confidence.
+        truth: (n,) class indices.
+
+    Returns:
+        0 to 1; NaN for no samples at all.
+    """
+    shares, truth = np.asarray(probabilities, np.float64), np.asarray(truth)
+    if truth.size == 0:
+        return float("nan")
+    confidence, right = shares.max(axis=1), shares.argmax(axis=1) == truth
+    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    gaps = np.bincount(bins, right - confidence, ECE_BINS)
+    return float(np.abs(gaps).sum() / truth.size)
+
+
 def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
     """Share of equal entries; NaN for no samples at all."""
     truth, predicted = np.asarray(truth), np.asarray(predicted)

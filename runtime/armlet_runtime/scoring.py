@@ -6,6 +6,7 @@ of the recording and the same subset. So the score separates what the model cann
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -25,6 +26,9 @@ class SubsetScore(msgspec.Struct, frozen=True):
 
     subset: str
     windows: int
+    """Those with a class for a label."""
+    unknown: int
+    """Those labelled ``unknown``, which the figures leave out."""
     macro_f1_live: float
     macro_f1_offline: float
     agreement: float
@@ -52,7 +56,7 @@ class LiveScore(msgspec.Struct, frozen=True):
     missed: int
     """Windows between the first and the last decision that have none."""
     scored: int
-    """Decisions whose window has one label of the model's for its whole length."""
+    """Decisions whose window has one label of the model's for its whole length, and that are a class."""
     subsets: list[SubsetScore]
     losses: list[Loss]
 
@@ -87,6 +91,7 @@ def score_live(
     manifest = model.manifest
     start = next(event for event in log if event.event == "start")
     length_ns = round(manifest.window.length_s * 1e9)
+    unknown: Counter[str] = Counter()
     truth: dict[str, list[int]] = {}
     live: dict[str, list[int]] = {}
     offline: dict[str, list[int]] = {}
@@ -96,6 +101,9 @@ def score_live(
         if decision.label is None or name not in manifest.labels:
             continue
         key = subset_name(decision.subset)
+        if decision.label not in manifest.labels:
+            unknown[key] += 1
+            continue
         truth.setdefault(key, []).append(manifest.labels.index(name))
         live.setdefault(key, []).append(manifest.labels.index(decision.label))
         offline.setdefault(key, []).append(_offline(recording, model, decision.subset, end_ns))
@@ -105,6 +113,7 @@ def score_live(
         SubsetScore(
             subset=key,
             windows=len(truth[key]),
+            unknown=unknown[key],
             macro_f1_live=macro_f1(truth[key], live[key], classes),
             macro_f1_offline=macro_f1(truth[key], offline[key], classes),
             agreement=accuracy(offline[key], live[key]),

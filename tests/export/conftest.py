@@ -102,6 +102,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         certify=validation,
         certify_name="made validation",
         qat=QAT,
+        max_unknown=0.02,
     )
 
 

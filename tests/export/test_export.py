@@ -77,7 +77,14 @@ def test_the_certificate_has_every_subset_on_every_engine(bundle: Bundle, export
         assert row.macro_f1_low <= row.macro_f1 <= row.macro_f1_high
         assert row.quantised_agreement is not None and row.quantised_agreement >= 0.98
         assert row.quantised_cosine is not None and row.quantised_cosine > 0.999
+        # Calibrated by leaving each person out; made people are alike, so what the others say fits.
+        assert row.ece is not None and row.ece_uncalibrated is not None and 0 <= row.ece <= 0.1
+        assert row.unknown is not None and row.unknown < 0.2
     assert found.interval == "95 % bootstrap over people, 1000 draws"
+    assert found.calibration == "15 bins; each person's windows with the temperature fitted on the other people"
+    confidence = bundle.manifest.confidence
+    assert confidence is not None and set(confidence.temperature) == {"acc+gyro", "acc", "gyro"}
+    assert confidence.unknown_below > 0  # the material allows for some
     assert {"torch", "executorch", "litert here"} <= found.versions.keys()
 
 

@@ -236,7 +236,7 @@ def test_newer_schemas_are_told_apart(tiny: bytes) -> None:
     with pytest.raises(NewerSchemaError, match=r"header of schema 2.*update armlet"):
         verify(forge({"schema": 2, "parts": []}, b""))
     newer = json.dumps({"schema": SCHEMA + 1, "anything": "else"}).encode()
-    with pytest.raises(NewerSchemaError, match=r"b\.armlet: the manifest is of schema 3.*update armlet"):
+    with pytest.raises(NewerSchemaError, match=r"b\.armlet: the manifest is of schema 4.*update armlet"):
         verify(forge_members({"manifest.json": newer} | MEMBERS))
 
 
@@ -342,7 +342,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(manifest: Manifest, words
 @pytest.mark.parametrize("change", ['"name"', '"labels"', '"rate_hz"'])
 def test_a_manifest_must_match_its_struct(change: str) -> None:
     renamed = encode_manifest(tiny_manifest()).replace(change.encode(), b'"unheard_of"')
-    with pytest.raises(SchemaError, match="does not follow schema 2"):
+    with pytest.raises(SchemaError, match="does not follow schema 3"):
         verify(forge_members({"manifest.json": renamed} | MEMBERS))
 
 

@@ -461,15 +461,22 @@ class QatRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What programs are made in; read by ``armlet export``.
+    """What programs are made in, and how their scores become decisions; read by ``armlet export``.
 
     Attributes:
         precision: Modality, or ``aggregator``, to what its programs are kept in; ``int8`` for those that are not named.
         max_auto_loss: What ``--precision auto`` may lose in macro-F1 in any subset on validation people.
+        max_unknown: Share of right decisions on validation people that the threshold for ``unknown`` may cost; 0 for
+            no threshold.
     """
 
     precision: dict[str, Literal["int8", "dynamic", "fp16", "fp32", "auto"]] = {}
     max_auto_loss: float = 0.005
+    max_unknown: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_unknown < 1:
+            raise ValueError("max_unknown is a share, from 0 to below 1")
 
 
 class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

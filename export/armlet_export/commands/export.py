@@ -230,6 +230,7 @@ def _material(
         certify=certify,
         certify_name=f"{recipe.data.name} {certify_split}",
         qat=recipe.qat,
+        max_unknown=recipe.export.max_unknown,
     )
 
 
@@ -307,5 +308,12 @@ def _show(report: ExportReport) -> None:
     if report.engines_agree:
         pairs = "; ".join(f"{pair} {share:.2%}" for pair, share in report.engines_agree.items())
         console.print(f"same label in the worst subset: {pairs}", highlight=False, soft_wrap=True)
+    engine = report.certificate.rows[0].engine
+    errors = ", ".join(
+        f"{row.subset} {row.ece_uncalibrated:.3f} -> {row.ece:.3f}"
+        for row in report.certificate.rows
+        if row.engine == engine
+    )
+    console.print(f"calibration error on {engine}: {errors}", highlight=False, soft_wrap=True)
     made = f"bundle: {report.bundle} ({report.bytes / 1000:.0f} kB), signed by {report.key_id}"
     console.print(made, highlight=False, soft_wrap=True)

@@ -75,6 +75,18 @@ def run(args: argparse.Namespace) -> int:
             f"{row.max_distance:.2g}", _dash(row.rmse, ".2g"), f"{row.agreement:.4f}",
         )  # fmt: skip
     console.print(rows)
+    if manifest.confidence is not None:
+        console.print(f"calibration error: {certificate.calibration}", soft_wrap=True)
+        sure = Table("subset", "engine", "temperature", "plain", "calibrated", "unknown", box=box.SIMPLE_HEAD)
+        sure.pad_edge = False
+        for row in certificate.rows:
+            sure.add_row(
+                row.subset, row.engine, f"{manifest.confidence.temperature[row.subset]:.3g}",
+                _dash(row.ece_uncalibrated, ".4f"), _dash(row.ece, ".4f"), _dash(row.unknown, ".2%"),
+            )  # fmt: skip
+        console.print(sure)
+        below = manifest.confidence.unknown_below
+        console.print(f"unknown below a probability of {below:g}" if below else "nothing is unknown")
     if certificate.programs:
         console.print("each program against PyTorch with its rounding simulated:")
         near = Table("engine", "program", "precision", "cosine", "RMSE", "max", "agree", box=box.SIMPLE_HEAD)

@@ -65,6 +65,16 @@ def add_floor_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_unknown_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--unknown-below``."""
+    parser.add_argument(
+        "--unknown-below",
+        type=float,
+        metavar="P",
+        help="call a decision 'unknown' whose probability is below this; 0: never (default: the bundle's threshold)",
+    )
+
+
 def load_certified(args: argparse.Namespace) -> tuple[BundleModel, str, dict[str, CertificateRow]]:
     """As :func:`load_model`, and subset to its row of the bundle's certificate, for the engine that runs.
 

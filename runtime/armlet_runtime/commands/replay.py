@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .model_arguments import add_floor_option, add_model_arguments, load_certified
+from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, load_certified
 
 NAME = "replay"
 HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", type=Path, help="recording with packets, as 'armlet record' makes them")
     add_model_arguments(parser)
     add_floor_option(parser)
+    add_unknown_option(parser)
     parser.add_argument("--real-time", action="store_true", help="take as long as the run took")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         )
     model, digest, certified = load_certified(args)
     ready_s = since_process_start_s()
-    core = LiveCore(model, None, args.floor, certified)
+    core = LiveCore(model, None, args.floor, certified, args.unknown_below)
     tally = Tally()
     view = LineView(certified)
     # Sleeping keeps this distance between the recording's clock and the host's.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
-from .model_arguments import add_floor_option, add_model_arguments, load_certified
+from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, load_certified
 
 if TYPE_CHECKING:
     from ..manifest import CertificateRow
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     add_model_arguments(parser)
     add_floor_option(parser)
+    add_unknown_option(parser)
     add_bluetooth_arguments(parser)
     parser.add_argument("--record", type=Path, metavar="FILE", help="record what arrives (.mcap), for 'armlet replay'")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
@@ -57,7 +58,7 @@ async def _run(
     from ..summary import Tally
     from ..view import make_view
 
-    core = LiveCore(model, time.monotonic_ns, args.floor, certified)
+    core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below)
     tally = Tally()
     with ExitStack() as stack:
         lines = stack.enter_context(Lines(args.decisions))
