@@ -19,6 +19,8 @@ from armlet_runtime.manifest import (
     Certificate,
     EnginePrograms,
     GoldenRef,
+    HiddenMarkov,
+    Majority,
     Manifest,
     Presence,
     ProgramRef,
@@ -56,6 +58,7 @@ class Description:
     presence: Presence
     expires: str | None = None
     boards: tuple[str, ...] = ()
+    smoothing: Majority | HiddenMarkov | None = None
 
     def signature(self, part: str) -> Signature:
         """Input and outputs of the encoder of the modality ``part``, or of the ``aggregator``."""
@@ -172,6 +175,7 @@ def draft(
         release=int(seconds_of(description.created)),
         expires=description.expires,
         boards=description.boards,
+        smoothing=description.smoothing,
     )
     return Draft(description, manifest, members | {SBOM: bill})
 

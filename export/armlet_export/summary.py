@@ -197,7 +197,8 @@ def _live(root: Path, figures: Figures) -> page.Section:
         "Live over Bluetooth, with a link that breaks",
         f"{figures.live_score.decisions} decisions, {figures.live_score.missed} missed. 'Offline' is what the same "
         "programs say about the same windows of the recording; 'unknown' are decisions that were not sure enough to "
-        "name a class. 'Decided without it' counts from the staleness limit after the link was cut; 'decided with it again' from the moment the link could come back.",
+        "name a class. 'Decided without it' counts from the staleness limit after the link was cut; 'decided with it "
+        "again' from the moment the link could come back.",
         [
             page.Table(["sensors", "windows", "macro-F1 live", "macro-F1 offline", "same decision", "unknown"], rows),
             page.Table(["link cut at", "decided without it after", "decided with it again after"], lost),

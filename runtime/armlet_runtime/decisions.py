@@ -13,8 +13,8 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window_end_ns: End of the window on the host's monotonic clock (of the recording, in a replay).
         decided_ns: When it fell due on the same clock: the last sample it needed had arrived, or waiting was over.
         subset: Names of the modalities it rests on; empty if every sensor was gone, and then ``label`` is null.
-        label: Label of the highest score, or ``unknown`` where that is below the bundle's (or the user's) threshold;
-            null where there is no decision, see ``reason``.
+        label: What is decided: ``raw_label``, smoothed over the windows before if the bundle says so; null where there
+            is no decision, see ``reason``.
         scores: Probabilities in the order of the manifest's labels: softmax of the logits over the subset's
             temperature, if the bundle has one; empty without a label.
         embedding: Aggregator's embedding; empty without a label.
@@ -23,6 +23,8 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engine: Engine that ran the programs.
         reason: Why there is no label: ``no sensor``, ``below floor`` (the certificate's macro-F1 of this subset is
             lower than the user asked for) or ``not a number`` (the model's scores were none); null with a label.
+        raw_label: Label of the highest score of this window, or ``unknown`` where that is below the bundle's (or the
+            user's) threshold; null where ``label`` is.
         latency_s: Window's end to the decision being out, by the live clock; null in a replay, where it means nothing.
         compute_s: Time spent in encoders and aggregator; null in a replay, so that replays are byte-identical.
     """
@@ -38,6 +40,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coverage: dict[str, float]
     engine: str
     reason: str | None = None
+    raw_label: str | None = None
     latency_s: float | None = None
     compute_s: float | None = None
 

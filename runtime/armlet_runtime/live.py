@@ -249,6 +249,7 @@ class LiveCore:
                     slot.token_total = cut.total
                 tokens[name] = slot.token
         label: str | None = None
+        raw_label: str | None = None
         scores: tuple[float, ...] = ()
         embedding: tuple[float, ...] = ()
         reason: str | None = None
@@ -260,10 +261,12 @@ class LiveCore:
             try:
                 logits, vector = self._model.aggregate(tokens)
                 verdict = self._decider.decide(subset_name(tuple(tokens)), logits.tolist())
-                label, scores = verdict.label, verdict.scores
+                label, raw_label, scores = verdict.label, verdict.raw_label, verdict.scores
                 embedding = tuple(vector.tolist())
             except NotANumberError:
                 reason = NOT_A_NUMBER
+        if reason is not None:
+            self._decider.skip()
         live = self._clock_ns is not None
         return Decision(
             index=self._index,
@@ -277,6 +280,7 @@ class LiveCore:
             coverage=coverage,
             engine=self._model.engine.name,
             reason=reason,
+            raw_label=raw_label,
             latency_s=(self._clock_ns() - end_ns) / 1e9 if self._clock_ns is not None else None,
             compute_s=(time.perf_counter_ns() - began_ns) / 1e9 if live else None,
         )

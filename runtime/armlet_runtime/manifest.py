@@ -21,6 +21,9 @@ SCHEMA = 3
 """3 since scores are calibrated; 2 since programs have precisions other than int8 and fp32, and golden outputs
 tolerances. Older ones are still read."""
 
+MAX_MAJORITY = 1000
+"""Most windows that a majority is taken of."""
+
 UNKNOWN = "unknown"
 """The label of a decision that the model is not sure enough of; no class may have that name where it can be given."""
 
@@ -100,6 +103,27 @@ class Confidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unknown_below: float = 0.0
 
 
+class Majority(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="majority"):
+    """Smoothing: the label that most of the last ``windows`` have, the newest of them where several have as many."""
+
+    windows: int
+
+
+class HiddenMarkov(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hidden markov"):
+    """Smoothing: the most probable label given all windows until now (the forward filter of a hidden Markov model).
+
+    Attributes:
+        transitions: (labels, labels) probabilities of the label one hop later, from training people; rows add up to 1.
+        prior: (labels,) shares of the labels in training, which the model's probabilities are divided by.
+        evidence: Power to which a window's likelihoods are raised: hop over length, because windows overlap and one
+            sample must not count several times.
+    """
+
+    transitions: tuple[tuple[float, ...], ...]
+    prior: tuple[float, ...]
+    evidence: float
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the board must know about a model."""
 
@@ -136,6 +160,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Classes of boards that it is made for, such as ``raspberry-pi-5``; none for any."""
     confidence: Confidence | None = None
     """None in bundles of schema 1 and 2: scores are then the plain softmax, and nothing is unknown."""
+    smoothing: Majority | HiddenMarkov | None = None
+    """How labels of successive windows are smoothed; None: each window stands for itself."""
 
 
 class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -313,6 +339,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"the normalisation of '{modality.name}' needs a mean and a positive deviation for each channel"
     if manifest.confidence is not None:
         yield from _confidence_problems(manifest, manifest.confidence)
+    yield from _smoothing_problems(manifest.smoothing, len(manifest.labels))
     if set(manifest.golden.windows) != set(names):
         yield "the golden windows are not of its modalities"
     if not manifest.engines:
@@ -348,3 +375,16 @@ def _confidence_problems(manifest: Manifest, confidence: Confidence) -> Iterator
         yield "unknown_below is a probability, from 0 to 1"
     if confidence.unknown_below > 0 and UNKNOWN in manifest.labels:
         yield f"the label '{UNKNOWN}' is that of decisions below unknown_below, and cannot be one of its classes"
+
+
+def _smoothing_problems(smoothing: Majority | HiddenMarkov | None, labels: int) -> Iterator[str]:
+    if isinstance(smoothing, Majority) and not 1 <= smoothing.windows <= MAX_MAJORITY:
+        yield f"a majority is of 1 to {MAX_MAJORITY} windows"
+    if isinstance(smoothing, HiddenMarkov):
+        rows = (*smoothing.transitions, smoothing.prior)
+        if len(rows) != labels + 1 or any(len(row) != labels for row in rows):
+            yield "the hidden Markov model needs a row of transitions for each label, and a prior"
+        elif not all(min(row) > 0 and abs(sum(row) - 1) < 1e-6 for row in rows):
+            yield "the hidden Markov model's rows and prior must be positive and add up to 1"
+        if not 0 < smoothing.evidence <= 1:
+            yield "the hidden Markov model's evidence must be above 0 and at most 1"

@@ -28,11 +28,11 @@ class SubsetScore(msgspec.Struct, frozen=True):
     windows: int
     """Those with a class for a label."""
     unknown: int
-    """Those labelled ``unknown``, which the figures leave out."""
+    """Those labelled ``unknown``, before or after smoothing, which the figures leave out."""
     macro_f1_live: float
     macro_f1_offline: float
     agreement: float
-    """Share of windows on which live and offline gave the same label."""
+    """Share of windows on which live, before smoothing, and offline gave the same label."""
     confusion: list[list[int]]
     """Live; rows are truth, columns decisions, in the order of the manifest's labels."""
 
@@ -94,6 +94,7 @@ def score_live(
     unknown: Counter[str] = Counter()
     truth: dict[str, list[int]] = {}
     live: dict[str, list[int]] = {}
+    raw: dict[str, list[int]] = {}
     offline: dict[str, list[int]] = {}
     for decision in decisions:
         end_ns = decision.window_end_ns - start.monotonic_ns + start.recording_ns
@@ -101,11 +102,12 @@ def score_live(
         if decision.label is None or name not in manifest.labels:
             continue
         key = subset_name(decision.subset)
-        if decision.label not in manifest.labels:
+        if decision.label not in manifest.labels or decision.raw_label not in manifest.labels:
             unknown[key] += 1
             continue
         truth.setdefault(key, []).append(manifest.labels.index(name))
         live.setdefault(key, []).append(manifest.labels.index(decision.label))
+        raw.setdefault(key, []).append(manifest.labels.index(decision.raw_label))
         offline.setdefault(key, []).append(_offline(recording, model, decision.subset, end_ns))
 
     classes = len(manifest.labels)
@@ -116,7 +118,7 @@ def score_live(
             unknown=unknown[key],
             macro_f1_live=macro_f1(truth[key], live[key], classes),
             macro_f1_offline=macro_f1(truth[key], offline[key], classes),
-            agreement=accuracy(offline[key], live[key]),
+            agreement=accuracy(offline[key], raw[key]),
             confusion=confusion_matrix(truth[key], live[key], classes).tolist(),
         )
         for key in sorted(truth, key=lambda key: (-key.count("+"), key))

@@ -11,7 +11,15 @@ import pytest
 from armlet_runtime.deciding import Decider, softmax
 from armlet_runtime.errors import SchemaError, UsageError
 from armlet_runtime.live import LiveCore
-from armlet_runtime.manifest import UNKNOWN, Confidence, Manifest, decode_manifest, encode_manifest
+from armlet_runtime.manifest import (
+    UNKNOWN,
+    Confidence,
+    HiddenMarkov,
+    Majority,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
 from armlet_runtime.metrics import expected_calibration_error
 
 from .test_live import CountingModel, both, feed, loaded, model  # noqa: F401
@@ -83,3 +91,85 @@ def test_expected_calibration_error() -> None:
     assert expected_calibration_error(shares, truth) == pytest.approx(0.2)
     assert expected_calibration_error([[0.0, 1.0]], [1]) == 0.0
     assert math.isnan(expected_calibration_error(np.zeros((0, 2)), []))
+
+
+def test_a_majority_of_the_last_windows(model: CountingModel) -> None:  # noqa: F811
+    manifest = msgspec.structs.replace(model.manifest, smoothing=Majority(3))
+    decider = Decider(manifest, 0.6)
+
+    def verdict(place: int | None) -> tuple[str, str]:
+        logits = [0.0] * 4
+        if place is not None:
+            logits[place] = 9.0
+        one = decider.decide("acc", logits)
+        return one.raw_label, one.label
+
+    assert verdict(0) == ("lying", "lying")
+    assert verdict(1) == ("sitting", "sitting")  # one vote each: the newest
+    assert verdict(0) == ("lying", "lying")
+    assert verdict(3) == ("walking", "walking")
+    assert verdict(0) == ("lying", "lying")
+    assert verdict(None) == (UNKNOWN, UNKNOWN)  # walking, lying, unknown
+    assert verdict(None) == (UNKNOWN, UNKNOWN)
+    assert verdict(2) == ("standing", UNKNOWN)
+    decider.skip()
+    decider.skip()
+    assert verdict(3) == ("walking", "walking")  # of what is two windows ago or longer nothing is left
+
+
+STAY = 0.97
+
+
+def markov(evidence: float) -> HiddenMarkov:
+    rows = tuple(tuple(STAY if one == other else (1 - STAY) / 3 for one in range(4)) for other in range(4))
+    return HiddenMarkov(rows, (0.25,) * 4, evidence)
+
+
+def test_the_hidden_markov_filter_is_that_of_the_textbook(model: CountingModel) -> None:  # noqa: F811
+    smoothing = markov(0.5)
+    decider = Decider(msgspec.structs.replace(model.manifest, smoothing=smoothing))
+    rng = np.random.default_rng(1)
+    transitions, belief, changed = np.array(smoothing.transitions), np.full(4, 0.25), 0
+    for number in range(200):
+        logits = rng.normal(size=4) + 1.5 * (np.arange(4) == number // 50)
+        one = decider.decide("acc", logits.tolist())
+        belief = belief if number == 0 else belief @ transitions
+        belief = belief * (np.array(one.scores) / 0.25) ** 0.5
+        belief /= belief.sum()
+        assert one.label == model.manifest.labels[int(belief.argmax())]
+        assert one.raw_label == model.manifest.labels[int(np.argmax(one.scores))]
+        changed += one.label != one.raw_label
+    assert changed > 30
+
+
+def test_windows_that_are_unknown_or_missing_are_no_evidence(model: CountingModel) -> None:  # noqa: F811
+    decider = Decider(msgspec.structs.replace(model.manifest, smoothing=markov(1.0)), 0.6)
+    for _ in range(20):
+        decider.decide("acc", [0.0, 9.0, 0.0, 0.0])
+    decider.skip()
+    labels = [decider.decide("acc", [0.0] * 4) for _ in range(40)]
+    assert {one.raw_label for one in labels} == {UNKNOWN}
+    known = [one.label for one in labels].index(UNKNOWN)
+    assert 5 < known < 30 and {one.label for one in labels[:known]} == {"sitting"}  # 0.97 to the known-th is about 0.6
+    assert {one.label for one in labels[known:]} == {UNKNOWN}
+
+
+def test_smoothing_does_not_look_ahead(model: CountingModel) -> None:  # noqa: F811
+    manifest = msgspec.structs.replace(model.manifest, smoothing=markov(0.3))
+    rows = np.random.default_rng(2).normal(size=(60, 4)).tolist()
+    whole, part = Decider(manifest), Decider(manifest)
+    until = [whole.decide("acc", row) for row in rows][:30]
+    assert until == [part.decide("acc", row) for row in rows[:30]]
+
+
+def test_a_smoothing_must_fit_its_labels(model: CountingModel) -> None:  # noqa: F811
+    good = msgspec.structs.replace(model.manifest, smoothing=markov(0.25))
+    assert decode_manifest(encode_manifest(good)) == good
+    for smoothing, says in [
+        (Majority(0), "a majority is of 1 to 1000 windows"),
+        (HiddenMarkov(markov(1.0).transitions[:3], (0.25,) * 4, 1.0), "a row of transitions for each label"),
+        (HiddenMarkov(markov(1.0).transitions, (0.5,) * 4, 1.0), "positive and add up to 1"),
+        (markov(1.5), "evidence must be above 0 and at most 1"),
+    ]:
+        with pytest.raises(SchemaError, match=says):
+            decode_manifest(encode_manifest(msgspec.structs.replace(good, smoothing=smoothing)))

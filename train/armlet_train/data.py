@@ -7,6 +7,7 @@ slower one begins with the sample that lies nearest to the tick.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -277,6 +278,21 @@ class Corpus:
         """(windows,) index in ``labels`` of the label at each window's first tick, or :data:`NO_LABEL`."""
         codes: Int64 = self._runs[2][self._run_of(starts)]
         return codes
+
+    def label_changes(self, hop_s: float) -> NDArray[np.float64]:
+        """(labels, labels) how often a label is followed by another, or itself, one hop later.
+
+        What has no label belongs to the label before it: between sitting and standing nothing else begins.
+        """
+        first, _, code = self._runs
+        counts = np.zeros((len(self.labels), len(self.labels)))
+        for begin, end in itertools.pairwise(self._firsts.tolist()):
+            mine = (first >= begin) & (first < end) & (code != NO_LABEL)
+            starts, codes = first[mine], code[mine]
+            hops = np.diff(np.append(starts, end)) / (hop_s * self.tick_hz)
+            np.add.at(counts, (codes[:-1], codes[1:]), 1)
+            np.add.at(counts, (codes, codes), np.maximum(hops - 1, 0))
+        return counts
 
     def people_of(self, starts: Int64) -> NDArray[np.str_]:
         """(windows,) wearers."""

@@ -15,7 +15,7 @@ import msgspec
 import tomllib
 
 from armlet_runtime.errors import RecipeError
-from armlet_runtime.manifest import Presence
+from armlet_runtime.manifest import MAX_MAJORITY, Presence
 
 
 class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -468,13 +468,20 @@ class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_auto_loss: What ``--precision auto`` may lose in macro-F1 in any subset on validation people.
         max_unknown: Share of right decisions on validation people that the threshold for ``unknown`` may cost; 0 for
             no threshold.
+        smoothing: Of the labels of successive windows: ``majority`` of the last ``majority_windows``, or ``hidden
+            markov`` with transitions counted on training people.
+        majority_windows: See there.
     """
 
     precision: dict[str, Literal["int8", "dynamic", "fp16", "fp32", "auto"]] = {}
     max_auto_loss: float = 0.005
     max_unknown: float = 0.02
+    smoothing: Literal["none", "majority", "hidden markov"] = "none"
+    majority_windows: int = 5
 
     def __post_init__(self) -> None:
+        if not 1 <= self.majority_windows <= MAX_MAJORITY:
+            raise ValueError(f"majority_windows is a whole number from 1 to {MAX_MAJORITY}")
         if not 0 <= self.max_unknown < 1:
             raise ValueError("max_unknown is a share, from 0 to below 1")
 

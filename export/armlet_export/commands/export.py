@@ -196,6 +196,7 @@ def _material(
     from ..pipeline import Material
     from ..precision import resolve
     from ..qat import STAGE
+    from ..smoothing import smoothing_of
 
     recipe = trained.recipe
     corpus = data.load_corpus(recipe.data, "train")
@@ -219,6 +220,7 @@ def _material(
             presence=recipe.presence,
             expires=None if expires_days is None else _written(now + timedelta(days=expires_days)),
             boards=tuple(boards),
+            smoothing=smoothing_of(recipe.export, corpus, trained.window),
         ),
         precision=resolve(
             recipe.export.precision, [*(modality.name for modality in trained.modalities), AGGREGATOR], precision

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .model_arguments import add_bundle_arguments, load_bundle
+
+if TYPE_CHECKING:
+    from ..manifest import Manifest
 
 NAME = "inspect"
 HELP = "Show what is in a bundle: model, engines, certificate, sizes and signer."
@@ -49,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         f"stale after {presence.stale_after_s:g} s, coverage at least {presence.min_coverage:g} "
         f"({presence.return_coverage:g} to return), waits up to {presence.max_wait_s:g} s",
     )
+    facts.add_row("smoothing", _smoothing(manifest))
     facts.add_row("made with", ", ".join(f"{package} {number}" for package, number in manifest.made_with.items()))
     console.print(facts)
 
@@ -114,6 +119,17 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     return 0
+
+
+def _smoothing(manifest: Manifest) -> str:
+    from ..manifest import HiddenMarkov, Majority
+
+    match manifest.smoothing:
+        case Majority(windows=windows):
+            return f"majority of {windows} windows"
+        case HiddenMarkov():
+            return "hidden Markov model"
+    return "none"
 
 
 def _dash(value: float | None, pattern: str) -> str:
