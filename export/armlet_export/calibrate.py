@@ -128,4 +128,5 @@ def measure(
 
 def present(names: Sequence[str], people: Scored, subset: Sequence[str]) -> NDArray[np.bool_]:
     """(n,) which windows have all modalities of a subset."""
-    return np.all(people.present[:, [names.index(name) for name in subset]], axis=1)
+    there: NDArray[np.bool_] = np.all(people.present[:, [names.index(name) for name in subset]], axis=1)
+    return there
