@@ -47,6 +47,7 @@ def build(wheel: Path, folder: Path, machine: str, compiler: str = "g++") -> Pat
             command = [
                 compiler, *FLAGS, f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10",
                 str(SOURCE), "-o", str(made), f"-L{libraries}", "-lexecutorch", "-lexecutorch_threadpool",
+                "-ldl",
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:

@@ -13,8 +13,11 @@ from ..errors import EngineError
 WHEEL_VERSION = "1.5.1"
 """The shim is written against, and tested with, the C++ interface of this version only."""
 
-LIBRARIES = ("libexecutorch.so", "libexecutorch_threadpool.so", "libexecutorch_backend_xnnpack.so")
-"""What every program needs, in the order of their needs."""
+LIBRARIES = ("libexecutorch.so", "libexecutorch_threadpool.so")
+"""What the shim needs, in the order of their needs."""
+
+BACKEND = "libexecutorch_backend_xnnpack.so"
+"""What every program needs besides; loaded after the shim, see there."""
 
 SOURCE = Path(__file__).with_name("executorch_shim.cpp")
 # The two definitions are those that the wheel's CMake configuration demands of whoever uses its headers.
@@ -39,7 +42,7 @@ def installed_wheel() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise EngineError("the folder of the executorch wheel is not to be found; install it again")
     folder = Path(next(iter(spec.submodule_search_locations)))
-    missing = [name for name in LIBRARIES if not (folder / "lib" / name).exists()]
+    missing = [name for name in (*LIBRARIES, BACKEND) if not (folder / "lib" / name).exists()]
     if missing:
         raise EngineError(f"the executorch wheel for this platform has no {', '.join(missing)}")
     return folder
