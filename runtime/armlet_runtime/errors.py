@@ -21,6 +21,10 @@ class DataError(ArmletError):
     """A data set, recording or window cannot be read or is not what its description says."""
 
 
+class ForeignRecordingError(DataError):
+    """An MCAP file is whole, but holds no armlet recording: somebody else wrote it."""
+
+
 class NotANumberError(DataError):
     """A window holds, or a model gave, something that is no finite number; no decision rests on it."""
 

@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from .errors import DataError, ForeignRecordingError
 from .files import write_atomic
 from .modalities import Modality
 
@@ -272,7 +272,8 @@ def read_recording(path: Path) -> Recording:
     A file without its end, as a killed run leaves it, is read up to its last whole chunk and marked ``truncated``.
 
     Raises:
-        DataError: The file cannot be read, is no MCAP file, holds no armlet recording, or is damaged.
+        ForeignRecordingError: It is an MCAP file that armlet did not write.
+        DataError: The file cannot be read, is no MCAP file, or is damaged.
     """
     from mcap.exceptions import EndOfFile, InvalidMagic, RecordLengthLimitExceeded
     from mcap.stream_reader import StreamReader
@@ -301,7 +302,7 @@ def read_recording(path: Path) -> Recording:
     try:
         return content.recording(truncated)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
 
 
 class _Exact:
@@ -354,7 +355,7 @@ class _Content:
     def recording(self, truncated: bool) -> Recording:
         info = self._metadata.get(_INFO, {})
         if not {"name", "person"} <= info.keys():
-            raise DataError("it is an MCAP file, but holds no armlet recording")
+            raise ForeignRecordingError("it is an MCAP file, but holds no armlet recording")
         recording = Recording(info["name"], info["person"], self._metadata.get(_META, {}), truncated=truncated)
         try:
             for channel in self._channels.values():

@@ -252,9 +252,12 @@ def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_
     (tmp_path / "broken.mcap").write_bytes(b"no recording")
     backwards = Recording("b", "p", packets=[Packet(5, "w", "connected", "", b""), Packet(4, "w", "data", "", b"")])
     write_recording(tmp_path / "backwards.mcap", backwards)
+    lead = Modality("ecg", ("ecg",), "mV", 130.0)
+    heart = Stream(lead, np.arange(3, dtype=np.int64), np.zeros((3, 1), np.float32))
+    write_recording(tmp_path / "other.mcap", Recording("o", "p", streams={"ecg": heart}))
     write_recording(tmp_path / "endless.mcap", Recording("e", "p", {ENDED_NS: "9" * 30}, packets=backwards.packets[:1]))
     mistakes: list[tuple[list[str | Path], str]] = [
-        (["replay", played, small_bundle.path, *key], "holds no packets, only streams"),
+        (["replay", tmp_path / "other.mcap", small_bundle.path, *key], "has ecg; the model wants acc, gyro"),
         (["replay", tmp_path / "broken.mcap", small_bundle.path, *key], "is not an MCAP file"),
         (["replay", tmp_path / "none.mcap", small_bundle.path, *key], "cannot be read"),
         (["replay", tmp_path / "backwards.mcap", small_bundle.path, *key], "packets must come in order of arrival"),

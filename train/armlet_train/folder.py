@@ -25,6 +25,7 @@ import tomllib
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError, MissingExtraError
+from armlet_runtime.formats.samples import LABEL_COLUMNS, TIME
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream, read_recording
 
@@ -36,8 +37,6 @@ T = TypeVar("T")
 DESCRIPTION = "dataset.toml"
 SAMPLES = "samples"
 SUFFIXES = (".csv", ".parquet", ".mcap")
-TIME = "time_s"
-TABLE_COLUMNS = ("recording", "person", "start_s", "end_s", "label")
 
 # Of one kind of mistake in one column of one file, so many rows are named, and the others counted.
 ROWS_NAMED = 3
@@ -311,9 +310,9 @@ def _table(path: Path, mistakes: _Mistakes) -> list[_Row] | None:
     """Its rows, as far as they name a recording and a person; None if it cannot be read at all."""
     file = _table_file(path)
     if file is None:
-        mistakes.add("labels.csv", f"is missing; it has the columns {', '.join(TABLE_COLUMNS)} (see train/DATA.md)")
+        mistakes.add("labels.csv", f"is missing; it has the columns {', '.join(LABEL_COLUMNS)} (see train/DATA.md)")
         return None
-    columns = _columns(file, path, TABLE_COLUMNS, mistakes)
+    columns = _columns(file, path, LABEL_COLUMNS, mistakes)
     if columns is None:
         return None
     lines, text = columns

@@ -17,7 +17,7 @@ EXTRA = ""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("recording", type=Path, help="recording with packets, as 'armlet record' makes them")
+    parser.add_argument("recording", type=Path, help="recording (.mcap), live or imported")
     add_model_arguments(parser)
     add_floor_option(parser)
     add_unknown_option(parser)
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import DataError
     from ..live import LONGEST_SILENCE_NS, LiveCore
     from ..outputs import Lines, write_json
+    from ..playing import packets_of
     from ..recording import ENDED_NS, read_recording
     from ..summary import Tally, since_process_start_s
     from ..view import LineView
@@ -40,27 +41,29 @@ def run(args: argparse.Namespace) -> int:
     recording = read_recording(args.recording)
     if recording.truncated:
         print(f"armlet: {args.recording} has no end (its writer was killed): replaying what there is", file=sys.stderr)
-    if not recording.packets:
-        raise DataError(
-            f"{args.recording} holds no packets, only streams: 'armlet wearables simulate' plays it as wearables"
-        )
     model, digest, certified = load_certified(args)
+    try:
+        packets, said = packets_of(recording, model.manifest.modalities)
+    except DataError as error:
+        raise DataError(f"{args.recording}: {error}") from error
+    for sentence in said:
+        print(sentence, flush=True)
     ready_s = since_process_start_s()
     core = LiveCore(model, None, args.floor, certified, args.unknown_below)
     tally = Tally()
     view = LineView(certified)
     # Sleeping keeps this distance between the recording's clock and the host's.
     began_ns = time.monotonic_ns()
-    offset_ns = began_ns - recording.packets[0].arrival_ns
+    offset_ns = began_ns - packets[0].arrival_ns
     with Lines(args.decisions) as lines:
-        for packet in recording.packets:
+        for packet in packets:
             if args.real_time:
                 time.sleep(max(0, packet.arrival_ns + offset_ns - time.monotonic_ns()) / 1e9)
             for decision in core.packet(packet):
                 lines.write(decision.to_json())
                 view.decision(decision, tally.add(decision))
         ended = recording.meta.get(ENDED_NS, "")
-        newest_ns = recording.packets[-1].arrival_ns
+        newest_ns = packets[-1].arrival_ns
         ended_ns = int(ended) if ended.isdecimal() else newest_ns
         if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
             raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")

@@ -11,6 +11,7 @@ from .imu import ImuProfile
 from .movesense import MovesenseProfile
 from .muse import MuseProfile
 from .oximeter import OximeterProfile
+from .played import PlayedProfile
 from .polar import PolarProfile
 from .profile import UNITS, Batch, Counters, Decoder, Group, Profile, Wanted
 from .thermometer import ThermometerProfile
@@ -45,7 +46,10 @@ PROFILES: tuple[Profile, ...] = (
 )
 """Every profile that armlet knows."""
 
-_BY_SOURCE = {source: profile for profile in PROFILES for source in profile.sources}
+# A replay's own packets are decoded like others, but no device speaks them.
+_BY_SOURCE: dict[str, Profile] = {
+    source: profile for profile in (*PROFILES, PlayedProfile()) for source in profile.sources
+}
 
 
 def profile_of_characteristic(uuid: str) -> Profile | None:

@@ -26,6 +26,9 @@ UNITS: Mapping[str, str] = {
     "rr": "s",
     "spo2": "%",
     "temp": "degC",
+    "eda": "uS",
+    "emg": "mV",
+    "eog": "uV",
 }
 """The unit of each kind of signal, whatever the wearable sends: models are trained in these."""
 

@@ -1,0 +1,159 @@
+"""``armlet recordings``: recordings of other programs brought in, armlet's taken out, and what one holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..recording import Recording
+
+NAME = "recordings"
+HELP = "Bring in recordings of other programs, take armlet's out for them, or look at what one holds."
+EXAMPLE = """armlet recordings import Polar_H10_12345678_20260424/ chest.mcap --person anna
+  armlet recordings import walk.csv walk.mcap --stream 'acc[m/s2]=ax,ay,az' --time 'clock [ms]'
+  armlet recordings export live.mcap live-tables --to csv
+  armlet recordings info live.mcap"""
+EXTRA = ""
+
+_KINDS = {".edf": "edf"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    bring = actions.add_parser(
+        "import",
+        help="make a recording of what another program wrote",
+        description="SOURCE is a file or folder of text exports of Polar Sensor Logger, the folder or zip file of an "
+        "Empatica E4, an EDF or EDF+ file, an MCAP file, a CSV or Parquet file with a column of times, or a folder "
+        "that 'armlet recordings export' wrote. Its contents tell which.",
+    )
+    bring.add_argument("source", type=Path, metavar="SOURCE", help="what to import")
+    bring.add_argument("out", type=Path, metavar="OUT.mcap", help="new recording; an existing file is not touched")
+    bring.add_argument("--person", default="", metavar="ID", help="who wore it, for splits by person")
+    bring.add_argument(
+        "--stream",
+        action="append",
+        default=[],
+        metavar="MODALITY[UNIT]=COLUMN,COLUMN",
+        help="of a CSV or Parquet file: these columns are this modality (repeatable; default: by their names)",
+    )
+    bring.add_argument("--time", metavar="'COLUMN [UNIT]'", help="of a CSV or Parquet file: the column of times")
+    bring.set_defaults(act=_import)
+
+    take = actions.add_parser("export", help="write a recording for other programs")
+    take.add_argument("recording", type=Path, metavar="RECORDING", help="recording (.mcap)")
+    take.add_argument("out", type=Path, metavar="OUT", help="new folder of tables, or new file that ends in .edf")
+    take.add_argument("--to", choices=("csv", "parquet", "edf"), help="format (default: edf for OUT.edf, else csv)")
+    take.set_defaults(act=_export)
+
+    info = actions.add_parser("info", help="show what a recording holds")
+    info.add_argument("recording", type=Path, metavar="RECORDING", help="recording (.mcap)")
+    info.set_defaults(act=_info)
+    for action in (bring, take, info):
+        action.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action."""
+    from ..outputs import write_json
+
+    result = args.act(args)
+    if args.json:
+        write_json(args.json, result)
+    return 0
+
+
+def _import(args: argparse.Namespace) -> dict[str, Any]:
+    from ..errors import DataError, UsageError
+    from ..formats import import_recording
+    from ..formats.samples import parse_stream
+    from ..formats.table import ASSUMED
+    from ..recording import write_recording
+
+    if args.out.suffix != ".mcap":
+        raise UsageError(f"{args.out}: a recording's name ends in .mcap")
+    if args.out.exists():
+        raise DataError(f"{args.out} exists already: choose another name for the new recording")
+    wanted = [parse_stream(text) for text in args.stream]
+    recording = import_recording(args.source, args.out.stem, args.person, wanted, args.time)
+    write_recording(args.out, recording)
+    about = describe(recording)
+    _show(about)
+    if ASSUMED in recording.meta:
+        print(f"The source tells no unit of these, and they were taken as {recording.meta[ASSUMED]}.")
+    return about
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from ..formats import export_recording
+    from ..playing import with_streams
+    from ..recording import read_recording
+
+    kind = args.to or _KINDS.get(args.out.suffix, "csv")
+    files = export_recording(with_streams(read_recording(args.recording)), args.out, kind)
+    for file in files:
+        print(file)
+    return {"files": [str(file) for file in files]}
+
+
+def _info(args: argparse.Namespace) -> dict[str, Any]:
+    from ..playing import with_streams
+    from ..recording import read_recording
+
+    about = describe(with_streams(read_recording(args.recording)))
+    _show(about)
+    return about
+
+
+def describe(recording: Recording) -> dict[str, Any]:
+    """What a recording holds, as ``--json`` has it."""
+    from collections import Counter
+
+    spans = [(int(s.times_ns[0]), int(s.times_ns[-1])) for s in recording.streams.values() if len(s.times_ns)]
+    return {
+        "name": recording.name,
+        "person": recording.person,
+        "meta": recording.meta,
+        "truncated": recording.truncated,
+        "duration_s": (max(last for _, last in spans) - min(first for first, _ in spans)) / 1e9 if spans else 0.0,
+        "streams": [
+            {
+                "modality": name,
+                "channels": stream.modality.channels,
+                "unit": stream.modality.unit,
+                "rate_hz": stream.modality.rate_hz,
+                "samples": len(stream.times_ns),
+                "received": _received(stream.times_ns, stream.modality.rate_hz),
+            }
+            for name, stream in recording.streams.items()
+        ],
+        "labels": dict(Counter(label.name for label in recording.labels)),
+        "packets": dict(Counter(packet.wearable for packet in recording.packets if packet.kind == "data")),
+    }
+
+
+def _received(times_ns: Any, rate_hz: float) -> float:
+    """Share of the samples that there would be without gaps; 1 for events such as heartbeats, if they come quicker."""
+    if not len(times_ns):
+        return 0.0
+    return min(1.0, len(times_ns) / (int(times_ns[-1] - times_ns[0]) / 1e9 * rate_hz + 1))
+
+
+def _show(about: dict[str, Any]) -> None:
+    who = f" of {about['person']}" if about["person"] else ""
+    when = f", begun {about['meta']['began']}" if "began" in about["meta"] else ""
+    print(f"{about['name']}{who}: {about['duration_s']:.1f} s{when}")
+    if about["truncated"]:
+        print("It has no end: its writer was killed, and this is all up to the last whole second.")
+    for one in about["streams"]:
+        channels = ", ".join(one["channels"])
+        print(
+            f"  {one['modality']:6} {one['samples']:8} samples at {one['rate_hz']:g} Hz, "
+            f"{one['received']:.1%} received: {channels} in {one['unit'] or 'no unit'}"
+        )
+    for what in ("packets", "labels"):
+        if about[what]:
+            print(f"  {what}: {', '.join(f'{name} {count}' for name, count in about[what].items())}")

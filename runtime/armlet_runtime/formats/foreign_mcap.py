@@ -1,0 +1,84 @@
+"""MCAP files that others wrote: their messages of numbers, as Foxglove and many loggers keep them in JSON.
+
+A topic whose messages are JSON objects becomes one modality, named after the last part of the topic; its channels are
+the fields that hold numbers, those of objects inside joined by dots. Samples are placed by the messages' log time,
+which counts from 1970 in files of others. Messages in other encodings (protobuf, ROS, CDR) need their writer's own
+tools.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..modalities import Modality
+from ..recording import Recording, Stream
+from .table import assumed, canonical, iso_text, mistake, rate_of
+
+# Later times are no times, and would not fit into int64.
+_FARTHEST_NS = 1 << 62
+
+
+def read(data: bytes, file: str, name: str, person: str) -> Recording:
+    """A recording from an MCAP file that armlet did not write.
+
+    Raises:
+        DataError: The file is damaged, or holds no topic of numbers in JSON.
+    """
+    from mcap.reader import make_reader
+
+    times: dict[str, list[int]] = {}
+    rows: dict[str, list[dict[str, float]]] = {}
+    skipped: dict[str, str] = {}
+    try:
+        for _, channel, message in make_reader(io.BytesIO(data), validate_crcs=True).iter_messages():
+            if channel.message_encoding != "json":
+                skipped[channel.topic] = channel.message_encoding
+                continue
+            numbers = dict(_numbers(msgspec.json.decode(message.data)))
+            if numbers and message.log_time < _FARTHEST_NS:
+                times.setdefault(channel.topic, []).append(message.log_time)
+                rows.setdefault(channel.topic, []).append(numbers)
+    except Exception as error:  # mcap, zstd and lz4 raise whatever the bytes lead them to
+        raise mistake(file, f"is a damaged MCAP file: {type(error).__name__} {error}".split("\n")[0]) from error
+    streams: dict[str, Stream] = {}
+    for topic, found in rows.items():
+        stream = _stream(topic, times[topic], found)
+        key = stream.modality.name
+        if key in streams:  # of the same name in another place
+            key = f"{key}_{len(streams) + 1}"
+        streams[key] = replace(stream, modality=msgspec.structs.replace(stream.modality, name=key))
+    if not streams:
+        told = ", ".join(f"{topic} ({encoding or 'no encoding'})" for topic, encoding in skipped.items())
+        raise mistake(file, f"holds no topic of numbers in JSON, only {told or 'no messages'}")
+    began = min(int(stream.times_ns[0]) for stream in streams.values())
+    # Smaller than 1973 in nanoseconds: a clock that began with the machine or the recording.
+    meta = {"source": file} | ({"began": iso_text(began)} if began >= 10**17 else {})
+    meta |= assumed(streams.values())
+    since = {key: replace(one, times_ns=one.times_ns - began) for key, one in streams.items()}
+    return Recording(name, person, meta, since)
+
+
+def _numbers(message: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(message, dict):
+        for key, value in message.items():
+            yield from _numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(message, int | float) and not isinstance(message, bool) and abs(message) < 3e38:
+        yield place or "value", float(message)
+
+
+def _stream(topic: str, times: list[int], rows: list[dict[str, float]]) -> Stream:
+    channels = tuple(dict.fromkeys(name for row in rows for name in row))
+    values = np.array([[row.get(name, np.nan) for name in channels] for row in rows], np.float64)
+    # Of several messages at one time the last holds; readers sort by time, and keep the order of equal ones.
+    stamps, first = np.unique(np.array(times, np.int64)[::-1], return_index=True)
+    values = values[::-1][first]
+    name = re.sub(r"\W+", "_", topic.rstrip("/").rpartition("/")[2].lower()).strip("_") or "topic"
+    unit, _ = canonical(name, "")
+    return Stream(Modality(name, channels, unit, rate_of(stamps)), stamps, values.astype(np.float32))

@@ -1,0 +1,171 @@
+"""Text exports of Polar Sensor Logger, the Android app that many record a Polar H10 or Verity Sense with.
+
+A session is one file a signal, ``Polar_H10_12345678_20260424_141011_ECG.txt``, of cells parted by semicolons. The
+headers are those that the app's exports are published with, for example in https://github.com/obss/BIOBSS (its Polar
+reader) and in programs that write the same layout::
+
+    ECG   Phone timestamp;sensor timestamp [ns];timestamp [ms];ecg [uV]
+    ACC   Phone timestamp;sensor timestamp [ns];X [mg];Y [mg];Z [mg]
+    GYRO  Phone timestamp;sensor timestamp [ns];X [dps];Y [dps];Z [dps]
+    MAGN  Phone timestamp;sensor timestamp [ns];X [G];Y [G];Z [G]
+    PPG   Phone timestamp;sensor timestamp [ns];channel 0;channel 1;channel 2;ambient
+    HR    Phone timestamp;HR [bpm];HRV [ms];Breathing interval [rpm];
+    RR    Phone timestamp;RR-interval [ms]
+    PPI   Phone Data RX timestamp;PP-interval [ms];error estimate [ms];blocker;contact;contact;hr [bpm]
+    MARKER_20260424_141011.txt   Phone timestamp;Marker start/stop
+
+The sensor's timestamp is that of the sample, on the wearable's clock; the phone's is that of the arrival, in local
+time without a zone. Samples are placed by the sensor's clock, all of them by the least distance between the two clocks
+(a packet is never early); heartbeats, which have only the phone's, by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..modalities import Modality
+from ..recording import Label, Recording, Stream
+from ..wearables import UNITS
+from ..wearables.heart_rate import MODALITY as HR
+from ..wearables.heart_rate import RR_MODALITY as RR
+from ..wearables.polar import ACC, ECG, GYRO, KINDS, MAG, PPG
+from .table import Float64, Int64, Table, gathered, iso_ns, iso_text, mistake, rate_of, read_table, shown, times_ns
+
+PHONE = ("Phone timestamp", "Phone Data RX timestamp")
+SENSOR = "sensor timestamp [ns]"
+MARKER = "Marker start/stop"
+
+# Columns of a signal to what they are, and the factor to the unit of the modality.
+_SIGNALS: tuple[tuple[tuple[str, ...], int, float], ...] = (
+    (("ecg [uV]",), ECG, 1e-3),
+    (("X [mg]", "Y [mg]", "Z [mg]"), ACC, 1e-3),
+    (("X [dps]", "Y [dps]", "Z [dps]"), GYRO, np.pi / 180),
+    (("X [G]", "Y [G]", "Z [G]"), MAG, 100.0),
+    (("channel 0", "channel 1", "channel 2", "ambient"), PPG, 1.0),
+)
+_BEATS = ("RR-interval [ms]", "PP-interval [ms]")
+
+# Beats that came in one packet follow each other; none is nearer to another than this.
+_CLOSEST_NS = 1_000_000
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is such an export."""
+    return data.removeprefix(b"\xef\xbb\xbf").startswith(tuple(f"{one};".encode() for one in PHONE))
+
+
+def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recording:
+    """One session: its files as (name, bytes), in any order.
+
+    Raises:
+        DataError: A file is not what the module's text says, or two hold the same signal.
+    """
+    streams: list[tuple[str, Stream]] = []
+    by_sensor: list[str] = []
+    delays: list[int] = []
+    marks: list[tuple[int, str]] = []
+    for file, data in files:
+        table = read_table(data, file, ";")
+        if not table.lines:
+            continue  # a signal that was switched on and never came
+        phone = _phone_times(table)
+        if (column := table.column(MARKER)) is not None:
+            marks += zip(phone.tolist(), (text.strip() for text in table.columns[column]), strict=True)
+        elif (column := table.column(SENSOR)) is not None and (known := _signal(table)) is not None:
+            stream = _by_sensor(table, column, *known)
+            by_sensor.append(stream.modality.name)
+            delays.append(int((phone - stream.times_ns).min()))
+            streams.append((file, stream))
+        else:
+            streams.append((file, _by_phone(table, phone)))
+    gathered([file for file, _ in streams], [stream.modality.name for _, stream in streams])
+    if not streams:
+        raise mistake(files[0][0] if files else name, "holds no samples")
+    # All signals of one wearable are stamped with one clock, so one distance holds for them.
+    delay = min(delays, default=0)
+    found = {
+        stream.modality.name: replace(stream, times_ns=stream.times_ns + delay)
+        if stream.modality.name in by_sensor
+        else stream
+        for _, stream in streams
+    }
+    began = min(int(stream.times_ns[0]) for stream in found.values())
+    return Recording(
+        name,
+        person,
+        {"source": "Polar Sensor Logger", "began": iso_text(began).removesuffix("Z"), "began_zone": "local"},
+        {key: replace(stream, times_ns=stream.times_ns - began) for key, stream in found.items()},
+        _labels(marks, began),
+    )
+
+
+def _phone_times(table: Table) -> Int64:
+    column = table.column(*PHONE)
+    if column is None:
+        raise mistake(table.file, f"has no column '{PHONE[0]}', as Polar Sensor Logger writes", 1)
+    times = np.empty(len(table.lines), np.int64)
+    for index, text in enumerate(table.columns[column]):
+        time = iso_ns(text)
+        if time is None:
+            raise table.wrong(index, column, f"'{shown(text)}' is no time such as 2026-04-24T14:10:15.270")
+        times[index] = time
+    return times
+
+
+def _signal(table: Table) -> tuple[Sequence[int], int, float] | None:
+    """Columns, Polar's number of the measurement, and factor; None if it is none that has a sensor's time."""
+    for names, measurement, factor in _SIGNALS:
+        columns = [table.column(name) for name in names]
+        if None not in columns:
+            return [column for column in columns if column is not None], measurement, factor
+    return None
+
+
+def _by_sensor(table: Table, clock: int, columns: Sequence[int], measurement: int, factor: float) -> Stream:
+    times, _ = times_ns(table, clock)
+    kind = KINDS[measurement]
+    values = np.stack([table.numbers(column) * factor for column in columns], axis=1)
+    modality = Modality(kind.modality, kind.channels, UNITS[kind.modality], rate_of(times))
+    return Stream(modality, times, values.astype(np.float32))
+
+
+def _by_phone(table: Table, phone: Int64) -> Stream:
+    """Heart rate or the intervals of beats."""
+    if (column := table.column(*_BEATS)) is not None:
+        values = table.numbers(column) / 1e3
+        return Stream(RR, _beat_times(phone, values), values[:, None].astype(np.float32))
+    if (column := table.column("HR [bpm]")) is not None:
+        falls = np.flatnonzero(np.diff(phone) <= 0)
+        if len(falls):
+            raise table.wrong(int(falls[0]) + 1, 0, "is not later than the time in the row before")
+        return Stream(HR, phone, table.numbers(column)[:, None].astype(np.float32))
+    known = ", ".join("/".join(names) for names, _, _ in _SIGNALS)
+    raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, HR [bpm]", 1)
+
+
+def _beat_times(arrivals: Int64, intervals_s: Float64) -> Int64:
+    """When beats ended: those that arrived together lie before their arrival by the intervals that follow them."""
+    times = arrivals.copy()
+    for index in range(len(times) - 2, -1, -1):
+        following = float(intervals_s[index + 1])
+        if arrivals[index] == arrivals[index + 1] and following > 0:
+            times[index] = times[index + 1] - round(min(following, 10.0) * 1e9)
+    for index in range(1, len(times)):
+        times[index] = max(times[index], times[index - 1] + _CLOSEST_NS)
+    return times
+
+
+def _labels(marks: Sequence[tuple[int, str]], began: int) -> list[Label]:
+    """Spans from each start to the stop after it."""
+    labels, start = [], None
+    for time, text in sorted(marks):
+        if "START" in text.upper():
+            start = time
+        elif start is not None and time > start:
+            if start >= began:
+                labels.append(Label(start - began, time - began, "marker"))
+            start = None
+    return labels
