@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from armlet_runtime import engines, keys, machine
+from armlet_runtime import engines, keys, machine, service
 from armlet_runtime.admission import admit, floor
 from armlet_runtime.bundle import Front, Member, open_bundle, open_front, read_front
 from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError
@@ -40,7 +40,7 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, PlaceState, current_place, read_board, read_state
 from armlet_runtime.trust import trusted_keys
 
-from . import frames, service
+from . import frames
 from .deploy import RESERVE_BYTES, deploy, roll_back
 from .updates import Result, State, Update, result_of
 

@@ -17,12 +17,12 @@ import msgspec
 
 from armlet_runtime.errors import DeployError
 from armlet_runtime.keys import key_id
+from armlet_runtime.service import UNIT, unit_text
 from armlet_runtime.slots import Board as Description
 from armlet_runtime.trust import Trust
 
 from .boards import PREFIX, Board, Target, connect, login
 from .provision import PROBE, Environment, Probe, gather, read_probe
-from .service import UNIT
 
 INSTALL = f"""
 import json, os, shutil, subprocess, sys, tarfile, venv
@@ -61,27 +61,13 @@ place = os.path.expanduser("~/{PREFIX}/env-" + sys.stdin.readline().strip()[:16]
 print("yes" if os.path.exists(os.path.join(place, "complete")) else "no")
 """
 
-UNIT_FILE = f"""[Unit]
-Description=armlet: decisions from wearables
-StartLimitIntervalSec=0
-
-[Service]
-ExecStart=%h/{PREFIX}/venv/bin/python -m armlet_runtime run file:%h/{PREFIX}/slot
-Environment=ARMLET_HOME=%h/{PREFIX}/home
-Restart=always
-RestartSec=2
-
-[Install]
-WantedBy=default.target
-"""
-
 WRITE_UNIT = f"""
 set -eu
 mkdir -p "$HOME/.config/systemd/user"
 cat > "$HOME/.config/systemd/user/{UNIT}"
 systemctl --user daemon-reload
 systemctl --user enable --quiet {UNIT}
-systemctl --user restart {UNIT}
+systemctl --user restart --no-block {UNIT}
 loginctl enable-linger 2>/dev/null || true
 loginctl show-user --property=Linger --value "$(id -un)" 2>/dev/null || true
 """
@@ -216,7 +202,9 @@ def _check_room(target: Target, probe: Probe, environment: Environment) -> None:
 async def _start_unit(connection: Any, probe: Probe) -> str:
     if probe.units in ("", "offline", "unknown"):
         return "none: this board runs no systemd for its users; start 'armlet run' by what it has instead"
-    lingers = await _run(connection, f"sh -c {shlex.quote(WRITE_UNIT)}", UNIT_FILE.encode())
+    command = (f"%h/{PREFIX}/venv/bin/python", "-m", "armlet_runtime", "run", f"file:%h/{PREFIX}/slot")
+    unit = unit_text(command, {"ARMLET_HOME": f"%h/{PREFIX}/home"}, "%h")
+    lingers = await _run(connection, f"sh -c {shlex.quote(WRITE_UNIT)}", unit.encode())
     if lingers.strip() == "yes":
         return f"{UNIT} runs, and starts with the board"
     return f"{UNIT} runs while you are logged in; on the board, 'sudo loginctl enable-linger $USER' starts it with it"

@@ -97,6 +97,10 @@ class DeployError(ArmletError):
     """A bundle could not be deployed; the target keeps what it had."""
 
 
+class ServiceError(ArmletError):
+    """The systemd unit of a live run cannot be made, or systemd refuses it."""
+
+
 class WearableError(ArmletError):
     """A wearable, a Bluetooth adapter or a packet profile cannot be used as asked."""
 

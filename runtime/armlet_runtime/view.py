@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -69,6 +70,49 @@ class LineView:
         self.close()
         for line in summary_lines(summary):
             print(line, flush=True)
+
+
+class JournalView(LineView):
+    """Writes a sentence to the journal when something happens, with its weight (sd-daemon(3))."""
+
+    _NOTICE, _WARNING = "<5>", "<4>"
+
+    def __init__(self, certified: Mapping[str, CertificateRow] | None = None) -> None:
+        """``certified``: see :class:`LineView`."""
+        super().__init__(certified)
+        self._told: dict[str, str] = {}
+        self._sent: set[str] = set()
+
+    def links(self, links: Mapping[str, LinkView]) -> None:
+        """Tell what became of a wearable: that it sends, that it was lost, why it cannot be had."""
+        for name, link in links.items():
+            why = f": {link.problem}" if link.problem else ""
+            if link.state == "streaming":
+                self._sent.add(name)
+                self._tell(name, self._NOTICE, f"'{name}' sends.")
+            elif link.state == "missing" and name in self._sent:
+                self._tell(name, self._WARNING, f"'{name}' is gone{why}.")
+            elif link.state == "missing":
+                self._tell(name, self._NOTICE, f"'{name}' is looked for.")
+            elif link.state in ("waiting", "refused"):
+                what = "could not be connected" if link.state == "waiting" else "cannot be used"
+                self._tell(name, self._WARNING, f"'{name}' {what}{why}. It is tried again.")
+
+    def decision(self, decision: Decision, changed: bool) -> None:
+        """Tell on what decisions rest from now on, or why there is none."""
+        if not changed:
+            return
+        subset = subset_name(decision.subset)
+        if decision.reason is None:
+            told = certified_text(self._certified.get(subset)).strip()
+            print(f"{self._NOTICE}Decisions rest on {subset}{f' {told}' if told else ''}.", flush=True)
+        else:
+            print(f"{self._WARNING}There is no decision on {subset}: {decision.reason}.", flush=True)
+
+    def _tell(self, name: str, weight: str, sentence: str) -> None:
+        if self._told.get(name) != sentence:
+            self._told[name] = sentence
+            print(f"{weight}{one_line(sentence)}", flush=True)
 
 
 class TableView(LineView):
@@ -140,8 +184,26 @@ class TableView(LineView):
 
 
 def make_view(core: LiveCore, certified: Mapping[str, CertificateRow] | None = None) -> LineView:
-    """A table if standard output is a terminal, lines if not; ``certified``: see :class:`LineView`."""
-    return TableView(core, certified) if sys.stdout.isatty() else LineView(certified)
+    """What fits standard output: a table in a terminal, sentences in the journal, else lines.
+
+    Args:
+        core: The loop whose counts are shown.
+        certified: See :class:`LineView`.
+    """
+    if sys.stdout.isatty():
+        return TableView(core, certified)
+    return JournalView(certified) if _is_journal(sys.stdout.fileno()) else LineView(certified)
+
+
+def _is_journal(file: int) -> bool:
+    """Whether a file is the journal: systemd puts its device and inode into the environment (systemd.exec(5))."""
+    status = os.fstat(file)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def one_line(text: str) -> str:
+    """Text that came over the air, as one line without control characters."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def certified_text(row: CertificateRow | None) -> str:

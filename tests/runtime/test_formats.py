@@ -581,7 +581,10 @@ def test_export_and_info_of_a_recording(kind: str, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.split() == files and all(Path(file).stat().st_size for file in files)
     assert main(["recordings", "info", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "hr            9 samples at 1 Hz, 100.0% received: bpm in bpm" in shown and "labels: walking 1, sitting, then 1" in shown
+    assert (
+        "hr            9 samples at 1 Hz, 100.0% received: bpm in bpm" in shown
+        and "labels: walking 1, sitting, then 1" in shown
+    )
 
 
 def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,8 @@ async def _run(
     from ..driver import drive
     from ..errors import WearableError
     from ..live import LiveCore
+    from ..modalities import subset_name
+    from ..notify import Notifier
     from ..outputs import Lines, write_json
     from ..recording import ENDED_NS, Packet, RecordingWriter
     from ..summary import Tally
@@ -62,6 +64,7 @@ async def _run(
     tally = Tally()
     with ExitStack() as stack:
         lines = stack.enter_context(Lines(args.decisions))
+        manager = stack.enter_context(Notifier())
         writer = None
         if args.record is not None:
             meta = {"bundle": digest, "engine": model.engine.name}
@@ -71,6 +74,8 @@ async def _run(
             session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
             print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
             view = make_view(core, certified)
+            manager.ready()
+            manager.status("no wearable has sent yet")
             began_ns = time.monotonic_ns()
 
             def take(packet: Packet) -> list[Decision]:
@@ -82,6 +87,8 @@ async def _run(
                 for decision in decisions:
                     lines.write(decision.to_json())
                     view.decision(decision, tally.add(decision))
+                    subset = subset_name(decision.subset)
+                    manager.status(f"no decision: {decision.reason}" if decision.reason else f"decides on {subset}")
                 view.links(session.links)
 
             newest_ns = began_ns
@@ -92,6 +99,7 @@ async def _run(
                 for packet in packets:
                     out(take(packet))
                 out(core.advance(now_ns))
+                manager.alive()  # every decision that is due is out
                 return core.due_ns()
 
             failure: WearableError | None = None

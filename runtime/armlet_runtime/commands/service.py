@@ -1,0 +1,83 @@
+"""``armlet service``: the live run as a systemd unit of the user, so that it runs without anybody logged in."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .model_arguments import load_bundle
+
+NAME = "service"
+HELP = "Keep 'armlet run' going with systemd, as this user: started with the machine, restarted, watched."
+EXAMPLE = """armlet service install file:board
+  armlet service install file:board --wearables Armlet-Acc,Armlet-Gyro --floor 0.9
+  armlet service status
+  armlet service remove"""
+EXTRA = ""
+
+JOURNAL_LINES = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    install = actions.add_parser("install", help="write the unit, start it, and have it started with the machine")
+    install.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
+    install.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help="as for 'armlet run'")
+    install.set_defaults(act=_install)
+    status = actions.add_parser(
+        "status", help="whether it runs, and what it wrote last; exit code 1 if it does not run"
+    )
+    status.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    status.set_defaults(act=_status)
+    remove = actions.add_parser("remove", help="stop it and take the unit away")
+    remove.set_defaults(act=_remove)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action."""
+    return int(args.act(args))
+
+
+def _install(args: argparse.Namespace) -> int:
+    import os
+    import sys
+
+    from ..keys import home
+    from ..service import install, unit_path
+    from . import run as live
+
+    parser = argparse.ArgumentParser(prog="armlet service install", add_help=False)
+    live.add_arguments(parser)
+    words = [args.bundle, *args.options]
+    load_bundle(parser.parse_args(words))  # what cannot be used is told now, and not to the journal every two seconds
+    environment = {"ARMLET_HOME": str(home().absolute()), "PYTHONUNBUFFERED": "1"}
+    if "PATH" in os.environ:  # ExecuTorch's shim is built with the compiler that is found here
+        environment["PATH"] = os.environ["PATH"]
+    # Started in this folder, so that relative paths mean what they mean here.
+    print(install([sys.executable, "-m", "armlet_runtime", "run", *words], environment, Path.cwd()))
+    print(f"the unit is {unit_path()}; 'armlet service status' tells how it does")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from ..outputs import write_json
+    from ..service import journal, properties, state
+
+    found, lines = properties(), journal(JOURNAL_LINES)
+    now = state()
+    said = f": {found['StatusText']}" if found.get("StatusText") else ""
+    since = f" since {found['ActiveEnterTimestamp']}" if now == "active" else ""
+    print(f"{now}{since}, started again {found.get('NRestarts') or 0} times{said}" if now != "none" else "no unit here")
+    for line in lines:
+        print(f"  {line}")
+    if args.json:
+        write_json(args.json, {"state": now, "status": found.get("StatusText", ""), "journal": lines})
+    return 0 if now == "active" else 1
+
+
+def _remove(args: argparse.Namespace) -> int:
+    from ..service import UNIT, remove
+
+    print(f"{UNIT} is stopped and taken away" if remove() else "there is no unit here")
+    return 0

@@ -1,0 +1,202 @@
+"""The systemd unit: its text as systemd reads it, the notify protocol over a real socket, and a real systemd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armlet_runtime import view
+from armlet_runtime.ble import Link
+from armlet_runtime.cli import main
+from armlet_runtime.decisions import Decision
+from armlet_runtime.modalities import Modality
+from armlet_runtime.notify import Notifier
+from armlet_runtime.recording import Recording, Stream, write_recording
+from armlet_runtime.service import quoted, unit_text
+
+from .conftest import SmallBundle
+from .test_live_commands import wearables
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notifications_reach_a_socket(abstract: bool, tmp_path: Path) -> None:
+    name = f"armlet-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{name}" if abstract else str(tmp_path / "notify"))
+        manager.setblocking(False)
+        environment = {"NOTIFY_SOCKET": f"@{name}" if abstract else str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with Notifier(environment) as notifier:
+            assert notifier.there
+            notifier.ready()
+            notifier.alive()
+            notifier.alive()  # half of its time has not passed
+            notifier.status("decides on acc\ngyro")
+            notifier.status("decides on acc gyro")  # said already
+            time.sleep(0.11)
+            notifier.alive()
+        notifier.ready()  # over: nothing is sent
+        said = []
+        while True:
+            try:
+                said.append(manager.recv(1000).decode())
+            except BlockingIOError:
+                break
+    assert said == ["READY=1", "WATCHDOG=1", "STATUS=decides on acc gyro", "WATCHDOG=1", "STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, []),
+        ({"WATCHDOG_USEC": "1000"}, ["READY=1"]),
+        ({"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}, ["READY=1"]),
+        ({"WATCHDOG_USEC": "soon"}, ["READY=1"]),
+    ],
+)
+def test_without_a_watchdog_of_ours_nothing_is_fed(
+    environment: Mapping[str, str], says: list[str], tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        there = {"NOTIFY_SOCKET": str(tmp_path / "notify")} if environment else {}
+        with Notifier({**there, **environment}) as notifier:
+            notifier.ready()
+            if environment.get("WATCHDOG_USEC") != "1000" or "WATCHDOG_PID" in environment:
+                notifier.alive()
+            for expected in says:
+                assert manager.recv(1000).decode() == expected
+            with pytest.raises(BlockingIOError):
+                manager.recv(1000)
+
+
+def test_a_manager_that_is_gone_does_not_stop_the_run(tmp_path: Path) -> None:
+    with Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as notifier:
+        notifier.ready()
+        notifier.alive()
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs the Debian package systemd")
+    words = [sys.executable, "-m", "armlet_runtime", "run", "a file", "--wearables", 'Polar "H10" $1', "%h/d"]
+    text = unit_text(words, {"ARMLET_HOME": "%h/arm let"}, "%h")
+    assert "@COMMAND@" not in text and "@ENVIRONMENT@" not in text
+    (tmp_path / "armlet.service").write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--user", "--man=no", str(tmp_path / "armlet.service")],
+        capture_output=True, text=True, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0 and "armlet.service" not in done.stderr, done.stderr
+
+
+def test_words_of_a_unit_are_quoted() -> None:
+    assert quoted("file:/srv/slot") == "file:/srv/slot" and quoted("%h/a") == "%h/a"
+    assert quoted('a "b" $c\\') == '"a \\"b\\" $$c\\\\"' and quoted("") == '""'
+
+
+def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    journal = view.JournalView()
+    link = Link("Armlet-Gyro", "missing", "not heard yet")
+    for state, problem in (
+        ("missing", "not heard yet"),
+        ("found", ""),
+        ("waiting", "no answer in time"),
+        ("waiting", "no answer in time"),
+        ("streaming", ""),
+        ("missing", "the link\x1b[31m was lost"),
+    ):
+        link.state, link.problem = state, problem
+        journal.links({link.name: link})
+    for subset, reason in ((("acc",), None), (("acc",), None), ((), "no sensor")):
+        decided = Decision(0, 1, 1, subset, "walking", (), (), {}, {}, "litert", reason)
+        journal.decision(decided, True)
+    assert capsys.readouterr().out.splitlines() == [
+        "<5>'Armlet-Gyro' is looked for.",
+        "<4>'Armlet-Gyro' could not be connected: no answer in time. It is tried again.",
+        "<5>'Armlet-Gyro' sends.",
+        "<4>'Armlet-Gyro' is gone: the link [31m was lost.",
+        "<5>Decisions rest on acc.",
+        "<5>Decisions rest on acc.",
+        "<4>There is no decision on none: no sensor.",
+    ]
+
+
+def test_the_journal_is_known_by_its_device_and_inode() -> None:
+    read, write = os.pipe()
+    status = os.fstat(write)
+    code = "from armlet_runtime.view import make_view; print(type(make_view(None)).__name__)"
+    for stream, expected in ((f"{status.st_dev}:{status.st_ino}", "JournalView"), ("1:2", "LineView")):
+        subprocess.run(
+            [sys.executable, "-c", code], stdout=write, env={**os.environ, "JOURNAL_STREAM": stream}, check=True
+        )
+        assert os.read(read, 100).decode().strip() == expected
+    os.close(read)
+    os.close(write)
+
+
+def test_without_systemd_it_is_said(small_bundle: SmallBundle, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+    assert main(["service", "install", *model]) == 2
+    assert "no systemd runs for this user here" in capsys.readouterr().err
+    assert main(["service", "status"]) == 1 and main(["service", "remove"]) == 0
+    assert capsys.readouterr().out == "no unit here\nthere is no unit here\n"
+    with pytest.raises(SystemExit):
+        main(["service", "install", *model, "--no-such-option"])
+    assert not list(tmp_path.iterdir())
+
+
+# Run as PID 1 of namespaces of its own: a systemd for one user, with nothing of the machine's.
+SCRIPT = """
+set -u
+mount -t tmpfs none /run
+mkdir -p /run/systemd/system /run/xdg && chmod 700 /run/xdg
+export XDG_RUNTIME_DIR=/run/xdg
+/usr/lib/systemd/systemd --user >/dev/null 2>&1 &
+for _ in $(seq 100); do
+  case "$(systemctl --user is-system-running 2>/dev/null)" in running|degraded) break;; esac
+  sleep 0.1
+done
+exec "$@"
+"""
+
+
+def test_a_real_systemd_starts_watches_and_restarts_it(small_bundle: SmallBundle, tmp_path: Path) -> None:
+    isolated = ["unshare", "--mount", "--pid", "--fork", "--mount-proc"]
+    if not Path("/usr/lib/systemd/systemd").exists():
+        pytest.skip("needs the Debian package systemd")
+    if subprocess.run([*isolated, "mount", "-t", "tmpfs", "none", "/run"], capture_output=True).returncode:
+        pytest.skip("needs the right to make namespaces")
+    quick = tmp_path / "config" / "systemd" / "user" / "armlet.service.d" / "quick.conf"
+    quick.parent.mkdir(parents=True)
+    quick.write_text("[Service]\nWatchdogSec=3\nRestartSec=100ms\nTimeoutAbortSec=1\n")
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
+    streams = {
+        name: Stream(Modality(name, ("x", "y", "z"), unit, 50.0), times, np.zeros((len(times), 3), np.float32))
+        for name, unit in (("acc", "g"), ("gyro", "rad/s"))
+    }
+    write_recording(tmp_path / "played.mcap", Recording("played", "nobody", streams=streams))
+    with wearables(tmp_path / "played.mcap", tmp_path) as air:
+        model = [str(small_bundle.path), str(small_bundle.public_key_path)]
+        inside = [sys.executable, str(Path(__file__).with_name("under_systemd.py")), *model, air]
+        done = subprocess.run(
+            [*isolated, "bash", "-c", SCRIPT, "bash", *inside],
+            env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs while you are logged in" in done.stdout or "runs, and starts" in done.stdout
+    assert not (tmp_path / "config" / "systemd" / "user" / "armlet.service").exists()

@@ -1,0 +1,61 @@
+"""Inside a systemd of its own (see test_service.py): install, run, hang, restart, remove. Exits 0 if all went well."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from armlet_runtime.cli import main
+from armlet_runtime.service import UNIT, journal, properties, state
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what}: {properties()} {journal(20)}"
+        time.sleep(0.1)
+
+
+def decided() -> int:
+    path = Path("decisions.jsonl")
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def main_process() -> int:
+    shown = subprocess.run(
+        ["systemctl", "--user", "show", "--property=MainPID", "--value", UNIT], capture_output=True, text=True
+    )
+    return int(shown.stdout)
+
+
+def run(bundle: str, key: str, bluetooth: str) -> None:
+    options = ["--bluetooth", bluetooth, "--decisions", str(Path("decisions.jsonl").absolute())]
+    assert main(["service", "install", bundle, "--key", key, *options]) == 0
+    assert state() == "active"  # it said READY=1: systemd has waited for it
+    wait_for("decisions", lambda: decided() > 2)
+    wait_for("what it does", lambda: properties()["StatusText"] == "decides on acc+gyro")
+    assert main(["service", "status", "--json", "status.json"]) == 0
+    assert json.loads(Path("status.json").read_text())["status"] == "decides on acc+gyro"
+    # Fed by a run that decides: after longer than the watchdog's 3 s it is the same process.
+    first = main_process()
+    time.sleep(4.0)
+    assert main_process() == first and properties()["NRestarts"] == "0"
+    # One that hangs is killed, and started again.
+    os.kill(first, signal.SIGSTOP)
+    wait_for("the watchdog", lambda: int(properties()["NRestarts"]) >= 1)
+    assert main_process() != first
+    assert main(["service", "remove"]) == 0
+    assert state() == "none" and main(["service", "status"]) == 1
+    # A run that cannot start is told at once, and leaves no unit behind.
+    assert main(["service", "install", bundle, "--key", key, "--bluetooth", "nonsense"]) == 2
+    assert state() == "none"
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:4])
