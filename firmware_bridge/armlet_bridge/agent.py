@@ -19,6 +19,7 @@ together and deploys it into the slot as ``armlet deploy`` does.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import shutil
@@ -35,8 +36,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from armlet_runtime import engines, keys, machine, service
 from armlet_runtime.admission import admit, floor
 from armlet_runtime.bundle import Front, Member, open_bundle, open_front, read_front
-from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError
-from armlet_runtime.files import write_atomic
+from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError, EngineError
+from armlet_runtime.files import chunks, write_atomic
+from armlet_runtime.model import choose_engine
+from armlet_runtime.probation import settle
 from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, PlaceState, current_place, read_board, read_state
 from armlet_runtime.trust import trusted_keys
 
@@ -45,6 +48,9 @@ from .deploy import RESERVE_BYTES, deploy, roll_back
 from .updates import Result, State, Update, result_of
 
 HOME, SLOT, INCOMING, FRONT, UPDATE, LOG = "home", "slot", "incoming", "front", "update.json", "update.log"
+# A fresh process with an engine took 46 MB (LiteRT 2.3.0) to 90 MB (ONNX Runtime) here; an engine keeps a program, and
+# repacks its weights.
+PROCESS_BYTES, PROGRAM_COPIES = 90_000_000, 3
 # How often the state of an install is looked at while it runs, and how long it may take before we stop watching.
 WATCH_S, PATIENCE_S = 0.05, 300.0
 # The most of a log that is shown, so that it fits into one frame.
@@ -63,6 +69,22 @@ class NoRoomError(DeployError):
     """The board's disk is too full for the bundle."""
 
 
+class NoMemoryError(DeployError):
+    """The board's memory is too full for the bundle."""
+
+
+class UnsupportedError(DeployError):
+    """The board has no engine for the bundle."""
+
+
+RESULTS: dict[type[ArmletError], Result] = {
+    NoRoomError: Result.NOT_ENOUGH_STORAGE,
+    NoMemoryError: Result.OUT_OF_MEMORY,
+    UnsupportedError: Result.UNSUPPORTED_PACKAGE,
+}
+"""Results of what only a board can find out, besides :func:`armlet_bridge.updates.result_of`."""
+
+
 class Agent:
     """Answers requests about one prefix."""
 
@@ -75,6 +97,7 @@ class Agent:
 
     def hello(self) -> dict[str, Any]:
         """What this board is and has."""
+        settle(self.slot)
         state = read_state(self.slot)
         place = current_place(self.slot) if self.slot.is_dir() else None
         return {
@@ -111,6 +134,8 @@ class Agent:
         Raises:
             BundleError: It is not signed as it must be, or may not come onto this board.
             NoRoomError: The disk is too full.
+            NoMemoryError: The memory is too full.
+            UnsupportedError: The board has none of the bundle's engines.
         """
         trusted = trusted_keys()
         front = open_front(data, "the offered bundle", trusted)
@@ -123,9 +148,31 @@ class Agent:
         free = shutil.disk_usage(self.prefix).free
         if free < needs:
             raise NoRoomError(f"the board has {free / 1e6:.1f} MB free and needs {needs / 1e6:.1f} MB for this bundle")
+        self._check_machine(front)
         write_atomic(self.incoming / FRONT, data)
         self._set(State.DOWNLOADING, Result.INITIAL, front.digest, "the bundle's parts are coming")
         return wanted
+
+    def _check_machine(self, front: Front) -> None:
+        """Refuse what this machine cannot run before its parts are sent.
+
+        Raises:
+            UnsupportedError: It has none of the bundle's engines.
+            NoMemoryError: Too little memory is free.
+        """
+        try:
+            engine = choose_engine(front.manifest)
+        except EngineError as error:
+            raise UnsupportedError(str(error)) from error
+        programs = front.manifest.engines[engine]
+        sizes = {member.name: member.size for member in front.members}
+        own = sum(sizes[ref.member] for ref in (*programs.encoders.values(), programs.aggregator))
+        needs, free = PROCESS_BYTES + PROGRAM_COPIES * own, _available_memory()
+        if free < needs:
+            raise NoMemoryError(
+                f"the board has {free / 1e6:.0f} MB of memory free, and trying this bundle on {engine} takes "
+                f"{needs / 1e6:.0f} MB; end what else runs on it"
+            )
 
     def put(self, sha256: str, offset: int, data: bytes) -> int:
         """Take bytes of an offered member; how many of it are there now.
@@ -147,7 +194,10 @@ class Agent:
                 return have + len(data)
             file.flush()
             os.fsync(file.fileno())
-        if hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+        arrived = hashlib.sha256()
+        for chunk in chunks(part):
+            arrived.update(chunk)
+        if arrived.hexdigest() != sha256:
             part.unlink()
             raise CorruptBundleError(f"the part '{member.name}' did not arrive as it was signed; send it again")
         part.replace(self.incoming / sha256)
@@ -185,6 +235,7 @@ class Agent:
             if update.state is State.IDLE:
                 return
             if ended:
+                settle(self.slot)
                 said = (self.prefix / LOG).read_text(errors="replace").strip().splitlines()
                 self._set(State.IDLE, Result.UPDATE_FAILED, digest, said[-1] if said else "the installer was killed")
                 continue
@@ -202,7 +253,10 @@ class Agent:
             self._set(State.IDLE, result_of(error), front.digest, str(error))
             return
         shutil.rmtree(self.incoming)
-        message = f"{done.name} {done.version} is in use, place {done.place}; {done.health}"
+        message = f"{done.name} {done.version} is in use, place {done.place}; {done.live}; {done.health}"
+        if time.time() < read_state(self.slot).newest:
+            today = datetime.datetime.now(datetime.timezone.utc).date()
+            message += f"; this board's clock says {today}, so it goes by the dates of its bundles until it is set"
         self._set(State.IDLE, Result.SUCCESS, front.digest, message)
 
     def _assemble(self, front: Front, path: Path) -> None:
@@ -212,7 +266,7 @@ class Agent:
             for member in front.members[1:]:
                 received = self.incoming / member.sha256
                 if received.exists():
-                    file.write(received.read_bytes())
+                    file.writelines(chunks(received))
                 elif member.sha256 in there:
                     file.write(there[member.sha256]())
                 else:
@@ -293,8 +347,7 @@ def serve(agent: Agent, source: BinaryIO, sink: BinaryIO) -> None:
             for message in _handle(agent, request, payload):
                 answer(message)
         except ArmletError as error:
-            result = Result.NOT_ENOUGH_STORAGE if isinstance(error, NoRoomError) else result_of(error)
-            answer({"error": str(error), "result": int(result)})
+            answer({"error": str(error), "result": int(RESULTS.get(type(error), result_of(error)))})
         except OSError as error:
             answer({"error": f"the board says: {error.strerror or error}", "result": int(Result.UPDATE_FAILED)})
 

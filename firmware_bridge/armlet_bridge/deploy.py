@@ -2,21 +2,19 @@
 
 The order is the whole point: verify the source, write beside, flush to the disk, verify what was written, make the
 golden run on it in a process of its own, and only then switch. Until the switch the slot is as it was; the switch is
-one rename; after it nothing is left to do. A bundle that fails was never in use, which is the safest way back to the
-old one.
+one rename. A bundle that fails until then was never in use, which is the safest way back to the old one; after it the
+bundle is on probation (:mod:`armlet_runtime.probation`), and the slot goes back by itself if it does not decide as it
+must, or if nobody is there any more to see it.
 """
 
 from __future__ import annotations
 
 import datetime
-import fcntl
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,20 +22,20 @@ import msgspec
 from armlet_runtime.admission import admit
 from armlet_runtime.bundle import Bundle, open_bundle
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.files import write_atomic
+from armlet_runtime.files import chunks, write_atomic
 from armlet_runtime.health import Health
+from armlet_runtime.probation import ProbationError, flush, locked, switch, take_back, watch, write_state
 from armlet_runtime.slots import (
     BUNDLE,
     CURRENT,
-    LOCK,
     PLACES,
+    REPORT,
     SCHEME,
     STATE,
     PlaceState,
-    SlotState,
+    Probation,
     current_place,
     read_board,
-    read_state,
 )
 from armlet_runtime.trust import Trust, trusted_keys
 
@@ -64,6 +62,7 @@ class Deployment(msgspec.Struct, frozen=True):
         name: Name in its manifest.
         version: Version in its manifest.
         health: What its check in the slot found.
+        live: What it showed on probation.
     """
 
     slot: str
@@ -73,6 +72,7 @@ class Deployment(msgspec.Struct, frozen=True):
     name: str
     version: str
     health: Health
+    live: str
 
 
 def parse_target(target: str) -> Path:
@@ -101,14 +101,15 @@ def deploy(source: Path, folder: Path, keys: Sequence[Path] = (), permission: by
             board. The slot is as it was.
         DeployError: No room, no permission, or another deploy is under way. The slot is as it was.
         HealthError: The golden run failed. The slot is as it was.
+        ProbationError: It was in use and did not decide as it must. The slot is as it was again.
     """
     trusted = trusted_keys(keys)
     bundle = open_bundle(source, trusted)
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
-            _flush(folder.parent)
-        with _locked(folder):
+            flush(folder.parent)
+        with locked(folder):
             return _deploy(source, bundle, folder, keys, trusted, permission)
     except OSError as error:
         raise DeployError(f"cannot deploy into {folder}: {error.strerror or error}; {_AS_IT_WAS}") from error
@@ -127,40 +128,40 @@ def roll_back(folder: Path, permission: bytes | None, keys: Sequence[Path] = ())
         DeployError: Another deploy is under way. The slot is as it was.
     """
     trusted = trusted_keys(keys)
-    with _locked(folder):
-        state = read_state(folder)
+    with locked(folder):
+        state = take_back(folder)
         place = PLACES[1] if current_place(folder) == PLACES[0] else PLACES[0]
         entry = state.places.get(place)
         if entry is None:
             raise DeployError(f"{folder} holds no bundle besides the present one; deploy the one you want")
         bundle = open_bundle(folder / place / BUNDLE, trusted)
-        _write_state(folder, admit(bundle, state, read_board(folder), trusted, permission))
-        _switch(folder, place)
+        write_state(folder, admit(bundle, state, read_board(folder), trusted, permission))
+        switch(folder, place)
     return entry
 
 
 def _deploy(
     source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path], trusted: Trust, permission: bytes | None
 ) -> Deployment:
-    state = read_state(folder)
+    state = take_back(folder)  # from a probation that a deploy before was killed in
     admitted = admit(bundle, state, read_board(folder), trusted, permission)
     old = current_place(folder)
     new = PLACES[1] if old == PLACES[0] else PLACES[0]
     _sweep(folder, new)
-    data = source.read_bytes()
+    size = sum(bundle.sizes.values())
     free = shutil.disk_usage(folder).free
-    if free < len(data) + RESERVE_BYTES:
+    if free < size + RESERVE_BYTES:
         raise DeployError(
-            f"no room in {folder}: the bundle needs {len(data) + RESERVE_BYTES} bytes and {free} are free; {_AS_IT_WAS}"
+            f"no room in {folder}: the bundle needs {size + RESERVE_BYTES} bytes and {free} are free; {_AS_IT_WAS}"
         )
     kept = {place: entry for place, entry in state.places.items() if place == old}
-    _write_state(folder, msgspec.structs.replace(state, places=kept))
+    write_state(folder, msgspec.structs.replace(state, places=kept))
     place = folder / new
     if not place.is_dir():
         place.mkdir()
-        _flush(folder)
+        flush(folder)
     path = place / BUNDLE
-    write_atomic(path, data)
+    write_atomic(path, chunks(source))
     try:
         if open_bundle(path, trusted).digest != bundle.digest:
             raise DeployError(f"{source} was changed while it was deployed; {_AS_IT_WAS}")
@@ -174,29 +175,25 @@ def _deploy(
         name=manifest.name,
         version=manifest.version,
         signers=bundle.signers,
-        size=len(data),
+        size=path.stat().st_size,
         deployed=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine=f"{health.golden.engine} {health.golden.version}",
     )
-    _write_state(folder, msgspec.structs.replace(admitted, places={**kept, new: entry}))
-    _switch(folder, new)
+    # What the slot will remember of this bundle counts once it is confirmed, so that going back is free until then.
+    trying = msgspec.structs.replace(state, places={**kept, new: entry}, probation=Probation(new, old))
+    write_state(folder, trying)
+    try:
+        switch(folder, new)
+        live = watch(folder, bundle.digest, manifest, keys)
+    except BaseException as error:
+        take_back(folder)
+        if isinstance(error, ProbationError):
+            raise ProbationError(f"{manifest.name} {manifest.version} was in use and taken back: {error}") from error
+        raise
+    write_state(folder, msgspec.structs.replace(admitted, places={**kept, new: entry}))
+    (folder / REPORT).unlink(missing_ok=True)
     previous = kept[old].digest if old in kept else None
-    return Deployment(str(folder), new, bundle.digest, previous, manifest.name, manifest.version, health)
-
-
-def _write_state(folder: Path, state: SlotState) -> None:
-    write_atomic(folder / STATE, msgspec.json.format(msgspec.json.encode(state)))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep every other deploy out of a slot; the lock ends with the process, however it ends."""
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeployError(f"another deploy into {folder} is under way; wait for it and try again") from None
-        yield
+    return Deployment(str(folder), new, bundle.digest, previous, manifest.name, manifest.version, health, live)
 
 
 def _sweep(folder: Path, place: str) -> None:
@@ -216,7 +213,8 @@ def _check_health(path: Path, keys: Sequence[Path]) -> Health:
         raise HealthError(f"the golden run took more than {HEALTH_TIMEOUT_S:.0f} s; {_AS_IT_WAS}") from None
     if ran.returncode < 0:
         name = signal.Signals(-ran.returncode).name
-        raise HealthError(f"the golden run took its process down ({name}): the engine crashed on it; {_AS_IT_WAS}")
+        why = "this CPU lacks an instruction that the engine uses" if name == "SIGILL" else "the engine crashed on it"
+        raise HealthError(f"the golden run took its process down ({name}): {why}; {_AS_IT_WAS}")
     if ran.returncode not in (0, 1):
         said = ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"]
         raise HealthError(f"the golden run could not be made: {said[-1]}; {_AS_IT_WAS}")
@@ -235,21 +233,3 @@ def _check_health(path: Path, keys: Sequence[Path]) -> Health:
             f"{health.hop_s * 1e3:.3g} ms; {_AS_IT_WAS}"
         )
     return health
-
-
-def _switch(folder: Path, place: str) -> None:
-    """Point ``current`` to a place: the old link or the new one is there at every moment."""
-    link = folder / f".{CURRENT}.new"
-    with suppress(FileNotFoundError):
-        link.unlink()
-    link.symlink_to(place, target_is_directory=True)
-    link.replace(folder / CURRENT)
-    _flush(folder)
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

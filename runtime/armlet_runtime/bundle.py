@@ -44,7 +44,7 @@ from .errors import (
     TruncatedBundleError,
     UntrustedKeyError,
 )
-from .files import write_atomic
+from .files import CHUNK, write_atomic
 from .keys import home, key_id
 from .manifest import Manifest, decode_manifest, encode_manifest, named_members
 from .trust import Trust
@@ -67,9 +67,6 @@ _LENGTH = struct.Struct("<I")
 _KEY_SIZE, _SIGNATURE_SIZE = 32, 64
 MAX_FRONT = len(MAGIC) + _LENGTH.size + MAX_HEADER + 1 + MAX_SIGNATURES * (_KEY_SIZE + _SIGNATURE_SIZE) + MAX_MANIFEST
 """Bytes in which a bundle's beginning, down to the end of its manifest, certainly lies."""
-
-_CHUNK = 1 << 18
-"""Bytes read at a time while a member is hashed: verification needs this much memory, however large the bundle."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _MAX_NAME = 200
@@ -358,7 +355,7 @@ def _hash(file: int, offset: int, size: int) -> str:
 def _chunks(file: int, offset: int, size: int) -> Iterator[bytes]:
     end = offset + size
     while offset < end:
-        chunk = os.pread(file, min(_CHUNK, end - offset), offset)
+        chunk = os.pread(file, min(CHUNK, end - offset), offset)
         if not chunk:
             return
         yield chunk

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+CHUNK = 1 << 18
+"""Bytes read at a time from files that may be large: what reading one needs of a board's memory."""
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write ``data`` beside ``path``, flush it to the disk, and rename it over ``path``.
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """A file's bytes, :data:`CHUNK` at a time.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def write_atomic(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
+    """Write ``data``, or its pieces one after the other, beside ``path``, flush it, and rename it over ``path``.
 
     A reader sees the old file or the new one, also after a power cut. ``mode``: the new file's permission bits.
 
@@ -18,7 +33,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())

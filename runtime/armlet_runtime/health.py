@@ -18,6 +18,7 @@ from .bundle import open_bundle
 from .engines.base import Float32
 from .errors import ArmletError
 from .golden import GoldenResult, golden_run, golden_windows
+from .manifest import decode_certificate
 from .model import BundleModel
 from .slots import bundle_path
 from .trust import trusted_keys
@@ -67,6 +68,7 @@ def check(path: Path, keys: Sequence[Path] = ()) -> Health:
     """
     bundle = open_bundle(path, trusted_keys(keys))
     model = BundleModel.from_bundle(bundle)
+    decode_certificate(bundle.read(bundle.manifest.certificate))  # the runtime would not start without
     golden = golden_run(model, bundle.read)
     seconds = _decision_s(model, golden_windows(bundle.manifest, bundle.read))
     return Health(golden, seconds, bundle.manifest.window.hop_s)

@@ -27,6 +27,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .deciding import Decider
 from .decisions import Decision
 from .engines.base import Float32
@@ -46,6 +49,9 @@ RATE_TOLERANCE = 0.1
 
 NO_SENSOR, BELOW_FLOOR, NOT_A_NUMBER = "no sensor", "below floor", "not a number"
 """Why a window has no label."""
+
+MADE = "made"
+"""Name of the wearable whose samples did not come as packets."""
 
 # Packets of a recording that are further apart are not of one run: the clock they are stamped with was another one.
 LONGEST_SILENCE_NS = 7 * 24 * 3600 * 1_000_000_000
@@ -94,15 +100,7 @@ class LiveCore:
             UsageError: ``unknown_below`` cannot be had.
         """
         self._decider = Decider(model.manifest, unknown_below)
-        self._refused: set[str] = set()
-        if floor is not None:
-            names = [modality.name for modality in model.manifest.modalities]
-            rows = certified or {}
-            self._refused = {
-                name
-                for name in map(subset_name, subsets(names))
-                if name not in rows or not rows[name].macro_f1 >= floor
-            }
+        self._refused = _refused(model, floor, certified)
         manifest = model.manifest
         self.wearables: dict[str, Wearable] = {}
         self.problems: dict[str, str] = {}
@@ -128,18 +126,57 @@ class LiveCore:
             DataError: It arrived before the one before it, or (in a replay) a week after it.
             EngineError: The engine failed.
         """
-        at = packet.arrival_ns
+        decisions = self._arrived(packet.arrival_ns, packet.wearable)
+        self._take_in(packet)
+        return decisions + self._decide_until(packet.arrival_ns)
+
+    def samples(
+        self, arrival_ns: int, modality: Modality, times_ns: NDArray[np.int64], values: Float32
+    ) -> list[Decision]:
+        """Take in samples (n, channels) that did not come as a packet, such as made ones; else as :meth:`packet`.
+
+        ``times_ns``: (n,) when they were taken, on the clock of the arrivals.
+        """
+        decisions = self._arrived(arrival_ns, MADE)
+        wearable = self.wearables.setdefault(MADE, Wearable(MADE, self._keep_ns))
+        wearable.made(modality, times_ns, values)
+        self._claim(modality.name, wearable)
+        return decisions + self._decide_until(arrival_ns)
+
+    def can_become(self, model: BundleModel) -> bool:
+        """Whether :meth:`become` can take that model: it reads the same signals in the same windows."""
+        old, new = self._model.manifest, model.manifest
+        return (old.modalities, old.window, old.presence) == (new.modalities, new.window, new.presence)
+
+    def become(
+        self,
+        model: BundleModel,
+        floor: float | None = None,
+        certified: Mapping[str, CertificateRow] | None = None,
+        unknown_below: float | None = None,
+    ) -> None:
+        """Decide with another model from the next window on: links, samples and grid stay, so no decision is missed.
+
+        Raises:
+            UsageError: ``unknown_below`` cannot be had; the model before goes on.
+        """
+        self._decider = Decider(model.manifest, unknown_below)
+        self._model = model
+        self._refused = _refused(model, floor, certified)
+        for slot in self._slots.values():
+            slot.token = None
+
+    def _arrived(self, at: int, who: str) -> list[Decision]:
         if self._newest_arrival_ns is not None:
             silence_ns = at - self._newest_arrival_ns
             if silence_ns < 0 or (self._clock_ns is None and silence_ns >= LONGEST_SILENCE_NS):
                 raise DataError(
-                    f"a packet of '{packet.wearable}' arrived at {at} ns, and the one before it at "
+                    f"a packet of '{who}' arrived at {at} ns, and the one before it at "
                     f"{self._newest_arrival_ns} ns: packets must come in order of arrival, within a week"
                 )
         decisions = self._decide_until(at - 1)
         self._newest_arrival_ns = at
-        self._take_in(packet)
-        return decisions + self._decide_until(at)
+        return decisions
 
     def advance(self, now_ns: int) -> list[Decision]:
         """Give what fell due before ``now_ns``; every packet that arrived before must have been passed on.
@@ -288,6 +325,14 @@ class LiveCore:
     def _is_present(self, slot: _Slot, cut: Cut) -> bool:
         needed = self._presence.min_coverage if slot.present else self._presence.return_coverage
         return cut.age_ns is not None and cut.age_ns <= slot.stale_ns and cut.coverage >= needed
+
+
+def _refused(model: BundleModel, floor: float | None, certified: Mapping[str, CertificateRow] | None) -> frozenset[str]:
+    if floor is None:
+        return frozenset()
+    rows = certified or {}
+    names = map(subset_name, subsets([modality.name for modality in model.manifest.modalities]))
+    return frozenset(name for name in names if name not in rows or not rows[name].macro_f1 >= floor)
 
 
 def stale_ns(presence: Presence, modality: Modality) -> int:

@@ -7,11 +7,14 @@
       a/model.armlet     two places; a deploy writes the one that is not in use
       b/model.armlet
       state.json         what was put into each place, and when (:class:`SlotState`)
+      live.json          what the runtime says of a bundle on probation (:class:`Report`); only while there is one
       board.json         what this board is, for bundles that are made for some boards only (:class:`Board`); may lack
       .lock              held by a deploy (flock)
+      .live              held by the runtime that decides with this slot's bundle (flock)
 
-This is the reading side; ``armlet deploy`` writes. A bundle passes its golden run in its place before ``current``
-points to it, so whatever the link points to is whole and proved, also after a power cut in the middle of a deploy.
+This is the reading side; ``armlet deploy`` and :mod:`armlet_runtime.probation` write. A bundle passes its golden run in
+its place before ``current`` points to it, so whatever the link points to is whole and proved, also after a power cut in
+the middle of a deploy.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ BUNDLE = "model.armlet"
 STATE = "state.json"
 BOARD = "board.json"
 LOCK = ".lock"
+LIVE = ".live"
+REPORT = "live.json"
 
 SCHEME = "file:"
 """How a slot is written where a bundle is asked for: ``file:FOLDER``."""
@@ -55,6 +60,36 @@ class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
 
 
+class Probation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundle is in use and has not been confirmed.
+
+    Attributes:
+        place: Where it lies.
+        previous: Place to go back to; None if the slot had no bundle.
+    """
+
+    place: str
+    previous: str | None
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``live.json``: how the runtime fares with a bundle on probation.
+
+    Attributes:
+        digest: The bundle's.
+        decisions: Decisions made with it.
+        waiting: Whether no wearable has sent anything since the runtime began, so that there is nothing to decide.
+        latency_s: Longest time from a window's end to its decision being out.
+        failed: Why it cannot be used; empty as long as it can.
+    """
+
+    digest: str
+    decisions: int = 0
+    waiting: bool = False
+    latency_s: float = 0.0
+    failed: str = ""
+
+
 class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``state.json``.
 
@@ -65,12 +100,14 @@ class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         permission: When the last permission to go back that was used here had been signed, Unix seconds.
         newest: Latest time that a bundle in use here named as that of its making, Unix seconds: the clock cannot be
             earlier.
+        probation: Set while the bundle in use has not been confirmed (:mod:`armlet_runtime.probation`).
     """
 
     places: dict[str, PlaceState]
     floors: dict[str, int] = {}
     permission: int = 0
     newest: float = 0.0
+    probation: Probation | None = None
 
 
 class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

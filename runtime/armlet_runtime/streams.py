@@ -175,6 +175,7 @@ class Wearable:
         self._decoders: dict[str, Decoder] = {}
         self._owners: dict[str, str] = {}  # modality to the group that brings it: the first that did
         self._announced = False
+        self._host: ClockFit | None = None
 
     @property
     def groups(self) -> list[Group]:
@@ -200,6 +201,14 @@ class Wearable:
             clock.connected()
         for counts in self.counts.values():
             counts.connections += 1
+
+    def made(self, modality: Modality, times_ns: NDArray[np.int64], values: Float32) -> None:
+        """Take in samples (n, channels) that did not come as packets; their times are the host's own."""
+        self.linked = True
+        if self._host is None:
+            self._host = ClockFit()
+            self._host.observe(int(times_ns[0]), int(times_ns[0]))
+        self.rings.setdefault(modality.name, SampleRing(modality, self._keep_ns)).add(self._host, times_ns, values)
 
     def disconnected(self) -> None:
         """The link was lost or closed."""

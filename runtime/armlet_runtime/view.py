@@ -62,6 +62,14 @@ class LineView:
                 flush=True,
             )
 
+    def became(self, name: str, certified: Mapping[str, CertificateRow]) -> None:
+        """Another bundle decides from now on; ``certified`` as for the constructor."""
+        self._certified = certified
+        self._say(f"{name} is in use from now on")
+
+    def _say(self, sentence: str) -> None:
+        print(sentence, flush=True)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
 
@@ -143,6 +151,9 @@ class TableView(LineView):
         """Show a decision."""
         self._newest = decision
         self._show()
+
+    def _say(self, sentence: str) -> None:
+        self._live.console.print(sentence)
 
     def close(self) -> None:
         """Take the table away."""

@@ -61,6 +61,15 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             normal = np.arcsinh(normal / self.knee) / np.arcsinh(1 / self.knee)
         return np.ascontiguousarray(normal, dtype=np.float32)
 
+    def undo(self, window: Float32) -> Float32:
+        """The window (..., channels, samples) in physical units that normalises to ``window``."""
+        mean = np.asarray(self.mean, np.float64)[:, None]
+        std = np.asarray(self.std, np.float64)[:, None]
+        normal = window.astype(np.float64)
+        if self.knee is not None:
+            normal = np.sinh(normal * np.arcsinh(1 / self.knee)) * self.knee
+        return np.ascontiguousarray(normal * std + mean, dtype=np.float32)
+
 
 def sample_times(end_s: float, rate_hz: float, count: int) -> Float64:
     """The ``count`` grid times (s) of a window that ends at ``end_s``: the last one lies one period before the end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,20 @@ from armlet_runtime.recording import Recording, Stream
 from armlet_runtime.windows import Normalisation, WindowSpec
 
 UNITS = {"acc": "g", "gyro": "rad/s", "mag": "uT"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What an encoder does wrong, and with which windows.
+
+    Attributes:
+        kind: ``crash`` (it divides the least integer by -1, which ends the process with SIGFPE), ``nan``, or ``slow``.
+        when: ``golden``: with the first golden window; ``live``: with a window of the live loop that is none of the
+            golden ones; ``strong``: where the acceleration is 3 g to 1000 g.
+    """
+
+    kind: str
+    when: str
 
 
 @pytest.fixture
@@ -58,7 +73,12 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
     """A small real bundle: two encoders and an aggregator as ONNX programs with random weights by ``seed``."""
 
     def make(
-        seed: int = 0, golden_error: float = 0.0, key: Path = signing_key, release: int = 0, hop_s: float = 0.5
+        seed: int = 0,
+        golden_error: float = 0.0,
+        key: Path = signing_key,
+        release: int = 0,
+        hop_s: float = 0.5,
+        fault: Fault | None = None,
     ) -> Path:
         rng = np.random.default_rng(seed)
         channels, samples, tokens, labels = 3, 8, 4, 3
@@ -84,7 +104,8 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
             "fp32",
         )
         members["mask_tokens.npy"] = _npy(rng.normal(size=(2, tokens)))
-        members["certificate.json"] = members["sbom.json"] = b"{}"
+        members["certificate.json"] = b'{"data": "random numbers", "people": ["nobody"], "windows": 5, "rows": []}'
+        members["sbom.json"] = b"{}"
         windows = {m.name: rng.normal(size=(5, channels, samples)).astype(np.float32) for m in modalities}
         for name, array in windows.items():
             members[f"golden/{name}.npy"] = _npy(array)
@@ -109,7 +130,10 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
         )
         logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
         members["golden/onnx.npy"] = _npy(logits + golden_error)
-        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}-{release}-{hop_s}.armlet"
+        if fault is not None:
+            weight = np.random.default_rng(seed).normal(size=(channels * samples, tokens)).astype(np.float32)
+            members["onnx/acc.onnx"] = _faulty((1, channels, samples), weight, fault, windows["acc"])
+        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}-{release}-{hop_s}-{fault}.armlet"
         write_bundle(path, manifest, members, [keys.load_private(key)])
         return path
 
@@ -120,6 +144,63 @@ def _npy(array: NDArray[np.floating]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array.astype(np.float32))
     return buffer.getvalue()
+
+
+def _faulty(shape: tuple[int, ...], weight: NDArray[np.float32], fault: Fault, golden: NDArray[np.float32]) -> bytes:
+    """An encoder as of :func:`_linear`, with a fault that shows when its window's first number lies in an interval."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    half = shape[2] // 2  # the live loop's second window begins in the middle of the first golden one
+    at = {"golden": float(golden[0, 0, 0]), "live": float(golden[0, 0, half])}.get(fault.when)
+    low, high = (3.0, 1000.0) if at is None else (at - 1e-4, at + 1e-4)
+    node = helper.make_node
+    nodes = [
+        node("Flatten", ["window"], ["flat"]),
+        node("Slice", ["flat", "starts", "ends", "axes"], ["first"]),
+        node("Greater", ["first", "low"], ["above"]),
+        node("Less", ["first", "high"], ["below"]),
+        node("And", ["above", "below"], ["hit"]),
+        node("Cast", ["hit"], ["one_if_hit"], to=TensorProto.INT64),
+        node("Squeeze", ["one_if_hit"], ["hits"]),
+    ]
+    constants = {
+        "starts": np.array([0]), "ends": np.array([1]), "axes": np.array([1]),
+        "low": np.array([[low]], np.float32), "high": np.array([[high]], np.float32),
+        "one": np.array(1), "two": np.array(2), "least": np.array(-(2**63)), "zero": np.array(0, np.float32),
+        "turns": np.array(1_500_000), "yes": np.array(True), "token.weight": weight,
+    }  # fmt: skip
+    if fault.kind == "crash":
+        nodes += [node("Mul", ["hits", "two"], ["twice"]), node("Sub", ["one", "twice"], ["divisor"])]
+        nodes += [node("Div", ["least", "divisor"], ["wrong"]), node("Cast", ["wrong"], ["odd"], to=TensorProto.FLOAT)]
+        nodes += [node("Mul", ["odd", "zero"], ["nothing"])]
+    elif fault.kind == "nan":
+        nodes += [node("Cast", ["hits"], ["odd"], to=TensorProto.FLOAT), node("Sub", ["zero", "odd"], ["minus"])]
+        nodes += [node("Sqrt", ["minus"], ["nothing"])]
+    else:
+        count = helper.make_tensor_value_info("count", TensorProto.INT64, ())
+        going, on = (helper.make_tensor_value_info(name, TensorProto.BOOL, ()) for name in ("going", "on"))
+        was, is_ = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ()) for name in ("was", "is"))
+        body = helper.make_graph(
+            [node("Identity", ["going"], ["on"]), node("Mul", ["was", "was"], ["is"])],
+            "b",
+            [count, going, was],
+            [on, is_],
+        )
+        nodes += [
+            node("Mul", ["hits", "turns"], ["trips"]),
+            node("Loop", ["trips", "yes", "zero"], ["nothing"], body=body),
+        ]
+    nodes += [node("MatMul", ["flat", "token.weight"], ["right"]), node("Add", ["right", "nothing"], ["token"])]
+    graph = helper.make_graph(
+        nodes,
+        "faulty",
+        [helper.make_tensor_value_info("window", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("token", TensorProto.FLOAT, (1, weight.shape[1]))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def _linear(name: str, shape: tuple[int, ...], weights: dict[str, NDArray[np.float32]]) -> bytes:

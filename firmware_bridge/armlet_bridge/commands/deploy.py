@@ -40,9 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Deploy; 1 if the golden run refused the bundle."""
+    """Deploy; 1 if the bundle failed its golden run or its probation."""
     from armlet_runtime.admission import floor
     from armlet_runtime.outputs import write_json
+    from armlet_runtime.probation import ProbationError
     from armlet_runtime.slots import bundle_path, read_state
     from armlet_runtime.trust import trusted_keys
 
@@ -58,13 +59,14 @@ def run(args: argparse.Namespace) -> int:
     try:
         permission = _permission(args, bundle, floor(read_state(folder), trusted_keys(args.key)))
         done = deploy(bundle, folder, args.key, permission)
-    except HealthError as error:
+    except (HealthError, ProbationError) as error:
         print(f"armlet: {error}", file=sys.stderr)
         return 1
     if args.json:
         write_json(args.json, done)
     print(f"{done.name} {done.version} ({done.digest[:12]}) is in use in {done.slot}, place {done.place}")
     print(done.health)
+    print(f"probation: {done.live}")
     return 0
 
 

@@ -75,8 +75,8 @@ def add_unknown_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_certified(args: argparse.Namespace) -> tuple[BundleModel, str, dict[str, CertificateRow]]:
-    """As :func:`load_model`, and subset to its row of the bundle's certificate, for the engine that runs.
+def load_certified(args: argparse.Namespace) -> tuple[BundleModel, Bundle, dict[str, CertificateRow]]:
+    """The model that the arguments name, its verified bundle, and what :func:`certified_model` gives with it.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
@@ -84,16 +84,28 @@ def load_certified(args: argparse.Namespace) -> tuple[BundleModel, str, dict[str
         UsageError: The floor is no share.
     """
     from ..errors import UsageError
-    from ..manifest import decode_certificate
-    from ..model import BundleModel, programs_of
 
     if args.floor is not None and not 0 <= args.floor <= 1:
         raise UsageError(f"--floor {args.floor:g}: macro-F1 lies between 0 and 1")
     bundle = load_bundle(args)
-    model = BundleModel.from_bundle(bundle, args.engine)
+    model, certified = certified_model(bundle, args.engine)
+    return model, bundle, certified
+
+
+def certified_model(bundle: Bundle, engine: str | None) -> tuple[BundleModel, dict[str, CertificateRow]]:
+    """A bundle's model, and subset to its row of the bundle's certificate, for the engine that runs.
+
+    Raises:
+        BundleError: The bundle cannot be used.
+        EngineError: The engine cannot be used here.
+    """
+    from ..manifest import decode_certificate
+    from ..model import BundleModel, programs_of
+
+    model = BundleModel.from_bundle(bundle, engine)
     certificate = decode_certificate(bundle.read(bundle.manifest.certificate))
     stored_under, _ = programs_of(bundle.manifest, model.engine.name)
-    return model, bundle.digest, {row.subset: row for row in certificate.rows if row.engine == stored_under}
+    return model, {row.subset: row for row in certificate.rows if row.engine == stored_under}
 
 
 def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:

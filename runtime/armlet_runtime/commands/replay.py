@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     recording = read_recording(args.recording)
     if recording.truncated:
         print(f"armlet: {args.recording} has no end (its writer was killed): replaying what there is", file=sys.stderr)
-    model, digest, certified = load_certified(args)
+    model, bundle, certified = load_certified(args)
     try:
         packets, said = packets_of(recording, model.manifest.modalities)
     except DataError as error:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             lines.write(decision.to_json())
             view.decision(decision, tally.add(decision))
     ran_s = (time.monotonic_ns() - began_ns) / 1e9
-    summary = tally.summary(model, digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor)
+    summary = tally.summary(model, bundle.digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor)
     view.end(summary)
     if args.json:
         write_json(args.json, summary)

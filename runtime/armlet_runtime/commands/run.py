@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
-from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, load_certified
+from .model_arguments import (
+    add_floor_option,
+    add_model_arguments,
+    add_unknown_option,
+    certified_model,
+    load_certified,
+)
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
     from ..manifest import CertificateRow
     from ..model import BundleModel
 
@@ -19,6 +27,12 @@ EXAMPLE = """armlet run model.armlet
   armlet run file:/var/lib/armlet/slot --wearables Armlet-Acc,Armlet-Gyro --decisions decisions.jsonl
   armlet run model.armlet --bluetooth bumble:usb:0 --duration 60 --record walk.mcap --json summary.json"""
 EXTRA = ""
+
+LOOK_NS = 200_000_000
+"""How often a run of a slot looks whether another bundle is in use there."""
+
+RESTART = 75
+"""Exit code of a run whose slot has a bundle for other signals or windows now: start it again (EX_TEMPFAIL)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +50,18 @@ def run(args: argparse.Namespace) -> int:
     """Run until the duration is over or Ctrl-C."""
     import asyncio
 
+    from ..probation import settle
+    from ..slots import SCHEME
     from ..summary import since_process_start_s
 
-    model, digest, certified = load_certified(args)
-    return asyncio.run(_run(args, model, digest, certified, since_process_start_s()))
+    if args.bundle.startswith(SCHEME):
+        settle(Path(args.bundle.removeprefix(SCHEME)))
+    model, bundle, certified = load_certified(args)
+    return asyncio.run(_run(args, model, bundle, certified, since_process_start_s()))
 
 
 async def _run(
-    args: argparse.Namespace, model: BundleModel, digest: str, certified: dict[str, CertificateRow], ready_s: float
+    args: argparse.Namespace, model: BundleModel, bundle: Bundle, certified: dict[str, CertificateRow], ready_s: float
 ) -> int:
     import time
     from contextlib import ExitStack
@@ -51,12 +69,14 @@ async def _run(
     from ..ble import Session, open_bluetooth
     from ..decisions import Decision
     from ..driver import drive
-    from ..errors import WearableError
-    from ..live import LiveCore
+    from ..errors import ArmletError, WearableError
+    from ..live import NOT_A_NUMBER, LiveCore
     from ..modalities import subset_name
     from ..notify import Notifier
     from ..outputs import Lines, write_json
+    from ..probation import Follower
     from ..recording import ENDED_NS, Packet, RecordingWriter
+    from ..slots import SCHEME
     from ..summary import Tally
     from ..view import make_view
 
@@ -67,11 +87,16 @@ async def _run(
         manager = stack.enter_context(Notifier())
         writer = None
         if args.record is not None:
-            meta = {"bundle": digest, "engine": model.engine.name}
+            meta = {"bundle": bundle.digest, "engine": model.engine.name}
             writer = stack.enter_context(RecordingWriter.create(args.record, args.record.stem, "", meta))
         async with open_bluetooth(args.bluetooth) as bluetooth:
             modalities = {modality.name: modality.rate_hz for modality in model.manifest.modalities}
             session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
+            follower = None
+            # A recording is of one bundle, so that its replay is the run again.
+            if args.bundle.startswith(SCHEME) and writer is None:
+                follower = Follower(Path(args.bundle.removeprefix(SCHEME)), bundle, args.key)
+                stack.callback(follower.close)
             print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
             view = make_view(core, certified)
             manager.ready()
@@ -89,13 +114,37 @@ async def _run(
                     view.decision(decision, tally.add(decision))
                     subset = subset_name(decision.subset)
                     manager.status(f"no decision: {decision.reason}" if decision.reason else f"decides on {subset}")
+                    if follower is not None and decision.reason != NOT_A_NUMBER and decision.latency_s is not None:
+                        follower.decided(decision.latency_s)
                 view.links(session.links)
 
-            newest_ns = began_ns
+            newest_ns = looked_ns = began_ns
+
+            def follow(follower: Follower) -> None:
+                nonlocal model, bundle, certified
+                try:
+                    changed = follower.look()
+                    if changed is not None:
+                        other, rows = certified_model(changed, args.engine)
+                        if not core.can_become(other):
+                            # What this run was started with does not fit; whoever keeps it going starts it anew.
+                            follower.report(waiting=True)
+                            raise SystemExit(RESTART)
+                        core.become(other, args.floor, rows, args.unknown_below)
+                        model.close()
+                        model, bundle, certified = other, changed, rows
+                        view.became(f"{other.manifest.name} {other.manifest.version}", rows)
+                except ArmletError as error:
+                    follower.failed(str(error))
+                    print(f"armlet: {error}; going on with {model.manifest.version}", file=sys.stderr, flush=True)
+                follower.report(waiting=core.start_ns is None)
 
             def due(packets: list[Packet], now_ns: int) -> int | None:
-                nonlocal newest_ns
+                nonlocal newest_ns, looked_ns
                 newest_ns = now_ns
+                if follower is not None and now_ns - looked_ns >= LOOK_NS:
+                    looked_ns = now_ns
+                    follow(follower)
                 for packet in packets:
                     out(take(packet))
                 out(core.advance(now_ns))
@@ -117,7 +166,7 @@ async def _run(
                 writer.add_meta({ENDED_NS: str(ended_ns)})
             links = {name: (link.state, link.problem) for name, link in session.links.items()}
             summary = tally.summary(
-                model, digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
+                model, bundle.digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
                 certified, args.floor,
             )  # fmt: skip
         view.end(summary)

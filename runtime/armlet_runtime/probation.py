@@ -1,0 +1,382 @@
+"""Probation: a bundle that has just been put into use must show that it decides, or the slot goes back by itself.
+
+A deploy notes in the slot's state that the new bundle is on probation, switches to it, and watches. Where the runtime
+(``armlet run file:SLOT``) is deciding with the slot's bundle, it takes the new one up between two windows and reports
+in ``live.json`` (:class:`~armlet_runtime.slots.Report`): the bundle is confirmed after :data:`DECISIONS` decisions,
+each within :func:`bound_s`. Where no runtime is at work, or no wearable is in reach, a process of its own decides on
+the bundle's golden windows as if they came from wearables (``python -m armlet_runtime.probation file:SLOT``).
+
+Whatever else happens, the slot goes back: the runtime ends, gives no decisions, gives late ones, or the deploy itself
+is killed. Then nobody holds the slot's lock, and whoever comes next finds a probation that nobody watches and ends it:
+the runtime in its next turn or at its start, also after a power cut, the board's agent, the next deploy
+(:func:`settle`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from .bundle import Bundle, open_bundle
+from .errors import ArmletError, BundleError, DeployError
+from .files import write_atomic
+from .manifest import Manifest
+from .slots import (
+    BUNDLE,
+    CURRENT,
+    LIVE,
+    LOCK,
+    REPORT,
+    STATE,
+    Report,
+    SlotState,
+    bundle_path,
+    current_place,
+    read_state,
+)
+from .trust import trusted_keys
+
+DECISIONS = 3
+"""Decisions that a bundle must make before it is confirmed."""
+
+PATIENCE_S = 25.0
+"""Longest probation: with what going back takes, a board has its old bundle again within 30 s."""
+
+LOOK_S = 0.1
+"""How often reports are looked at."""
+
+
+class ProbationError(DeployError):
+    """A bundle did not stand its probation; the slot went back to what it had."""
+
+
+def bound_s(manifest: Manifest) -> float:
+    """Within which time from a window's end its decision must be out: the longest wait for samples, and one hop."""
+    return manifest.presence.max_wait_s + manifest.window.hop_s
+
+
+# --- what is written to a slot -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other deploy out of a slot; the lock ends with the process, however it ends.
+
+    Raises:
+        DeployError: Another process holds it.
+    """
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeployError(f"another deploy into {folder} is under way; wait for it and try again") from None
+        yield
+
+
+def write_state(folder: Path, state: SlotState) -> None:
+    """Write ``state.json``, whole or not at all."""
+    write_atomic(folder / STATE, msgspec.json.format(msgspec.json.encode(state)))
+
+
+def switch(folder: Path, place: str | None) -> None:
+    """Point ``current`` to a place, or to none: the old link or the new one is there at every moment."""
+    link = folder / f".{CURRENT}.new"
+    with suppress(FileNotFoundError):
+        link.unlink()
+    if place is None:
+        (folder / CURRENT).unlink(missing_ok=True)
+    else:
+        link.symlink_to(place, target_is_directory=True)
+        link.replace(folder / CURRENT)
+    flush(folder)
+
+
+def flush(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def take_back(folder: Path) -> SlotState:
+    """End a probation without success, if there is one: the place before is in use again. The lock must be held."""
+    state = read_state(folder)
+    if state.probation is None:
+        return state
+    tried, previous = state.probation.place, state.probation.previous
+    if current_place(folder) != previous:
+        switch(folder, previous)
+    (folder / tried / BUNDLE).unlink(missing_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)
+    kept = {place: entry for place, entry in state.places.items() if place != tried}
+    state = msgspec.structs.replace(state, places=kept, probation=None)
+    write_state(folder, state)
+    return state
+
+
+def settle(folder: Path) -> bool:
+    """End a probation that nobody watches any more; whether there was one.
+
+    Raises:
+        BundleError: The slot's state cannot be read.
+        DeployError: The slot cannot be written to.
+    """
+    if not folder.is_dir() or read_state(folder).probation is None:
+        return False
+    try:
+        with locked(folder):
+            take_back(folder)
+    except DeployError:  # a deploy is at work, and watches
+        return False
+    except OSError as error:
+        raise DeployError(f"cannot take {folder} back to what it had: {error.strerror or error}") from error
+    return True
+
+
+# --- the deploy's side ----------------------------------------------------------------------------------------------
+
+
+def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = ()) -> str:
+    """Watch a bundle on probation until it has shown what it must; one sentence of what it has shown.
+
+    Raises:
+        ProbationError: It has not; the sentence says what was wrong with it.
+    """
+    end = time.monotonic() + PATIENCE_S
+    # Of a bundle with a long hop fewer decisions are waited for, and none of one that decides hardly twice a minute.
+    wanted = min(DECISIONS, int(PATIENCE_S / 2 / manifest.window.hop_s))
+    if wanted == 0 or not _is_live(folder):
+        return _try(folder, keys, end)
+    while time.monotonic() < end:
+        report = _read_report(folder)
+        if report is not None and report.digest == digest:
+            if report.failed:
+                raise ProbationError(f"the runtime could not use it: {report.failed}")
+            if report.latency_s > bound_s(manifest):
+                raise ProbationError(
+                    f"a decision was out {report.latency_s * 1e3:.0f} ms after its window's end, and "
+                    f"{bound_s(manifest) * 1e3:.0f} ms are allowed"
+                )
+            if report.waiting:
+                return _try(folder, keys, end)
+            if report.decisions >= wanted:
+                return f"{report.decisions} live decisions, the slowest after {report.latency_s * 1e3:.0f} ms"
+        if not _is_live(folder):
+            raise ProbationError("the runtime ended when it took the bundle up: its programs crash it")
+        time.sleep(LOOK_S)
+    made = report.decisions if report is not None and report.digest == digest else 0
+    raise ProbationError(f"it made {made} of {wanted} decisions within {PATIENCE_S:.0f} s")
+
+
+def _is_live(folder: Path) -> bool:
+    """Whether a runtime decides with the slot's bundle."""
+    try:
+        file = (folder / LIVE).open("rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _read_report(folder: Path) -> Report | None:
+    try:
+        return msgspec.json.decode((folder / REPORT).read_bytes(), type=Report)
+    except FileNotFoundError:
+        return None
+
+
+def _try(folder: Path, keys: Sequence[Path], end: float) -> str:
+    """Have a process of its own decide with the slot's bundle."""
+    command = [sys.executable, "-m", "armlet_runtime.probation", f"file:{folder}"]
+    for key in keys:
+        command += ["--key", str(key)]
+    try:
+        left = max(end - time.monotonic(), 0.0)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+    except subprocess.TimeoutExpired:
+        raise ProbationError(f"it made no decisions within {PATIENCE_S:.0f} s") from None
+    if ran.returncode < 0:
+        raise ProbationError(f"it took its process down ({signal.Signals(-ran.returncode).name}) when it decided live")
+    if ran.returncode != 0:
+        said = ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"]
+        raise ProbationError(said[-1])
+    return ran.stdout.strip()
+
+
+# --- the runtime's side ---------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """What the runtime has of the slot whose bundle it runs: whether another is in use now, and a place to report to.
+
+    Only the first runtime of a slot reports.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, keys: Sequence[Path]) -> None:
+        """Follow ``folder`` from ``bundle`` on, which is in use there.
+
+        Raises:
+            BundleError: The slot cannot be written to.
+        """
+        self._folder, self._keys = folder, tuple(keys)
+        self._digest, self._manifest = bundle.digest, bundle.manifest
+        self._seen = self._in_use()
+        self._report = Report(bundle.digest)
+        try:
+            self._lock = (folder / LIVE).open("a")
+        except OSError as error:
+            raise BundleError(f"cannot write into the slot {folder}: {error.strerror}") from error
+        self._is_first = False
+        self._take_lock()
+
+    def _take_lock(self) -> None:
+        with suppress(BlockingIOError):  # another runtime has it, or a deploy is looking who has; next turn, then
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._is_first = True
+
+    def close(self) -> None:
+        """Follow no longer."""
+        self._lock.close()
+
+    def _in_use(self) -> tuple[str | None, int]:
+        place = current_place(self._folder)
+        try:
+            return place, (self._folder / str(place) / BUNDLE).stat().st_ino
+        except FileNotFoundError:
+            return None, 0
+
+    def look(self) -> Bundle | None:
+        """The bundle that is in use now, if it is another than when this was last asked; None if not.
+
+        Raises:
+            BundleError: It cannot be trusted or used.
+        """
+        if not self._is_first:
+            self._take_lock()
+        settle(self._folder)
+        seen = self._in_use()
+        if seen == self._seen or seen[0] is None:
+            return None
+        self._seen = seen
+        bundle = open_bundle(self._folder / seen[0] / BUNDLE, trusted_keys(self._keys))
+        if bundle.digest == self._digest:
+            return None
+        self._digest = bundle.digest
+        self._report = Report(bundle.digest)
+        return bundle
+
+    def decided(self, latency_s: float) -> None:
+        """Count a decision with the bundle in use."""
+        self._report = msgspec.structs.replace(
+            self._report,
+            decisions=self._report.decisions + 1,
+            latency_s=max(self._report.latency_s, latency_s),
+        )
+
+    def failed(self, why: str) -> None:
+        """The bundle in use cannot be run."""
+        self._report = msgspec.structs.replace(self._report, failed=why)
+
+    def report(self, waiting: bool) -> None:
+        """Report, if the bundle in use is on probation; ``waiting`` as in :class:`~armlet_runtime.slots.Report`."""
+        if not self._is_first or read_state(self._folder).probation is None:
+            return
+        report = msgspec.structs.replace(self._report, waiting=waiting)
+        # Not flushed to the disk: it is of no use after a power cut, and a decision must not wait for the disk.
+        new = self._folder / f".{REPORT}.new"
+        new.write_bytes(msgspec.json.encode(report))
+        new.replace(self._folder / REPORT)
+
+
+# --- a process that decides on golden windows -----------------------------------------------------------------------
+
+
+def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
+    """Let the live loop decide on a bundle's golden windows, as fast as this machine can.
+
+    The time of the samples is made; what a decision takes on this machine is added to it.
+
+    Raises:
+        BundleError: The bundle cannot be trusted or used.
+        EngineError: The engine failed.
+    """
+    from .golden import golden_windows
+    from .live import NOT_A_NUMBER, LiveCore
+    from .model import BundleModel
+
+    bundle = open_bundle(path, trusted_keys(keys))
+    manifest = bundle.manifest
+    model = BundleModel.from_bundle(bundle)
+    signals = {
+        name: np.concatenate(list(manifest.normalisation[name].undo(windows)), axis=1).T
+        for name, windows in golden_windows(manifest, bundle.read).items()
+    }
+    at_ns, fed_at = 1_000_000_000, time.perf_counter_ns()
+    core = LiveCore(model, lambda: at_ns + time.perf_counter_ns() - fed_at)
+    report = Report(bundle.digest)
+    step_ns = round(manifest.window.hop_s * 1e9 / 4)
+    end_ns = at_ns + round((manifest.window.length_s + (DECISIONS + 1) * manifest.window.hop_s) * 1e9)
+    sent = dict.fromkeys(signals, 0)
+    while report.decisions < DECISIONS and at_ns < end_ns:
+        at_ns, fed_at = at_ns + step_ns, time.perf_counter_ns()
+        for modality in manifest.modalities:
+            first, last = sent[modality.name], int((at_ns - 1_000_000_000) / 1e9 * modality.rate_hz)
+            wave = signals[modality.name]
+            if last == first or not len(wave):
+                continue
+            sent[modality.name] = last
+            times = 1_000_000_000 + (np.arange(first + 1, last + 1) * 1e9 / modality.rate_hz).astype(np.int64)
+            values = wave[np.arange(first, last) % len(wave)]
+            for decision in core.samples(at_ns, modality, times, values):
+                if decision.reason == NOT_A_NUMBER:
+                    return msgspec.structs.replace(report, failed="its scores on a golden signal are no numbers")
+                report = msgspec.structs.replace(
+                    report,
+                    decisions=report.decisions + (decision.label is not None),
+                    latency_s=max(report.latency_s, decision.latency_s or 0.0),
+                )
+    if report.decisions < DECISIONS:
+        return msgspec.structs.replace(report, failed=f"it made {report.decisions} of {DECISIONS} decisions")
+    if report.latency_s > bound_s(manifest):
+        why = f"a decision took {report.latency_s * 1e3:.0f} ms, and {bound_s(manifest) * 1e3:.0f} ms are allowed"
+        return msgspec.structs.replace(report, failed=why)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """One sentence of what was decided; 1 if it was not enough, 2 for an error."""
+    parser = argparse.ArgumentParser(prog="python -m armlet_runtime.probation")
+    parser.add_argument("bundle", help="bundle, or file:SLOT")
+    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
+    args = parser.parse_args(argv)
+    try:
+        report = decide_on_golden_windows(bundle_path(args.bundle), args.key)
+    except ArmletError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if report.failed:
+        print(report.failed, file=sys.stderr)
+        return 1
+    print(f"{report.decisions} decisions on golden windows, the slowest after {report.latency_s * 1e3:.0f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
