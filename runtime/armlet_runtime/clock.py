@@ -353,6 +353,11 @@ class PacketClock:
             self._counted = 0
 
     @property
+    def has_counters(self) -> bool:
+        """Whether there is anything to fit; samples are placed by their arrival otherwise."""
+        return self._counters is not None
+
+    @property
     def bound_ns(self) -> int | None:
         """How far a sample's host time may be off, but for the link's least delay; None while it cannot be said.
 

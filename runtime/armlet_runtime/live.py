@@ -206,6 +206,10 @@ class LiveCore:
         """Whether each of the model's modalities has a wearable whose link is up."""
         return all(slot.wearable is not None and slot.wearable.linked for slot in self._slots.values())
 
+    def source(self, modality: str) -> Wearable | None:
+        """The wearable that one of the model's modalities comes from; None if none has brought it."""
+        return self._slots[modality].wearable
+
     @property
     def start_ns(self) -> int | None:
         """End of window 0; None before the first sample."""

@@ -1,35 +1,20 @@
-"""What a live run or a replay shows: a still table in a terminal, lines for what changes elsewhere."""
+"""What a live run or a replay writes where there is no screen: lines for what changes, sentences for the journal."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .decisions import Decision
 from .modalities import subset_name
+from .screen import LinkView, Monitor, one_line
 
 if TYPE_CHECKING:
-    from .live import LiveCore
     from .manifest import CertificateRow
+    from .modalities import Modality
     from .summary import Summary
-
-# A calm table: not more often than the eye asks for, and little work on a small board.
-REFRESH_S = 0.5
-
-
-class LinkView(Protocol):
-    """What a view shows of a link (see :class:`armlet_runtime.ble.Link`)."""
-
-    @property
-    def state(self) -> str:
-        """``found``, ``connecting``, ``streaming`` or ``missing``."""
-
-    @property
-    def problem(self) -> str:
-        """Why it is not streaming; empty if nothing went wrong."""
 
 
 class LineView:
@@ -69,6 +54,13 @@ class LineView:
 
     def _say(self, sentence: str) -> None:
         print(sentence, flush=True)
+
+    def problem(self, sentence: str) -> None:
+        """Something went wrong, and the run goes on."""
+        print(f"armlet: {sentence}", file=sys.stderr, flush=True)
+
+    def tick(self, now_ns: int) -> None:
+        """Called as often as the loop turns, with the time on the clock of the arrivals."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -123,86 +115,18 @@ class JournalView(LineView):
             print(f"{weight}{one_line(sentence)}", flush=True)
 
 
-class TableView(LineView):
-    """A table that stays in its place: the wearables, and the newest decision."""
-
-    def __init__(self, core: LiveCore, certified: Mapping[str, CertificateRow] | None = None) -> None:
-        """``core``: the loop whose counts are shown; ``certified``: see :class:`LineView`."""
-        super().__init__(certified)
-        from rich.console import Console
-        from rich.live import Live
-
-        self._core = core
-        # Names and problems come over the air: they are text, whatever brackets they hold.
-        self._live = Live(console=Console(markup=False), auto_refresh=False, transient=True)
-        self._live.start()
-        self._links: Mapping[str, LinkView] = {}
-        self._newest: Decision | None = None
-        self._shown = 0.0
-        self._packets: dict[str, tuple[float, int]] = {}
-        self._rates: dict[str, float] = {}
-
-    def links(self, links: Mapping[str, LinkView]) -> None:
-        """Show the links."""
-        self._links = links
-        self._show()
-
-    def decision(self, decision: Decision, changed: bool) -> None:
-        """Show a decision."""
-        self._newest = decision
-        self._show()
-
-    def _say(self, sentence: str) -> None:
-        self._live.console.print(sentence)
-
-    def close(self) -> None:
-        """Take the table away."""
-        self._live.stop()
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        if now - self._shown < REFRESH_S:
-            return
-        self._shown = now
-        self._live.update(self._table(now), refresh=True)
-
-    def _table(self, now: float) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        wearables = Table("wearable", "link", "samples/s", "lost", "problem", box=None, padding=(0, 2))
-        for name, link in self._links.items():
-            known = self._core.wearables.get(name)
-            counts = list(known.counts.values()) if known else []
-            samples, lost = sum(c.samples for c in counts), sum(c.lost for c in counts)
-            since, before = self._packets.get(name, (now, samples))
-            if now - since >= 2 or name not in self._packets:
-                self._rates[name] = (samples - before) / (now - since) if now > since else 0.0
-                self._packets[name] = (now, samples)
-            problem = link.problem or (known.problem if known else "")
-            wearables.add_row(name, link.state, f"{self._rates[name]:.0f}", str(lost), problem)
-        newest = self._newest
-        if newest is None:
-            return Group(wearables, "waiting for the first window")
-        about = f"  on {subset_name(newest.subset)}"
-        if newest.scores:
-            about += f"  score {max(newest.scores):.2f}"
-        if newest.latency_s is not None:
-            about += f"  latency {newest.latency_s * 1e3:.0f} ms"
-        about += certified_text(self._certified.get(subset_name(newest.subset)))
-        return Group(wearables, "", Text.assemble((newest.label or newest.reason or "", "bold"), about))
-
-
-def make_view(core: LiveCore, certified: Mapping[str, CertificateRow] | None = None) -> LineView:
-    """What fits standard output: a table in a terminal, sentences in the journal, else lines.
+def make_view(monitor: Monitor, modalities: Sequence[Modality], certified: Mapping[str, CertificateRow]) -> LineView:
+    """What fits standard output: a screen on a terminal, sentences in the journal, else lines.
 
     Args:
-        core: The loop whose counts are shown.
+        monitor: What a screen shows.
+        modalities: Of the model.
         certified: See :class:`LineView`.
     """
-    if sys.stdout.isatty():
-        return TableView(core, certified)
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        from .terminal import TerminalView
+
+        return TerminalView(monitor, modalities)
     return JournalView(certified) if _is_journal(sys.stdout.fileno()) else LineView(certified)
 
 
@@ -210,11 +134,6 @@ def _is_journal(file: int) -> bool:
     """Whether a file is the journal: systemd puts its device and inode into the environment (systemd.exec(5))."""
     status = os.fstat(file)
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def one_line(text: str) -> str:
-    """Text that came over the air, as one line without control characters."""
-    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def certified_text(row: CertificateRow | None) -> str:

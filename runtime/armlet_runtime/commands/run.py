@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +75,7 @@ async def _run(
     from ..outputs import Lines, write_json
     from ..probation import Follower
     from ..recording import ENDED_NS, Packet, RecordingWriter
+    from ..screen import Monitor
     from ..slots import SCHEME
     from ..summary import Tally
     from ..view import make_view
@@ -98,7 +98,9 @@ async def _run(
                 follower = Follower(Path(args.bundle.removeprefix(SCHEME)), bundle, args.key)
                 stack.callback(follower.close)
             print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
-            view = make_view(core, certified)
+            monitor = Monitor(core, model, certified)
+            monitor.links(session.links)
+            view = make_view(monitor, model.manifest.modalities, certified)
             manager.ready()
             manager.status("no wearable has sent yet")
             began_ns = time.monotonic_ns()
@@ -111,6 +113,7 @@ async def _run(
             def out(decisions: list[Decision]) -> None:
                 for decision in decisions:
                     lines.write(decision.to_json())
+                    monitor.decision(decision)
                     view.decision(decision, tally.add(decision))
                     subset = subset_name(decision.subset)
                     manager.status(f"no decision: {decision.reason}" if decision.reason else f"decides on {subset}")
@@ -133,10 +136,11 @@ async def _run(
                         core.become(other, args.floor, rows, args.unknown_below)
                         model.close()
                         model, bundle, certified = other, changed, rows
+                        monitor.became(other, rows)
                         view.became(f"{other.manifest.name} {other.manifest.version}", rows)
                 except ArmletError as error:
                     follower.failed(str(error))
-                    print(f"armlet: {error}; going on with {model.manifest.version}", file=sys.stderr, flush=True)
+                    view.problem(f"{error}; going on with {model.manifest.version}")
                 follower.report(waiting=core.start_ns is None)
 
             def due(packets: list[Packet], now_ns: int) -> int | None:
@@ -148,6 +152,7 @@ async def _run(
                 for packet in packets:
                     out(take(packet))
                 out(core.advance(now_ns))
+                view.tick(now_ns)
                 manager.alive()  # every decision that is due is out
                 return core.due_ns()
 
