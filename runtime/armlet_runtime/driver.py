@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .ble import Session
 from .recording import Packet
@@ -32,10 +32,13 @@ async def drive(
     Raises:
         WearableError: There is no usable Bluetooth here.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    with _until_signal() as stop:
+        return await _drive(session, turn, duration_s, stop)
+
+
+async def _drive(
+    session: Session, turn: Callable[[list[Packet], int], int | None], duration_s: float | None, stop: asyncio.Event
+) -> int:
     links = asyncio.ensure_future(session.run())
     end_ns = None if duration_s is None else time.monotonic_ns() + round(duration_s * 1e9)
     try:
@@ -54,5 +57,49 @@ async def drive(
         links.cancel()
         with suppress(asyncio.CancelledError):
             await links
+
+
+async def play(
+    packets: Sequence[Packet], ended_ns: int, speed: float, turn: Callable[[list[Packet], int], int | None]
+) -> int:
+    """Play a recording's packets at their times, until it ends, or SIGINT or SIGTERM.
+
+    Args:
+        packets: In order of arrival.
+        ended_ns: When the recording ended, on the clock of the arrivals.
+        speed: How many seconds of the recording pass in one.
+        turn: As for :func:`drive`; it is called at least once in :data:`TURN_S`.
+
+    Returns:
+        The time of the last call, on the clock of the arrivals.
+    """
+    began_ns = time.monotonic_ns()
+    first_ns = packets[0].arrival_ns
+    next_index = 0
+    with _until_signal() as stop:
+        while True:
+            now_ns = min(ended_ns, first_ns + round((time.monotonic_ns() - began_ns) * speed))
+            index = next_index
+            while index < len(packets) and packets[index].arrival_ns <= now_ns:
+                index += 1
+            due, next_index = packets[next_index:index], index
+            turn(list(due), now_ns)
+            if now_ns >= ended_ns or stop.is_set():
+                return now_ns
+            next_ns = packets[index].arrival_ns if index < len(packets) else ended_ns
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), min(TURN_S, max(next_ns - now_ns, 0) / 1e9 / speed))
+
+
+@contextmanager
+def _until_signal() -> Iterator[asyncio.Event]:
+    """An event that SIGINT or SIGTERM sets, inside the block."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

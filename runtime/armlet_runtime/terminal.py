@@ -166,30 +166,32 @@ def frame(
     seen = subsets_line(monitor.timeline, len(modalities), width - 10)
     lines.append(Text.assemble(("subsets  ", "dim"), seen))
     for modality, signal in zip(modalities, state.signals, strict=True):
-        room = max(width - 38, 10)
+        room = max(width - 45, 10)
         name = Text(f"{signal.modality:8.8} ", "bold" if signal.present else "dim")
-        line = spark(monitor.line(modality, now_ns, room), _BLOCKS if blocks else _GREYS)
+        points = monitor.line(modality, now_ns, room)
+        newest = next((point for point in reversed(points) if point is not None), None)
+        line = spark(points, _BLOCKS if blocks else _GREYS)
+        value = "" if newest is None else f"{newest:.3g}"
         age = "never" if signal.age_s is None else f"{signal.age_s:.2f} s"
         style = "green" if signal.present else "red"
-        about = Text.assemble(f" {signal.unit:6.6} ", (f"{signal.coverage:4.0%} ", style), (f"{age:>9}", style))
+        about = Text.assemble(
+            f"{value:>7} {signal.unit:6.6} ", (f"{signal.coverage:4.0%} ", style), (f"{age:>9}", style)
+        )
         lines.append(Text.assemble(name, (line, "cyan"), about))
     lines += [Text(), Text(f"{'wearable':20} {'link':10} {'Hz':>4} {'lost':>5} {'bad':>4}  clock", "dim")]
     room = height - len(lines) - 1
     shown = state.wearables if len(state.wearables) <= room else state.wearables[: max(room - 1, 0)]
+    # Why a wearable does not send stands below it where there is a line for it.
+    below = len(shown) + sum(bool(one.problem) for one in shown) <= room
     for one in shown:
         extra = [f"{one.rssi} dBm"] if one.rssi is not None else []
-        extra += [f"{one.battery} %"] if one.battery is not None else []
-        extra += [one.problem] if one.problem else []
+        extra += [f"{one.battery}%"] if one.battery is not None else []
         clock = _clock_text(one.clock.drift_ppm, one.clock.bound_ms, blocks) if one.clock else "none"
-        lines.append(
-            Text.assemble(
-                _cells(one.name, 20),
-                " ",
-                (f"{one.state:10.10}", _STYLES.get(one.state, "")),
-                f" {one.rate_hz:4.0f} {one.lost:5} {one.malformed:4}  {clock:18}  ",
-                (", ".join(extra), "dim"),
-            )
-        )
+        counts = f" {one.rate_hz:4.0f} {one.lost:5} {one.malformed:4}  {clock:17} "
+        link = (f"{one.state:10.10}", _STYLES.get(one.state, ""))
+        lines.append(Text.assemble(_cells(one.name, 20), " ", link, counts, (" ".join(extra), "dim")))
+        if below and one.problem:
+            lines.append(Text(f"  {one.problem}", "yellow"))
     if len(shown) < len(state.wearables):
         lines.append(Text(f"and {len(state.wearables) - len(shown)} more", "dim"))
     lines += [Text(f"{what}: {why}", "yellow") for what, why in state.problems.items()]

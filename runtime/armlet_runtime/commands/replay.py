@@ -11,7 +11,7 @@ from .model_arguments import add_floor_option, add_model_arguments, add_unknown_
 NAME = "replay"
 HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
 EXAMPLE = """armlet replay walk.mcap model.armlet --decisions decisions.jsonl
-  armlet replay walk.mcap file:/var/lib/armlet/slot --real-time"""
+  armlet replay walk.mcap file:/var/lib/armlet/slot --speed 1"""
 EXTRA = ""
 
 
@@ -21,22 +21,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_floor_option(parser)
     add_unknown_option(parser)
-    parser.add_argument("--real-time", action="store_true", help="take as long as the run took")
+    parser.add_argument(
+        "--speed",
+        type=speed,
+        metavar="X",
+        help="show it as it was live, X times as fast (1: as fast as it was); default: as fast as it goes, in lines",
+    )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
 
 
+def speed(text: str) -> float:
+    """A speed on the command line: 0.01 to 1,000 times."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0.01 to 1000")
+    return value
+
+
 def run(args: argparse.Namespace) -> int:
     """Replay."""
+    import asyncio
     import time
 
+    from ..driver import play
     from ..errors import DataError
     from ..live import LONGEST_SILENCE_NS, LiveCore
     from ..outputs import Lines, write_json
     from ..playing import packets_of
-    from ..recording import ENDED_NS, read_recording
+    from ..recording import ENDED_NS, Packet, read_recording
+    from ..screen import Monitor
     from ..summary import Tally, since_process_start_s
-    from ..view import LineView
+    from ..view import LineView, make_view
 
     recording = read_recording(args.recording)
     if recording.truncated:
@@ -48,28 +67,35 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.recording}: {error}") from error
     for sentence in said:
         print(sentence, flush=True)
+    ended = recording.meta.get(ENDED_NS, "")
+    newest_ns = packets[-1].arrival_ns
+    ended_ns = int(ended) if ended.isdecimal() else newest_ns
+    if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
+        raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
     ready_s = since_process_start_s()
     core = LiveCore(model, None, args.floor, certified, args.unknown_below)
     tally = Tally()
-    view = LineView(certified)
-    # Sleeping keeps this distance between the recording's clock and the host's.
+    monitor = Monitor(core, model, certified, live=False)
+    view = LineView(certified) if args.speed is None else make_view(monitor, model.manifest.modalities, certified)
     began_ns = time.monotonic_ns()
-    offset_ns = began_ns - packets[0].arrival_ns
     with Lines(args.decisions) as lines:
-        for packet in packets:
-            if args.real_time:
-                time.sleep(max(0, packet.arrival_ns + offset_ns - time.monotonic_ns()) / 1e9)
-            for decision in core.packet(packet):
+
+        def turn(packets: list[Packet], now_ns: int) -> None:
+            for decision in [one for packet in packets for one in core.packet(packet)] + core.advance(now_ns):
                 lines.write(decision.to_json())
+                monitor.decision(decision)
                 view.decision(decision, tally.add(decision))
-        ended = recording.meta.get(ENDED_NS, "")
-        newest_ns = packets[-1].arrival_ns
-        ended_ns = int(ended) if ended.isdecimal() else newest_ns
-        if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
-            raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
-        for decision in core.advance(ended_ns):
-            lines.write(decision.to_json())
-            view.decision(decision, tally.add(decision))
+            view.tick(now_ns)
+
+        try:
+            if args.speed is None:
+                for packet in packets:
+                    turn([packet], packet.arrival_ns)
+                turn([], ended_ns)
+            else:
+                ended_ns = asyncio.run(play(packets, ended_ns, args.speed, turn))
+        finally:
+            view.close()
     ran_s = (time.monotonic_ns() - began_ns) / 1e9
     summary = tally.summary(model, bundle.digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor)
     view.end(summary)
