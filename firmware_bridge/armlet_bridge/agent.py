@@ -9,6 +9,7 @@ What lies under the prefix::
     incoming/front       the beginning of the bundle that they are for
     update.json          the last update, as it stands (:class:`armlet_bridge.updates.Update`)
     update.log           what its process said
+    .installing          held by that process (flock)
 
 A bundle comes in three steps. *Offer*: its beginning, with the signatures and the manifest; nothing else is taken from
 whom the board does not trust. The answer names the members that the board has neither in use nor received before, so
@@ -20,6 +21,8 @@ together and deploys it into the slot as ``armlet deploy`` does.
 from __future__ import annotations
 
 import datetime
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,13 +44,24 @@ from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, 
 from armlet_runtime.files import chunks, write_atomic
 from armlet_runtime.model import choose_engine
 from armlet_runtime.probation import settle
-from armlet_runtime.slots import BOARD, BUNDLE, PLACES, Board, PlaceState, current_place, read_board, read_state
+from armlet_runtime.slots import (
+    BOARD,
+    BUNDLE,
+    PLACES,
+    Board,
+    PlaceState,
+    current_bundle,
+    current_place,
+    read_board,
+    read_state,
+)
 from armlet_runtime.trust import trusted_keys
 
 from . import frames
 from .deploy import RESERVE_BYTES, deploy, roll_back
 from .updates import Result, State, Update, result_of
 
+INSTALLING = ".installing"
 HOME, SLOT, INCOMING, FRONT, UPDATE, LOG = "home", "slot", "incoming", "front", "update.json", "update.log"
 # A fresh process with an engine took 46 MB (LiteRT 2.3.0) to 90 MB (ONNX Runtime) here; an engine keeps a program, and
 # repacks its weights.
@@ -97,7 +112,7 @@ class Agent:
 
     def hello(self) -> dict[str, Any]:
         """What this board is and has."""
-        settle(self.slot)
+        self.settle()
         state = read_state(self.slot)
         place = current_place(self.slot) if self.slot.is_dir() else None
         return {
@@ -139,6 +154,8 @@ class Agent:
         """
         trusted = trusted_keys()
         front = open_front(data, "the offered bundle", trusted)
+        if self._installing(front.digest) or self._in_use() == front.digest:
+            return []
         admit(front, read_state(self.slot), read_board(self.slot), trusted, permission)
         there = self._local_members()
         lacking = {member.sha256: member for member in front.members[1:] if member.sha256 not in there}
@@ -150,6 +167,10 @@ class Agent:
             raise NoRoomError(f"the board has {free / 1e6:.1f} MB free and needs {needs / 1e6:.1f} MB for this bundle")
         self._check_machine(front)
         write_atomic(self.incoming / FRONT, data)
+        ours = {FRONT, *(name for member in front.members for name in (member.sha256, f"{member.sha256}.part"))}
+        for left in self.incoming.iterdir():
+            if left.name not in ours:  # parts of a bundle that nobody went on with
+                left.unlink()
         self._set(State.DOWNLOADING, Result.INITIAL, front.digest, "the bundle's parts are coming")
         return wanted
 
@@ -204,30 +225,28 @@ class Agent:
         return member.size
 
     def install(self, digest: str, permission: bytes | None) -> Iterator[Update]:
-        """Start the process that installs what was offered; its states, until it has ended.
+        """Have a process install what was offered; its states, until it has ended.
+
+        Where that process is at work already, as after a link was lost, it is watched; where the bundle is in use
+        already, nothing is done.
 
         Raises:
-            DeployError: Something else was offered since.
+            DeployError: Something else was offered since, or is being installed.
         """
+        if self._in_use() == digest:
+            message = "this bundle is in use"
+            if (update := self.update()).digest == digest and update.result is Result.SUCCESS:
+                message = update.message
+            yield Update(State.IDLE, Result.SUCCESS, digest, message, time.time())
+            return
         front = self._front()
         if front.digest != digest:
             raise DeployError(f"the board was last offered {front.digest[:12]}, not {digest[:12]}; offer it again")
-        self._set(State.DOWNLOADED, Result.INITIAL, digest, "all parts are there")
-        with (self.prefix / LOG).open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "armlet_bridge.agent", str(self.prefix), "--install"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # not ended with the SSH session
-            )
-        assert process.stdin is not None
-        with process.stdin as pipe:
-            pipe.write(permission or b"")
+        process = None if self._installing(digest) else self._start(digest, permission)
         seen = None
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
-            ended = process.poll() is not None
+            ended = not self._installing(digest) if process is None else process.poll() is not None
             update = self.update()
             if update != seen:
                 yield update
@@ -241,16 +260,67 @@ class Agent:
                 continue
             time.sleep(WATCH_S)
 
+    def _installing(self, digest: str) -> bool:
+        """Whether that bundle is being installed now.
+
+        Raises:
+            DeployError: Another one is.
+        """
+        try:
+            with self._installer():
+                return False
+        except DeployError:
+            if self.update().digest != digest:
+                raise
+        return True
+
+    def _start(self, digest: str, permission: bytes | None) -> subprocess.Popen[bytes]:
+        self._set(State.DOWNLOADED, Result.INITIAL, digest, "all parts are there")
+        with (self.prefix / LOG).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "armlet_bridge.agent", str(self.prefix), "--install"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # not ended with the SSH session
+            )
+        assert process.stdin is not None
+        with process.stdin as pipe:
+            pipe.write(permission or b"")
+        return process
+
+    def _in_use(self) -> str | None:
+        """Digest of the bundle in use, confirmed and whole; None if there is none."""
+        try:
+            if read_state(self.slot).probation is None:
+                return open_bundle(current_bundle(self.slot), trusted_keys()).digest
+        except BundleError:  # then it is to be replaced, even by itself
+            return None
+        return None
+
     def installing(self, permission: bytes | None) -> None:
-        """Put the offered bundle together and deploy it: the process of :meth:`install`."""
+        """Put the offered bundle together and deploy it: the process of :meth:`install`.
+
+        Raises:
+            DeployError: Another such process is at work, or nothing was offered.
+        """
+        with self._installer():
+            self._install(permission)
+
+    def _install(self, permission: bytes | None) -> None:
         front = self._front()
         self._set(State.UPDATING, Result.INITIAL, front.digest, "the bundle is put together, verified and tried")
         path = self.incoming / BUNDLE
         try:
             self._assemble(front, path)
             done = deploy(path, self.slot, (), permission)
-        except ArmletError as error:
-            self._set(State.IDLE, result_of(error), front.digest, str(error))
+        except (ArmletError, OSError) as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, ArmletError):
+                self._set(State.IDLE, result_of(error), front.digest, str(error))
+                return
+            result = Result.NOT_ENOUGH_STORAGE if error.errno == errno.ENOSPC else Result.UPDATE_FAILED
+            self._set(State.IDLE, result, front.digest, f"the bundle cannot be put together: {error.strerror or error}")
             return
         shutil.rmtree(self.incoming)
         message = f"{done.name} {done.version} is in use, place {done.place}; {done.live}; {done.health}"
@@ -258,6 +328,30 @@ class Agent:
             today = datetime.datetime.now(datetime.timezone.utc).date()
             message += f"; this board's clock says {today}, so it goes by the dates of its bundles until it is set"
         self._set(State.IDLE, Result.SUCCESS, front.digest, message)
+
+    @contextmanager
+    def _installer(self) -> Iterator[None]:
+        """Be the only installer; that ends with the process, however it ends."""
+        with (self.prefix / INSTALLING).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DeployError("another update of this board is under way; wait for it and try again") from None
+            yield
+
+    def settle(self) -> None:
+        """End what an installer left that is gone, as after a power cut."""
+        with suppress(DeployError), self._installer():
+            settle(self.slot)
+            update = self.update()
+            if update.state is not State.UPDATING:
+                return
+            state, place = read_state(self.slot), current_place(self.slot) if self.slot.is_dir() else None
+            if place is not None and place in state.places and state.places[place].digest == update.digest:
+                self._set(State.IDLE, Result.SUCCESS, update.digest, "the bundle is in use; its installer was cut off")
+            else:
+                message = "the installer was cut off; this board has what it had before"
+                self._set(State.IDLE, Result.UPDATE_FAILED, update.digest, message)
 
     def _assemble(self, front: Front, path: Path) -> None:
         there = self._local_members()

@@ -80,64 +80,75 @@ def make_bundle(tmp_path: Path, signing_key: Path) -> Callable[..., Path]:
         hop_s: float = 0.5,
         fault: Fault | None = None,
     ) -> Path:
-        rng = np.random.default_rng(seed)
-        channels, samples, tokens, labels = 3, 8, 4, 3
-        modalities = tuple(Modality(name, ("x", "y", "z"), UNITS[name], 8.0) for name in ("acc", "gyro"))
-        members: dict[str, bytes] = {}
-        encoders = {}
-        for modality in modalities:
-            member = f"onnx/{modality.name}.onnx"
-            weight = rng.normal(size=(channels * samples, tokens)).astype(np.float32)
-            members[member] = _linear("window", (1, channels, samples), {"token": weight})
-            encoders[modality.name] = ProgramRef(
-                member, {"window": (1, channels, samples)}, {"token": (1, tokens)}, "fp32"
-            )
-        weights = {
-            "logits": rng.normal(size=(2 * tokens, labels)).astype(np.float32),
-            "embedding": rng.normal(size=(2 * tokens, tokens)).astype(np.float32),
-        }
-        members["onnx/aggregator.onnx"] = _linear("tokens", (1, 2 * tokens), weights)
-        aggregator = ProgramRef(
-            "onnx/aggregator.onnx",
-            {"tokens": (1, 2 * tokens)},
-            {"logits": (1, labels), "embedding": (1, tokens)},
-            "fp32",
-        )
-        members["mask_tokens.npy"] = _npy(rng.normal(size=(2, tokens)))
-        members["certificate.json"] = b'{"data": "random numbers", "people": ["nobody"], "windows": 5, "rows": []}'
-        members["sbom.json"] = b"{}"
-        windows = {m.name: rng.normal(size=(5, channels, samples)).astype(np.float32) for m in modalities}
-        for name, array in windows.items():
-            members[f"golden/{name}.npy"] = _npy(array)
-        manifest = Manifest(
-            schema=1,
-            name="toy",
-            version=f"0.{seed}",
-            created="2026-01-01T00:00:00+00:00",
-            made_with={"armlet": "0.1.0"},
-            modalities=modalities,
-            window=WindowSpec(1.0, hop_s),
-            normalisation={m.name: Normalisation((0.0,) * 3, (1.0,) * 3) for m in modalities},
-            labels=("sit", "stand", "walk"),
-            token_dim=tokens,
-            embedding_dim=tokens,
-            engines={"onnx": EnginePrograms(encoders, aggregator)},
-            mask_tokens="mask_tokens.npy",
-            golden=GoldenRef({name: f"golden/{name}.npy" for name in windows}, {"onnx": "golden/onnx.npy"}),
-            certificate="certificate.json",
-            sbom="sbom.json",
-            release=release,
-        )
-        logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
-        members["golden/onnx.npy"] = _npy(logits + golden_error)
-        if fault is not None:
-            weight = np.random.default_rng(seed).normal(size=(channels * samples, tokens)).astype(np.float32)
-            members["onnx/acc.onnx"] = _faulty((1, channels, samples), weight, fault, windows["acc"])
-        path = tmp_path / f"toy-{seed}-{golden_error}-{key.name}-{release}-{hop_s}-{fault}.armlet"
-        write_bundle(path, manifest, members, [keys.load_private(key)])
-        return path
+        return small_bundle(tmp_path, key, seed, golden_error, release, hop_s, fault)
 
     return make
+
+
+def small_bundle(
+    folder: Path,
+    key: Path,
+    seed: int = 0,
+    golden_error: float = 0.0,
+    release: int = 0,
+    hop_s: float = 0.5,
+    fault: Fault | None = None,
+) -> Path:
+    """Make a bundle as of :func:`make_bundle` in a folder."""
+    rng = np.random.default_rng(seed)
+    channels, samples, tokens, labels = 3, 8, 4, 3
+    modalities = tuple(Modality(name, ("x", "y", "z"), UNITS[name], 8.0) for name in ("acc", "gyro"))
+    members: dict[str, bytes] = {}
+    encoders = {}
+    for modality in modalities:
+        member = f"onnx/{modality.name}.onnx"
+        weight = rng.normal(size=(channels * samples, tokens)).astype(np.float32)
+        members[member] = _linear("window", (1, channels, samples), {"token": weight})
+        encoders[modality.name] = ProgramRef(member, {"window": (1, channels, samples)}, {"token": (1, tokens)}, "fp32")
+    weights = {
+        "logits": rng.normal(size=(2 * tokens, labels)).astype(np.float32),
+        "embedding": rng.normal(size=(2 * tokens, tokens)).astype(np.float32),
+    }
+    members["onnx/aggregator.onnx"] = _linear("tokens", (1, 2 * tokens), weights)
+    aggregator = ProgramRef(
+        "onnx/aggregator.onnx",
+        {"tokens": (1, 2 * tokens)},
+        {"logits": (1, labels), "embedding": (1, tokens)},
+        "fp32",
+    )
+    members["mask_tokens.npy"] = _npy(rng.normal(size=(2, tokens)))
+    members["certificate.json"] = b'{"data": "random numbers", "people": ["nobody"], "windows": 5, "rows": []}'
+    members["sbom.json"] = b"{}"
+    windows = {m.name: rng.normal(size=(5, channels, samples)).astype(np.float32) for m in modalities}
+    for name, array in windows.items():
+        members[f"golden/{name}.npy"] = _npy(array)
+    manifest = Manifest(
+        schema=1,
+        name="toy",
+        version=f"0.{seed}",
+        created="2026-01-01T00:00:00+00:00",
+        made_with={"armlet": "0.1.0"},
+        modalities=modalities,
+        window=WindowSpec(1.0, hop_s),
+        normalisation={m.name: Normalisation((0.0,) * 3, (1.0,) * 3) for m in modalities},
+        labels=("sit", "stand", "walk"),
+        token_dim=tokens,
+        embedding_dim=tokens,
+        engines={"onnx": EnginePrograms(encoders, aggregator)},
+        mask_tokens="mask_tokens.npy",
+        golden=GoldenRef({name: f"golden/{name}.npy" for name in windows}, {"onnx": "golden/onnx.npy"}),
+        certificate="certificate.json",
+        sbom="sbom.json",
+        release=release,
+    )
+    logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, "onnx"), windows)
+    members["golden/onnx.npy"] = _npy(logits + golden_error)
+    if fault is not None:
+        weight = np.random.default_rng(seed).normal(size=(channels * samples, tokens)).astype(np.float32)
+        members["onnx/acc.onnx"] = _faulty((1, channels, samples), weight, fault, windows["acc"])
+    path = folder / f"toy-{seed}-{golden_error}-{key.name}-{release}-{hop_s}-{fault}.armlet"
+    write_bundle(path, manifest, members, [keys.load_private(key)])
+    return path
 
 
 def _npy(array: NDArray[np.floating]) -> bytes:

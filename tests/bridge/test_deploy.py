@@ -210,57 +210,6 @@ def test_strange_link_is_refused(target: str, slot: Path) -> None:
         current_bundle(slot)
 
 
-# Kills its own process at the n-th thing of these that it asks of the system, counted from the lock on.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from armlet_bridge.deploy import deploy
-
-counted = {"fcntl.flock", "open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.chmod", "subprocess.Popen"}
-seen = 0
-armed = False
-
-def watch(event, arguments):
-    global seen, armed
-    armed = armed or event == "fcntl.flock"
-    if armed and event in counted:
-        seen += 1
-        if seen == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(watch)
-deploy(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])
-"""
-
-
-def test_killed_at_every_step_the_slot_opens_a_whole_bundle(
-    make_bundle: MakeBundle, slot: Path, public: list[Path]
-) -> None:
-    old, new = make_bundle(1), make_bundle(2)
-    known = {digest(old, public), digest(new, public)}
-    deploy(old, slot, public)
-    outcomes: list[bool] = []
-    for step in range(1, 200):
-        before = digest(current_bundle(slot), public)
-        source = new if before == digest(old, public) else old
-        ran = subprocess.run([sys.executable, "-c", KILLED, source, slot, public[0], str(step)], check=False)
-        after = digest(current_bundle(slot), public)
-        assert after in known
-        if ran.returncode == 0:
-            assert after != before
-            break
-        assert ran.returncode == -signal.SIGKILL
-        outcomes.append(after != before)
-        # What was left behind does not hinder the next deploy, nor does it pile up.
-        assert len(list(slot.rglob("*"))) < 12
-    else:
-        pytest.fail("the deploy never ended")
-    assert len(outcomes) >= 10, "too few steps seen: the audit events have changed"
-    assert outcomes == sorted(outcomes), "there is one moment of the switch"
-    assert deploy(old, slot, public).health.passed
-    assert set(contents(slot)) == {".lock", "a/model.armlet", "b/model.armlet", "current", "state.json"}
-
-
 def test_killed_from_outside_at_any_time(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
     bundles = [make_bundle(1), make_bundle(2)]
     known = {digest(path, public) for path in bundles}
