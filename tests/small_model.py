@@ -30,7 +30,7 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.windows import Normalisation, WindowSpec
 
 NAMES = ("acc", "gyro")
-SAMPLES, TOKEN, EMBEDDING, LABELS, GOLDEN = 50, 16, 12, 4, 5
+SAMPLES, TOKEN, EMBEDDING, LABELS, GOLDEN, BANK = 50, 16, 12, 4, 5, 24
 SUFFIXES = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
 
 
@@ -95,9 +95,9 @@ def lower(model: nn.Module, example: tuple[Tensor, ...], stem: Path, inputs: lis
     )  # fmt: skip
 
 
-def npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray, kind: type = np.float32) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, array.astype(np.float32))
+    np.save(buffer, array.astype(kind))
     return buffer.getvalue()
 
 
@@ -133,6 +133,7 @@ def manifest() -> Manifest:
         ),
         certificate="certificate.json",
         sbom="sbom.json",
+        bank="bank.npy",
     )
 
 
@@ -150,6 +151,8 @@ def main(folder: Path) -> None:
     lower(TwoInputs(), pair, folder / "programs" / "two", ["a", "b"], ["difference", "joined"])
     lower_quantised_kernels(folder / "programs" / "rounded.pte")
     (folder / "mask_tokens.npy").write_bytes(npy(random.standard_normal((len(NAMES), TOKEN))))
+    bank = npy(random.standard_normal((BANK, len(NAMES) * TOKEN)), np.float16)
+    (folder / "bank.npy").write_bytes(bank)
     (folder / "manifest.json").write_bytes(encode_manifest(manifest()))
     (folder / "sbom.json").write_text(json.dumps({"bomFormat": "CycloneDX", "specVersion": "1.6", "components": []}))
 

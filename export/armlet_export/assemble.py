@@ -39,7 +39,7 @@ Float32 = NDArray[np.float32]
 SUFFIX = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
 """Engine, in the order in which a board prefers them, to the suffix of its programs."""
 
-MASK_TOKENS, CERTIFICATE, SBOM = "mask_tokens.npy", "certificate.json", "sbom.cdx.json"
+MASK_TOKENS, BANK, CERTIFICATE, SBOM = "mask_tokens.npy", "bank.npy", "certificate.json", "sbom.cdx.json"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,12 @@ class Draft:
         for engine, array in logits.items():
             self.members[self.manifest.golden.logits[engine]] = npy(array)
         self.members[CERTIFICATE] = msgspec.json.format(msgspec.json.encode(certificate), indent=1) + b"\n"
+
+    def add_bank(self, tokens: Float32) -> None:
+        """Add what new classes are held against, (windows, modalities * token_dim); nothing if there is no window."""
+        if len(tokens):
+            self.members[BANK] = npy(tokens, np.float16)
+            self.manifest = msgspec.structs.replace(self.manifest, bank=BANK)
 
 
 MIXED_STEPS = 4
@@ -188,8 +194,8 @@ def _tolerance(programs: Iterable[Lowered], logit_step: float) -> float:
     return MIXED_STEPS * logit_step if rounded else FLOAT_TOLERANCE
 
 
-def npy(array: Float32) -> bytes:
-    """The bytes of an ``.npy`` file of float32."""
+def npy(array: Float32, kind: type = np.float32) -> bytes:
+    """The bytes of an ``.npy`` file of float32, or of another kind."""
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, np.float32), allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array, kind), allow_pickle=False)
     return buffer.getvalue()

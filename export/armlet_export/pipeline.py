@@ -46,6 +46,10 @@ from .quantise import output_range
 GOLDEN_PER_LABEL = 2
 """Golden windows of each label: enough that every label and both ends of every subset are seen, and quick to run."""
 
+BANK_PER_LABEL = 128
+"""Windows of each label that new classes are held against on the board. With half as many, an enrolled class takes
+twice as many windows of old classes (HAPT's validation people)."""
+
 
 class Progress(Protocol):
     """Where the export says how far it is."""
@@ -214,6 +218,7 @@ def export_model(
             modalities, people, [proof.logits for proof in measured.proofs.values()], material.max_unknown
         )
         made.manifest = msgspec.structs.replace(made.manifest, confidence=confidence)
+        made.add_bank(bank(people, measured.proofs[wanted[0]].tokens))
         calibrations = {
             engine: calibrate.measure(modalities, material.certify, proof.logits, confidence, certified is measured)
             for engine, proof in certified.proofs.items()
@@ -408,6 +413,25 @@ def golden_places(truth: NDArray[np.int64]) -> NDArray[np.int64]:
         count = min(GOLDEN_PER_LABEL, len(places))
         chosen += [int(places[index * len(places) // count]) for index in range(count)]
     return np.asarray(sorted(chosen), np.int64)
+
+
+def bank(people: Scored, tokens: Mapping[str, Float32]) -> Float32:
+    """(windows, modalities * token_dim) tokens of up to :data:`BANK_PER_LABEL` windows of each label.
+
+    Of windows with all modalities, spread evenly over the people.
+
+    Args:
+        people: Validation people.
+        tokens: Modality name to (n, token_dim), in the model's order.
+    """
+    whole = people.present.all(axis=1)
+    chosen: list[NDArray[np.int64]] = []
+    for label in np.unique(people.truth):
+        places = np.flatnonzero((people.truth == label) & whole)
+        count = min(BANK_PER_LABEL, len(places))
+        chosen.append(places[np.arange(count) * len(places) // max(count, 1)])
+    rows = np.concatenate(chosen)
+    return np.concatenate([array[rows] for array in tokens.values()], axis=1)
 
 
 def _last_run(bundle: Path, key: Path, engine: str, golden: Mapping[str, Float32], expected: Float32) -> None:

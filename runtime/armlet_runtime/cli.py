@@ -19,7 +19,8 @@ GROUP = "armlet.commands"
 # The order of work, which is also the order of ``armlet --help``; a command that is not in it comes last.
 ORDER = (
     "demo", "data", "pretrain", "finetune", "evaluate", "export", "inspect",
-    "verify", "key", "board", "deploy", "run", "replay", "record", "recordings", "service", "wearables", "bench",
+    "verify", "key", "board", "deploy", "run", "enrol", "replay", "record", "recordings", "service", "wearables",
+    "bench",
 )  # fmt: skip
 
 

@@ -3,6 +3,11 @@
 Smoothing looks back only. A window whose own label is ``unknown`` is a vote for that in a majority; to the hidden
 Markov model it is no evidence, so that it keeps its label for as long as it is sure enough of it. Windows without a
 decision have no vote and are no evidence; the windows before them count less and less.
+
+Classes that were enrolled on this board (:mod:`armlet_runtime.enrolment`) come after the bundle's own. With *r* the
+distance of a window's embedding from a class's nearest prototype, in radii of that prototype, the class is ``r ** -8``
+times as probable as the most probable of the bundle's classes: inside the radius it is decided for, and soon outside it
+counts for nothing. Whether a window is ``unknown`` is asked of the bundle's classes, where no enrolled one is nearer.
 """
 
 from __future__ import annotations
@@ -12,9 +17,13 @@ import operator
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .errors import UsageError
 from .manifest import UNKNOWN, HiddenMarkov, Majority, Manifest
+
+if TYPE_CHECKING:
+    from .enrolment import Example, Layer, Prototype
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Verdict:
     Attributes:
         label: A class, or ``unknown``; smoothed.
         raw_label: That of this window alone.
-        scores: Probabilities in the order of the manifest's labels.
+        scores: Probabilities in the order of the manifest's labels, then of the enrolled classes.
     """
 
     label: str
@@ -32,19 +41,28 @@ class Verdict:
     scores: tuple[float, ...]
 
 
+STEEPNESS = 8
+"""How fast the probability of an enrolled class falls with the distance."""
+
+NEAREST = 1e4
+"""How many times as probable as the bundle's best class one is whose prototype the window is."""
+
+
 class Decider:
-    """Turns the logits of a model into verdicts, by the rules of its bundle.
+    """Turns the logits of a model into verdicts, by the rules of its bundle and with the classes enrolled for it.
 
     Attributes:
+        labels: The manifest's, then the enrolled classes.
         unknown_below: The probability below which a window is ``unknown``.
     """
 
-    def __init__(self, manifest: Manifest, unknown_below: float | None = None) -> None:
+    def __init__(self, manifest: Manifest, unknown_below: float | None = None, layer: Layer | None = None) -> None:
         """For one model.
 
         Args:
             manifest: Of the bundle.
             unknown_below: Instead of the bundle's own threshold; 0 for none.
+            layer: Classes that were enrolled for the bundle.
 
         Raises:
             UsageError: The threshold is no probability, or would take the name of a class.
@@ -57,20 +75,31 @@ class Decider:
         if unknown_below > 0 and UNKNOWN in manifest.labels:
             raise UsageError(f"this bundle has a class '{UNKNOWN}' of its own: no threshold can be set for it")
         self.unknown_below = unknown_below
-        self._labels = manifest.labels
-        self._smoother = _smoother(manifest, unknown_below)
+        classes = layer.classes() if layer is not None else {}
+        self.labels = (*manifest.labels, *classes)
         self._temperature = confidence.temperature if confidence is not None else {}
+        self._prototypes = [_by_subset(examples) for examples in classes.values()]
+        self._smoother = _smoother(manifest.smoothing, self.labels, len(classes), unknown_below)
 
-    def decide(self, subset: str, logits: Sequence[float]) -> Verdict:
+    def decide(self, subset: str, logits: Sequence[float], embedding: Sequence[float]) -> Verdict:
         """The verdict on a window.
 
         Args:
             subset: Name of the modalities that it rests on.
             logits: Of the model, (labels,).
+            embedding: Of the model, (embedding_dim,).
         """
         scores = softmax(logits, self._temperature.get(subset, 1.0))
         best = max(range(len(scores)), key=scores.__getitem__)
-        raw = self._labels[best] if scores[best] >= self.unknown_below else UNKNOWN
+        raw = self.labels[best] if scores[best] >= self.unknown_below else UNKNOWN
+        if self._prototypes:
+            times = [_nearness(prototypes.get(subset, ()), embedding) for prototypes in self._prototypes]
+            nearest = max(range(len(times)), key=times.__getitem__)
+            if times[nearest] > 1:
+                raw = self.labels[len(scores) + nearest]
+            shares = (*scores, *(one * scores[best] for one in times))
+            total = math.fsum(shares)
+            scores = tuple(share / total for share in shares)
         return Verdict(self._smoother.next(raw, scores), raw, scores)
 
     def skip(self) -> None:
@@ -132,13 +161,48 @@ class _HiddenMarkov(_Unsmoothed):
             self._belief = self._prior
 
 
-def _smoother(manifest: Manifest, unknown_below: float) -> _Unsmoothed:
-    match manifest.smoothing:
+def _smoother(
+    smoothing: Majority | HiddenMarkov | None, labels: Sequence[str], enrolled: int, unknown_below: float
+) -> _Unsmoothed:
+    match smoothing:
         case Majority(windows=windows):
             return _Majority(windows)
         case HiddenMarkov() as model:
-            return _HiddenMarkov(model, manifest.labels, unknown_below)
+            for _ in range(enrolled):
+                model = _with_one_more(model)
+            return _HiddenMarkov(model, labels, unknown_below)
     return _Unsmoothed()
+
+
+def _with_one_more(model: HiddenMarkov) -> HiddenMarkov:
+    """With an enrolled class, of whose comings and goings nothing is known: it behaves as the others do on average."""
+    count = len(model.prior)
+    stays = math.fsum(row[place] for place, row in enumerate(model.transitions)) / count
+    rows = []
+    for place, row in enumerate(model.transitions):
+        leaves = (1 - row[place]) / count  # of those who leave, the new class gets its even share
+        others = (1 - row[place] - leaves) / (1 - row[place]) if row[place] < 1 else 0.0
+        rows.append((*(p if other == place else p * others for other, p in enumerate(row)), leaves))
+    rows.append((*[(1 - stays) / count] * count, stays))
+    share = 1 / (count + 1)
+    prior = (*(p * (1 - share) for p in model.prior), share)
+    return HiddenMarkov(tuple(rows), prior, model.evidence)
+
+
+def _by_subset(examples: Sequence[Example]) -> dict[str, list[Prototype]]:
+    found: dict[str, list[Prototype]] = {}
+    for example in examples:
+        for subset, prototypes in example.prototypes.items():
+            found.setdefault(subset, []).extend(prototypes)
+    return found
+
+
+def _nearness(prototypes: Sequence[Prototype], embedding: Sequence[float]) -> float:
+    """How many times as probable as the bundle's best a class is; 0 in a subset in which it has no prototype."""
+    if not prototypes:
+        return 0.0
+    distance = min(math.dist(one.embedding, embedding) / one.radius for one in prototypes)
+    return min(NEAREST, max(distance, 1e-3) ** -STEEPNESS)
 
 
 def softmax(logits: Sequence[float], temperature: float = 1.0) -> tuple[float, ...]:

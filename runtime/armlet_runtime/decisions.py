@@ -15,8 +15,8 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         subset: Names of the modalities it rests on; empty if every sensor was gone, and then ``label`` is null.
         label: What is decided: ``raw_label``, smoothed over the windows before if the bundle says so; null where there
             is no decision, see ``reason``.
-        scores: Probabilities in the order of the manifest's labels: softmax of the logits over the subset's
-            temperature, if the bundle has one; empty without a label.
+        scores: Probabilities in the order of the manifest's labels, then of the classes enrolled on this board: softmax
+            of the logits over the subset's temperature, if the bundle has one; empty without a label.
         embedding: Aggregator's embedding; empty without a label.
         age_s: Modality name to age of its newest sample at the window's end, in seconds; null if it never had one.
         coverage: Modality name to share of the window's samples that were received.

@@ -5,14 +5,52 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 
 from .ble import Session
 from .recording import Packet
 
 # The loop turns at least this often, so that views and the end of the run keep up.
 TURN_S = 0.25
+
+
+async def turns(
+    session: Session, due_ns: Callable[[], int | None], stop: asyncio.Event, duration_s: float | None = None
+) -> AsyncGenerator[tuple[list[Packet], int], None]:
+    """Run a session until the duration is over or ``stop`` is set.
+
+    Args:
+        session: Not yet running; ended, links and all, when the generator is closed.
+        due_ns: When the next turn is wanted at the latest (None: when something arrives).
+        stop: Ends the run.
+        duration_s: How long to run; None for ever.
+
+    Yields:
+        The packets that arrived since the turn before, and a time such that no later packet arrived before it, on the
+        clock of the arrivals.
+
+    Raises:
+        WearableError: There is no usable Bluetooth here.
+    """
+    links = asyncio.ensure_future(session.run())
+    end_ns = None if duration_s is None else time.monotonic_ns() + round(duration_s * 1e9)
+    try:
+        while True:
+            # First the time, then what has arrived: with nothing awaited between, no packet can come in that is older.
+            now_ns = time.monotonic_ns()
+            ending = stop.is_set() or (end_ns is not None and now_ns >= end_ns)
+            yield session.take(), now_ns
+            if ending:
+                return
+            if links.done():
+                links.result()
+            waits_ns = [wait - time.monotonic_ns() for wait in (due_ns(), end_ns) if wait is not None]
+            await session.wait(min([TURN_S, *(max(wait, 0) / 1e9 for wait in waits_ns)]))
+    finally:
+        links.cancel()
+        with suppress(asyncio.CancelledError):
+            await links
 
 
 async def drive(
@@ -22,8 +60,8 @@ async def drive(
 
     Args:
         session: Not yet running; ended, links and all, on return.
-        turn: Called with the packets that arrived since the last call, and a time such that no later packet arrived
-            before it; gives when it wants to be called at the latest (None: when something arrives).
+        turn: Called with what :func:`turns` yields; gives when it wants to be called at the latest (None: when
+            something arrives).
         duration_s: How long to run; None for ever.
 
     Returns:
@@ -32,31 +70,13 @@ async def drive(
     Raises:
         WearableError: There is no usable Bluetooth here.
     """
+    newest_ns = 0
+    wanted_ns: int | None = None
     with _until_signal() as stop:
-        return await _drive(session, turn, duration_s, stop)
-
-
-async def _drive(
-    session: Session, turn: Callable[[list[Packet], int], int | None], duration_s: float | None, stop: asyncio.Event
-) -> int:
-    links = asyncio.ensure_future(session.run())
-    end_ns = None if duration_s is None else time.monotonic_ns() + round(duration_s * 1e9)
-    try:
-        while True:
-            # First the time, then what has arrived: with nothing awaited between, no packet can come in that is older.
-            now_ns = time.monotonic_ns()
-            ending = stop.is_set() or (end_ns is not None and now_ns >= end_ns)
-            due_ns = turn(session.take(), now_ns)
-            if ending:
-                return now_ns
-            if links.done():
-                links.result()
-            waits_ns = [wait - time.monotonic_ns() for wait in (due_ns, end_ns) if wait is not None]
-            await session.wait(min([TURN_S, *(max(wait, 0) / 1e9 for wait in waits_ns)]))
-    finally:
-        links.cancel()
-        with suppress(asyncio.CancelledError):
-            await links
+        async with aclosing(turns(session, lambda: wanted_ns, stop, duration_s)) as each:
+            async for packets, newest_ns in each:
+                wanted_ns = turn(packets, newest_ns)
+    return newest_ns
 
 
 async def play(

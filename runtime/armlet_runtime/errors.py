@@ -81,6 +81,10 @@ class AdmissionError(BundleError):
     """A bundle is whole and signed, but not for this board, not any more, or not without its owner's permission."""
 
 
+class EnrolmentError(ArmletError):
+    """A class cannot be enrolled, or the file of enrolled classes cannot be used."""
+
+
 class KeyFileError(ArmletError):
     """A key file cannot be read, or must not be overwritten."""
 

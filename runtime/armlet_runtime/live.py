@@ -24,8 +24,10 @@ run and its replay give the same decisions, but for ``latency_s`` and ``compute_
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +42,18 @@ from .model import BundleModel
 from .recording import Packet
 from .streams import Cut, SampleRing, Wearable
 
+if TYPE_CHECKING:
+    from .enrolment import Layer
+
 # Beyond the window and the wait, samples are kept for so long, for windows that a busy host decides late.
 KEEP_MARGIN_NS = 1_000_000_000
 
 # A wearable's own rate may be off the model's by this share, and is then interpolated. Further off, interpolation would
 # alias the signal or invent some, and the stream is not used.
 RATE_TOLERANCE = 0.1
+
+# So many windows' tokens are kept for an example that somebody wants to enrol.
+RECENT_WINDOWS = 64
 
 NO_SENSOR, BELOW_FLOOR, NOT_A_NUMBER = "no sensor", "below floor", "not a number"
 """Why a window has no label."""
@@ -86,6 +94,7 @@ class LiveCore:
         floor: float | None = None,
         certified: Mapping[str, CertificateRow] | None = None,
         unknown_below: float | None = None,
+        layer: Layer | None = None,
     ) -> None:
         """Begin without any packet.
 
@@ -95,11 +104,13 @@ class LiveCore:
             floor: Decide on no subset whose certified macro-F1 is below it, or that the certificate does not know.
             certified: Subset to its row of the certificate, for the engine that runs.
             unknown_below: See :class:`armlet_runtime.deciding.Decider`.
+            layer: Classes that were enrolled for the bundle.
 
         Raises:
             UsageError: ``unknown_below`` cannot be had.
         """
-        self._decider = Decider(model.manifest, unknown_below)
+        self._decider = Decider(model.manifest, unknown_below, layer)
+        self._recent: deque[tuple[int, dict[str, Float32]]] = deque(maxlen=RECENT_WINDOWS)
         self._refused = _refused(model, floor, certified)
         manifest = model.manifest
         self.wearables: dict[str, Wearable] = {}
@@ -154,14 +165,16 @@ class LiveCore:
         floor: float | None = None,
         certified: Mapping[str, CertificateRow] | None = None,
         unknown_below: float | None = None,
+        layer: Layer | None = None,
     ) -> None:
         """Decide with another model from the next window on: links, samples and grid stay, so no decision is missed.
 
         Raises:
             UsageError: ``unknown_below`` cannot be had; the model before goes on.
         """
-        self._decider = Decider(model.manifest, unknown_below)
+        self._decider = Decider(model.manifest, unknown_below, layer)
         self._model = model
+        self._recent.clear()
         self._refused = _refused(model, floor, certified)
         for slot in self._slots.values():
             slot.token = None
@@ -200,6 +213,26 @@ class LiveCore:
             if newest_ns < end_ns - round(1e9 / slot.modality.rate_hz):
                 waits.append(min(newest_ns + slot.stale_ns, end_ns + self._max_wait_ns))
         return max(waits)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the scores: the bundle's labels, and the classes enrolled for it."""
+        return self._decider.labels
+
+    def set_layer(self, layer: Layer) -> None:
+        """Go on with these enrolled classes; smoothing begins anew."""
+        self._decider = Decider(self._model.manifest, self._decider.unknown_below, layer)
+
+    def recent(self, seconds: float) -> list[dict[str, Float32]]:
+        """Tokens of the newest windows that lie within so many seconds before the end of the last one, oldest first.
+
+        At least the last window, of at most :data:`RECENT_WINDOWS`; those without a sensor are left out. What an
+        example for :func:`armlet_runtime.enrolment.make_example` is made of.
+        """
+        if not self._recent:
+            return []
+        since_ns = self._recent[-1][0] - max(round(seconds * 1e9), self._length_ns)
+        return [tokens for end_ns, tokens in self._recent if tokens and end_ns - self._length_ns >= since_ns]
 
     @property
     def complete(self) -> bool:
@@ -301,13 +334,14 @@ class LiveCore:
         else:
             try:
                 logits, vector = self._model.aggregate(tokens)
-                verdict = self._decider.decide(subset_name(tuple(tokens)), logits.tolist())
-                label, raw_label, scores = verdict.label, verdict.raw_label, verdict.scores
                 embedding = tuple(vector.tolist())
+                verdict = self._decider.decide(subset_name(tuple(tokens)), logits.tolist(), embedding)
+                label, raw_label, scores = verdict.label, verdict.raw_label, verdict.scores
             except NotANumberError:
                 reason = NOT_A_NUMBER
         if reason is not None:
             self._decider.skip()
+        self._recent.append((end_ns, tokens))
         live = self._clock_ns is not None
         return Decision(
             index=self._index,

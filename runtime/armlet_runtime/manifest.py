@@ -162,6 +162,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """None in bundles of schema 1 and 2: scores are then the plain softmax, and nothing is unknown."""
     smoothing: Majority | HiddenMarkov | None = None
     """How labels of successive windows are smoothed; None: each window stands for itself."""
+    bank: str | None = None
+    """Member: ``.npy``, (windows, modalities * token_dim) float16, tokens of validation people's windows of all
+    classes; what new classes are held against (:mod:`armlet_runtime.enrolment`)."""
 
 
 class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -279,6 +282,7 @@ def named_members(manifest: Manifest) -> list[str]:
     """Every member of the bundle that the manifest names."""
     named = [manifest.mask_tokens, manifest.certificate, manifest.sbom]
     named += [manifest.prototypes] if manifest.prototypes is not None else []
+    named += [manifest.bank] if manifest.bank is not None else []
     named += [*manifest.golden.windows.values(), *manifest.golden.logits.values()]
     for programs in manifest.engines.values():
         named += [ref.member for ref in (*programs.encoders.values(), programs.aggregator)]

@@ -46,13 +46,14 @@ def choose_engine(manifest: Manifest) -> str:
     raise EngineError(f"none of the bundle's engines can be used on this machine ({told})")
 
 
-def load_array(data: bytes, member: str, shape: tuple[int | None, ...]) -> Float32:
-    """Read an ``.npy`` member of float32.
+def load_array(data: bytes, member: str, shape: tuple[int | None, ...], kind: type = np.float32) -> Float32:
+    """Read an ``.npy`` member of float32, or of another kind, as float32.
 
     Args:
         data: The member's bytes.
         member: Its name, for messages.
         shape: Promised shape; None for a length that is not fixed.
+        kind: Promised type of its numbers.
 
     Raises:
         BundleError: It is no such array.
@@ -65,9 +66,9 @@ def load_array(data: bytes, member: str, shape: tuple[int | None, ...]) -> Float
         said, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except (ValueError, EOFError) as error:
         raise BundleError(f"the member '{member}' is not an .npy array: {error}") from error
-    fits = dtype == np.float32 and len(said) == len(shape)
+    fits = dtype == kind and len(said) == len(shape)
     if not fits or any(want not in (None, got) for want, got in zip(shape, said, strict=True)):
-        raise BundleError(f"the member '{member}' must be float32 {shape}, and is {dtype} {said}")
+        raise BundleError(f"the member '{member}' must be {np.dtype(kind)} {shape}, and is {dtype} {said}")
     # Before anything is allocated: a header of a few bytes can promise terabytes.
     promised, there = math.prod(said) * dtype.itemsize, len(data) - stream.tell()
     if promised != there:

@@ -36,7 +36,7 @@ def test_each_subset_has_its_temperature(model: CountingModel) -> None:  # noqa:
     logits = [0.2, 1.4, -0.3, 0.9]
     for subset, temperature in SHARP.items():
         powers = np.exp(np.array(logits) / temperature)
-        verdict = decider.decide(subset, logits)
+        verdict = decider.decide(subset, logits, ())
         assert verdict.label == "sitting"
         assert np.allclose(verdict.scores, powers / powers.sum(), atol=1e-12)
     assert softmax([1e4, -1e4, 0.0], 0.1) == (1.0, 0.0, 0.0)
@@ -46,17 +46,17 @@ def test_below_the_threshold_it_is_unknown_and_the_user_has_the_last_word(model:
     manifest = with_confidence(model.manifest, Confidence(dict.fromkeys(SHARP, 1.0), 0.6))
     highest = max(softmax([0.2, 1.4, -0.3, 0.9]))
     assert 0.4 < highest < 0.6
-    assert Decider(manifest).decide("acc", [0.2, 1.4, -0.3, 0.9]).label == UNKNOWN
-    assert Decider(manifest).decide("acc", [0.2, 4.4, -0.3, 0.9]).label == "sitting"
-    assert Decider(manifest, 0.0).decide("acc", [0.2, 1.4, -0.3, 0.9]).label == "sitting"
-    assert Decider(manifest, 1.0).decide("acc", [0.2, 4.4, -0.3, 0.9]).label == UNKNOWN
+    assert Decider(manifest).decide("acc", [0.2, 1.4, -0.3, 0.9], ()).label == UNKNOWN
+    assert Decider(manifest).decide("acc", [0.2, 4.4, -0.3, 0.9], ()).label == "sitting"
+    assert Decider(manifest, 0.0).decide("acc", [0.2, 1.4, -0.3, 0.9], ()).label == "sitting"
+    assert Decider(manifest, 1.0).decide("acc", [0.2, 4.4, -0.3, 0.9], ()).label == UNKNOWN
     # A bundle of an earlier schema: the plain softmax, and nothing is unknown.
-    assert Decider(with_confidence(manifest, None)).decide("acc", [0.0, 1e-9, 0.0, 0.0]).label == "sitting"
+    assert Decider(with_confidence(manifest, None)).decide("acc", [0.0, 1e-9, 0.0, 0.0], ()).label == "sitting"
     for wrong in (-0.1, 1.5, math.nan):
         with pytest.raises(UsageError, match="a probability lies between 0 and 1"):
             Decider(manifest, wrong)
     named = msgspec.structs.replace(manifest, confidence=None, labels=("unknown", "b", "c", "d"))
-    assert Decider(named).decide("acc", [3.0, 0.0, 0.0, 0.0]).label == UNKNOWN
+    assert Decider(named).decide("acc", [3.0, 0.0, 0.0, 0.0], ()).label == UNKNOWN
     with pytest.raises(UsageError, match="has a class 'unknown' of its own"):
         Decider(named, 0.5)
 
@@ -101,7 +101,7 @@ def test_a_majority_of_the_last_windows(model: CountingModel) -> None:  # noqa: 
         logits = [0.0] * 4
         if place is not None:
             logits[place] = 9.0
-        one = decider.decide("acc", logits)
+        one = decider.decide("acc", logits, ())
         return one.raw_label, one.label
 
     assert verdict(0) == ("lying", "lying")
@@ -132,7 +132,7 @@ def test_the_hidden_markov_filter_is_that_of_the_textbook(model: CountingModel) 
     transitions, belief, changed = np.array(smoothing.transitions), np.full(4, 0.25), 0
     for number in range(200):
         logits = rng.normal(size=4) + 1.5 * (np.arange(4) == number // 50)
-        one = decider.decide("acc", logits.tolist())
+        one = decider.decide("acc", logits.tolist(), ())
         belief = belief if number == 0 else belief @ transitions
         belief = belief * (np.array(one.scores) / 0.25) ** 0.5
         belief /= belief.sum()
@@ -145,9 +145,9 @@ def test_the_hidden_markov_filter_is_that_of_the_textbook(model: CountingModel) 
 def test_windows_that_are_unknown_or_missing_are_no_evidence(model: CountingModel) -> None:  # noqa: F811
     decider = Decider(msgspec.structs.replace(model.manifest, smoothing=markov(1.0)), 0.6)
     for _ in range(20):
-        decider.decide("acc", [0.0, 9.0, 0.0, 0.0])
+        decider.decide("acc", [0.0, 9.0, 0.0, 0.0], ())
     decider.skip()
-    labels = [decider.decide("acc", [0.0] * 4) for _ in range(40)]
+    labels = [decider.decide("acc", [0.0] * 4, ()) for _ in range(40)]
     assert {one.raw_label for one in labels} == {UNKNOWN}
     known = [one.label for one in labels].index(UNKNOWN)
     assert 5 < known < 30 and {one.label for one in labels[:known]} == {"sitting"}  # 0.97 to the known-th is about 0.6
@@ -158,8 +158,8 @@ def test_smoothing_does_not_look_ahead(model: CountingModel) -> None:  # noqa: F
     manifest = msgspec.structs.replace(model.manifest, smoothing=markov(0.3))
     rows = np.random.default_rng(2).normal(size=(60, 4)).tolist()
     whole, part = Decider(manifest), Decider(manifest)
-    until = [whole.decide("acc", row) for row in rows][:30]
-    assert until == [part.decide("acc", row) for row in rows[:30]]
+    until = [whole.decide("acc", row, ()) for row in rows][:30]
+    assert until == [part.decide("acc", row, ()) for row in rows[:30]]
 
 
 def test_a_smoothing_must_fit_its_labels(model: CountingModel) -> None:  # noqa: F811

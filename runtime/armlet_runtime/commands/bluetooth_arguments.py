@@ -28,14 +28,19 @@ def add_bluetooth_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_bluetooth_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--bluetooth``, ``--wearables`` and ``--duration``."""
-    add_bluetooth_option(parser)
+def add_wearables_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--wearables``."""
     parser.add_argument(
         "--wearables",
         metavar="NAME,NAME",
         help="advertised names or addresses of the wearables to use, and no others (default: all that are known)",
     )
+
+
+def add_bluetooth_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--bluetooth``, ``--wearables`` and ``--duration``."""
+    add_bluetooth_option(parser)
+    add_wearables_option(parser)
     parser.add_argument("--duration", type=seconds, metavar="S", help="end after S seconds (default: at Ctrl-C)")
 
 

@@ -76,36 +76,20 @@ def add_unknown_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load_certified(args: argparse.Namespace) -> tuple[BundleModel, Bundle, dict[str, CertificateRow]]:
-    """The model that the arguments name, its verified bundle, and what :func:`certified_model` gives with it.
+    """The model that the arguments name, its verified bundle, and what
+    :func:`armlet_runtime.opened.certified_model` gives with it.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
         EngineError: The engine cannot be used here.
         UsageError: The floor is no share.
     """
-    from ..errors import UsageError
+    from ..opened import certified_model, check_floor
 
-    if args.floor is not None and not 0 <= args.floor <= 1:
-        raise UsageError(f"--floor {args.floor:g}: macro-F1 lies between 0 and 1")
+    check_floor(args.floor)
     bundle = load_bundle(args)
     model, certified = certified_model(bundle, args.engine)
     return model, bundle, certified
-
-
-def certified_model(bundle: Bundle, engine: str | None) -> tuple[BundleModel, dict[str, CertificateRow]]:
-    """A bundle's model, and subset to its row of the bundle's certificate, for the engine that runs.
-
-    Raises:
-        BundleError: The bundle cannot be used.
-        EngineError: The engine cannot be used here.
-    """
-    from ..manifest import decode_certificate
-    from ..model import BundleModel, programs_of
-
-    model = BundleModel.from_bundle(bundle, engine)
-    certificate = decode_certificate(bundle.read(bundle.manifest.certificate))
-    stored_under, _ = programs_of(bundle.manifest, model.engine.name)
-    return model, {row.subset: row for row in certificate.rows if row.engine == stored_under}
 
 
 def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:

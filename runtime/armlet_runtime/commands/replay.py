@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from ..driver import play
     from ..errors import DataError
     from ..live import LONGEST_SILENCE_NS, LiveCore
+    from ..opened import enrolled
     from ..outputs import Lines, write_json
     from ..playing import packets_of
     from ..recording import ENDED_NS, Packet, read_recording
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
         raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
     ready_s = since_process_start_s()
-    core = LiveCore(model, None, args.floor, certified, args.unknown_below)
+    core = LiveCore(model, None, args.floor, certified, args.unknown_below, enrolled(args.bundle, bundle))
     tally = Tally()
     monitor = Monitor(core, model, certified, live=False)
     view = LineView(certified) if args.speed is None else make_view(monitor, model.manifest.modalities, certified)

@@ -11,7 +11,6 @@ from .model_arguments import (
     add_floor_option,
     add_model_arguments,
     add_unknown_option,
-    certified_model,
     load_certified,
 )
 
@@ -72,6 +71,7 @@ async def _run(
     from ..live import NOT_A_NUMBER, LiveCore
     from ..modalities import subset_name
     from ..notify import Notifier
+    from ..opened import certified_model, enrolled
     from ..outputs import Lines, write_json
     from ..probation import Follower
     from ..recording import ENDED_NS, Packet, RecordingWriter
@@ -80,7 +80,8 @@ async def _run(
     from ..summary import Tally
     from ..view import make_view
 
-    core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below)
+    layer = enrolled(args.bundle, bundle)
+    core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below, layer)
     tally = Tally()
     with ExitStack() as stack:
         lines = stack.enter_context(Lines(args.decisions))
@@ -133,7 +134,8 @@ async def _run(
                             # What this run was started with does not fit; whoever keeps it going starts it anew.
                             follower.report(waiting=True)
                             raise SystemExit(RESTART)
-                        core.become(other, args.floor, rows, args.unknown_below)
+                        layer = enrolled(args.bundle, changed)
+                        core.become(other, args.floor, rows, args.unknown_below, layer)
                         model.close()
                         model, bundle, certified = other, changed, rows
                         monitor.became(other, rows)

@@ -1,0 +1,188 @@
+"""A bundle, live, in two lines of Python::
+
+    from armlet_runtime import open_live
+    for decision in open_live("file:board"): print(decision.label, decision.subset)
+
+``async for`` does the same inside an event loop, and :meth:`Live.run` calls a function for each decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .decisions import Decision
+
+if TYPE_CHECKING:
+    from .live import LiveCore
+    from .model import BundleModel
+
+MAX_WAITING = 1024
+"""Decisions that wait for a slow ``for``: the oldest of more are dropped, and counted in :attr:`Live.dropped`."""
+
+
+class Live:
+    """Decisions of a bundle's model on wearables, as they are made; see :func:`open_live`.
+
+    Each ``for`` or ``async for`` begins a run: it connects, and ends all links when it is left.
+
+    Attributes:
+        core: The live loop of the present run: labels, wearables, problems.
+        dropped: Decisions that a ``for`` was too slow to take.
+    """
+
+    core: LiveCore
+
+    def __init__(
+        self,
+        model: BundleModel,
+        make_core: Callable[[], LiveCore],
+        bluetooth: str,
+        wearables: Sequence[str],
+        duration_s: float | None,
+    ) -> None:
+        """Use :func:`open_live`."""
+        self.dropped = 0
+        self.core = make_core()
+        self._model, self._make_core = model, make_core
+        self._bluetooth, self._wearables, self._duration_s = bluetooth, tuple(wearables), duration_s
+
+    def __aiter__(self) -> AsyncGenerator[Decision, None]:
+        """The decisions of a run in this event loop.
+
+        Raises:
+            WearableError: There is no usable Bluetooth here.
+            EngineError: The engine failed.
+        """
+        return self.decisions()
+
+    async def decisions(self, stop: asyncio.Event | None = None) -> AsyncGenerator[Decision, None]:
+        """The decisions of a run in this event loop, until ``stop`` is set; what ``async for`` goes over.
+
+        Whoever may leave it early closes it (``contextlib.aclosing``), which ends the links at once.
+        """
+        from .ble import Session, open_bluetooth
+        from .driver import turns
+
+        core = self.core = self._make_core()
+        rates_hz = {modality.name: modality.rate_hz for modality in self._model.manifest.modalities}
+        async with open_bluetooth(self._bluetooth) as bluetooth:
+            session = Session(bluetooth, self._wearables, rates_hz, lambda: core.complete)
+            async with aclosing(turns(session, core.due_ns, stop or asyncio.Event(), self._duration_s)) as each:
+                async for packets, now_ns in each:
+                    for packet in packets:
+                        for decision in core.packet(packet):
+                            yield decision
+                    for decision in core.advance(now_ns):
+                        yield decision
+
+    def __iter__(self) -> Iterator[Decision]:
+        """The decisions of a run whose event loop is in a thread of its own.
+
+        Raises:
+            WearableError: There is no usable Bluetooth here.
+            EngineError: The engine failed.
+        """
+        waiting: deque[Decision] = deque()
+        news = threading.Condition()
+        ended = False
+        failure: BaseException | None = None
+        loop = asyncio.new_event_loop()
+        stop = asyncio.Event()
+
+        async def run() -> None:
+            async with aclosing(self.decisions(stop)) as decisions:
+                async for decision in decisions:
+                    with news:
+                        if len(waiting) == MAX_WAITING:
+                            waiting.popleft()
+                            self.dropped += 1
+                        waiting.append(decision)
+                        news.notify()
+
+        def thread() -> None:
+            nonlocal ended, failure
+            try:
+                loop.run_until_complete(run())
+            except BaseException as error:  # raised again where the decisions are waited for
+                failure = error
+            finally:
+                loop.close()
+                with news:
+                    ended = True
+                    news.notify()
+
+        worker = threading.Thread(target=thread, name="armlet-live", daemon=True)
+        worker.start()
+        try:
+            while True:
+                with news:
+                    while not waiting and not ended:
+                        news.wait()
+                    if not waiting:
+                        break
+                    decision = waiting.popleft()
+                yield decision
+        finally:
+            if not ended:
+                loop.call_soon_threadsafe(stop.set)
+            worker.join()
+        if failure is not None:
+            raise failure
+
+    def run(self, callback: Callable[[Decision], object]) -> None:
+        """Call a function for each decision, until the duration is over or it raises something.
+
+        Raises:
+            WearableError: There is no usable Bluetooth here.
+            EngineError: The engine failed.
+        """
+        for decision in self:
+            callback(decision)
+
+
+def open_live(
+    bundle: str | Path,
+    *,
+    bluetooth: str = "system",
+    wearables: Sequence[str] = (),
+    duration_s: float | None = None,
+    engine: str | None = None,
+    keys: Sequence[Path] = (),
+    floor: float | None = None,
+    unknown_below: float | None = None,
+) -> Live:
+    """Open a bundle to run it live, as ``armlet run`` does.
+
+    Args:
+        bundle: A file, or ``file:FOLDER`` for a slot.
+        bluetooth: ``system``, ``bumble:usb:0``, ...; see ``armlet run --help``.
+        wearables: Advertised names or addresses of the wearables to use, and no others; empty for all that are known.
+        duration_s: How long a run lasts; None for until it is left.
+        engine: Engine to run on; None for the bundle's first that is usable here.
+        keys: Public keys to trust; empty for those of this home.
+        floor: See :class:`armlet_runtime.live.LiveCore`.
+        unknown_below: See :class:`armlet_runtime.deciding.Decider`.
+
+    Raises:
+        BundleError: The bundle cannot be trusted or used.
+        EngineError: The engine cannot be used here.
+        EnrolmentError: The classes enrolled for it cannot be read.
+        UsageError: The floor or the threshold is none.
+    """
+    import time
+
+    from .live import LiveCore
+    from .opened import open_model
+
+    opened = open_model(str(bundle), keys, engine, floor)
+
+    def core() -> LiveCore:
+        return LiveCore(opened.model, time.monotonic_ns, floor, opened.certified, unknown_below, opened.layer)
+
+    return Live(opened.model, core, bluetooth, wearables, duration_s)

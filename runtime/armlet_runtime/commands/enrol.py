@@ -1,0 +1,168 @@
+"""``armlet enrol``: teach a board a new class from an example, live or from a recording."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .bluetooth_arguments import add_bluetooth_option, add_wearables_option, seconds, wearable_names
+from .model_arguments import add_engine_option, add_key_option, load_bundle
+
+if TYPE_CHECKING:
+    from ..engines.base import Float32
+    from ..enrolment import Layer
+    from ..model import BundleModel
+
+NAME = "enrol"
+HELP = "Teach a board a new class from one example; it is kept beside the bundle, and can be undone and removed."
+EXAMPLE = """armlet enrol sit-down file:/var/lib/armlet/slot --from 5s
+  armlet enrol sit-down file:/var/lib/armlet/slot --recording walk.mcap --at 63.5
+  armlet enrol --list file:/var/lib/armlet/slot
+  armlet enrol --remove sit-down file:/var/lib/armlet/slot
+  armlet enrol --undo file:/var/lib/armlet/slot"""
+EXTRA = ""
+
+# Without a sensor for so long, a live enrolment is given up.
+PATIENCE_S = 60.0
+
+
+def length(text: str) -> float:
+    """Seconds, with or without their unit."""
+    return seconds(text.removesuffix("s"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the new class, or one to give a further example")
+    parser.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
+    parser.add_argument(
+        "--from",
+        dest="length",
+        type=length,
+        metavar="S",
+        help="learn from the windows within so many seconds, such as 5s (default: one window)",
+    )
+    parser.add_argument("--recording", type=Path, metavar="FILE", help="learn from a recording instead of live")
+    parser.add_argument("--at", type=seconds, metavar="S", help="where in the recording the example begins")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="list the classes that were enrolled for the bundle")
+    what.add_argument("--undo", action="store_true", help="take back the last change, be it an example or a removal")
+    what.add_argument("--remove", metavar="NAME", help="take a class away, with all its examples")
+    add_key_option(parser)
+    add_engine_option(parser)
+    add_bluetooth_option(parser)
+    add_wearables_option(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the classes that there are now")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Change the layer, or list it."""
+    from ..enrolment import Bank, changing, check_name, layer_path, make_example, read_layer
+    from ..errors import UsageError
+    from ..model import BundleModel
+    from ..outputs import write_json
+
+    teaching = not (args.list or args.undo or args.remove)
+    if teaching is (args.name is None):
+        raise UsageError(
+            "give the NAME of a class to enrol and the BUNDLE, or --list, --undo or --remove NAME and BUNDLE"
+        )
+    if (args.recording is None) is not (args.at is None):
+        raise UsageError("--recording FILE and --at S go together: where in the recording the example begins")
+    bundle = load_bundle(args)
+    path = layer_path(args.bundle, bundle.digest)
+    example = None
+    if teaching:
+        check_name(args.name, bundle.manifest)
+        bank = Bank(bundle.manifest, bundle.read)
+        read_layer(
+            path, bundle.digest, bundle.manifest
+        )  # what is wrong with it is said before anybody is asked to move
+        model = BundleModel.from_bundle(bundle, args.engine)
+        windows, source = _live(args, model) if args.recording is None else _recorded(args, model)
+        example = make_example(model, bank, windows, source)
+    if args.list:
+        layer = read_layer(path, bundle.digest, bundle.manifest)
+    else:
+        with changing(path, bundle.digest, bundle.manifest) as write:
+            layer = read_layer(path, bundle.digest, bundle.manifest)
+            if example is not None:
+                layer = layer.enrol(args.name, example)
+            else:
+                layer = layer.undo() if args.undo else layer.remove(args.remove)
+            write(layer)
+    _show(layer, [modality.name for modality in bundle.manifest.modalities])
+    print(f"{path}: revision {layer.revision}")
+    if args.json:
+        write_json(args.json, {"path": str(path), "revision": layer.revision, "classes": layer.classes()})
+    return 0
+
+
+def _recorded(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
+    """The windows of an example in a recording, and how the layer names it."""
+    from ..enrolment import recorded_windows
+    from ..errors import DataError, EnrolmentError
+    from ..playing import packets_of
+    from ..recording import read_recording
+
+    try:
+        packets, _ = packets_of(read_recording(args.recording), model.manifest.modalities)
+    except DataError as error:
+        raise DataError(f"{args.recording}: {error}") from error
+    windows = recorded_windows(model, packets, args.at, args.length)
+    if not windows:
+        raise EnrolmentError(f"{args.recording} has no whole window with a sensor in it after --at {args.at:g}")
+    return windows, f"{args.recording.name} at {args.at:g} s"
+
+
+def _live(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
+    """The windows of an example from the wearables, from the moment at which all sensors are there."""
+    import asyncio
+
+    return asyncio.run(_watch(args, model)), "live"
+
+
+async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str, Float32]]:
+    import time
+    from contextlib import aclosing
+
+    from ..api import Live
+    from ..errors import EnrolmentError
+    from ..live import LiveCore
+
+    window = model.manifest.window
+    length_s = max(args.length or 0.0, window.length_s)
+    live = Live(model, lambda: LiveCore(model, time.monotonic_ns), args.bluetooth, wearable_names(args), None)
+    names = {modality.name for modality in model.manifest.modalities}
+    print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C gives up", flush=True)
+    give_up = time.monotonic() + PATIENCE_S
+    end_ns: int | None = None
+    async with aclosing(live.decisions()) as decisions:
+        async for decision in decisions:
+            if end_ns is None and (set(decision.subset) == names or (decision.subset and time.monotonic() > give_up)):
+                missing = ", ".join(sorted(names - set(decision.subset)))
+                if missing:
+                    print(f"{missing} is not there: the class will be known only where it is missing")
+                print(f"now, for {length_s:g} s: {args.name}", flush=True)
+                end_ns = time.monotonic_ns() + round((length_s + window.hop_s) * 1e9)
+            elif end_ns is not None and decision.window_end_ns >= end_ns:
+                return live.core.recent(length_s)
+            elif end_ns is None and time.monotonic() > give_up:
+                break
+    raise EnrolmentError(f"no sensor was there for {PATIENCE_S:g} s: 'armlet wearables scan' lists who is in reach")
+
+
+def _show(layer: Layer, names: Sequence[str]) -> None:
+    """A line for each class."""
+    from ..modalities import subset_name, subsets
+
+    every = [subset_name(subset) for subset in subsets(names)]
+    for name, examples in layer.classes().items():
+        known = {subset for example in examples for subset in example.prototypes}
+        lacking = [subset for subset in every if subset not in known]
+        told = ", ".join(f"{example.source} ({example.windows} windows)" for example in examples)
+        print(f"{name}: {told}" + (f"; not known on {', '.join(lacking)}" if lacking else ""))
+    if not layer.classes():
+        print("no classes are enrolled for this bundle")
