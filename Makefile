@@ -3,13 +3,17 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-bluez lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/armlet demo --out demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The runtime on real BlueZ, in a user-mode Linux that is built first (once, and kept in $ARMLET_CACHE or ~/.cache/armlet).
+test-bluez: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/runtime/bluez -s
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ mend exactly these.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -35,6 +36,10 @@ DEFAULT_SUPERVISION_S = 0.72
 
 MAX_PORT = 65535
 
+# Linux's virtual controllers (drivers/bluetooth/hci_vhci.c): the packet that makes one, with BR/EDR.
+VHCI = "/dev/vhci"
+_VHCI_CREATE = bytes([0xFF, 0x00])
+
 _ATT_CID = 4
 _ATT_NOTIFICATION = 0x1B
 _L2CAP_HEAD = struct.Struct("<HH")
@@ -48,13 +53,13 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
     absence outlasts a link's supervision timeout, both ends report 0x08 and what was on its way is lost.
 
     Attributes:
-        tamper: Called with the value of every ATT notification; returns the values that arrive in its place: none for a
-            loss, two for a duplicate, other bytes for corruption. ``None`` leaves all as it is.
+        tamper: Called with the sender's name and the value of every ATT notification; returns the values that arrive in
+            its place: none for a loss, two for a duplicate, other bytes for corruption. ``None`` leaves all as it is.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.tamper: Callable[[bytes], Iterable[bytes]] | None = None
+        self.tamper: Callable[[str, bytes], Iterable[bytes]] | None = None
         self._absent: dict[AirController, list[asyncio.TimerHandle]] = {}
         self._held: list[tuple[AirController, AirController, Callable[[], None]]] = []
         self._supervision_s: dict[tuple[str, str], float] = {}
@@ -87,7 +92,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         peer = connection and self._peer(connection)
         if not peer:
             return
-        for frame in self._tampered(data):
+        for frame in self._tampered(sender_controller.name, data):
 
             def arrive(frame: bytes = frame) -> None:
                 peer.controller.on_link_acl_data(connection.self_address, transport, frame)
@@ -148,7 +153,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         else:
             asyncio.get_running_loop().call_soon(action)
 
-    def _tampered(self, frame: bytes) -> list[bytes]:
+    def _tampered(self, sender: str, frame: bytes) -> list[bytes]:
         if self.tamper is None or len(frame) < 7:
             return [frame]
         _, channel = _L2CAP_HEAD.unpack_from(frame)
@@ -156,7 +161,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         if channel != _ATT_CID or opcode != _ATT_NOTIFICATION:
             return [frame]
         head = _NOTIFICATION_HEAD.pack(opcode, handle)
-        return [_L2CAP_HEAD.pack(3 + len(value), channel) + head + value for value in self.tamper(frame[7:])]
+        return [_L2CAP_HEAD.pack(3 + len(value), channel) + head + value for value in self.tamper(sender, frame[7:])]
 
     def _peer(self, connection: Connection) -> Connection | None:
         """The other end's view of a link."""
@@ -320,21 +325,73 @@ class _HostPort(asyncio.Protocol):
         self._transport.close()
 
 
+class KernelPort:
+    """A controller that this machine's kernel, and so BlueZ, has as one of its adapters. Needs root and ``hci_vhci``.
+
+    Attributes:
+        controller: On the air.
+    """
+
+    def __init__(self, air: AirLink) -> None:
+        """Plug it in.
+
+        Raises:
+            WearableError: The kernel takes no virtual controllers.
+        """
+        try:
+            self._vhci = os.open(VHCI, os.O_RDWR | os.O_NONBLOCK)
+        except OSError as error:
+            raise WearableError(
+                f"cannot give the kernel a virtual adapter ({VHCI}: {error.strerror}): run 'modprobe hci_vhci', as root"
+            ) from None
+        self.controller = AirController("kernel", air)
+        # The kernel would wait for the enhanced events of these, which bumble's controller does not send.
+        self.controller.le_features &= ~(hci.LeFeatureMask.LL_PRIVACY | hci.LeFeatureMask.LE_EXTENDED_ADVERTISING)
+        self.controller.set_packet_sink(self)
+        self._parser = PacketParser(self.controller)
+        os.write(self._vhci, _VHCI_CREATE)
+        asyncio.get_running_loop().add_reader(self._vhci, self._readable)
+
+    def on_packet(self, packet: bytes) -> None:
+        """From the controller to the kernel."""
+        os.write(self._vhci, packet)
+
+    def _readable(self) -> None:
+        packet = os.read(self._vhci, 4096)
+        if packet[:1] != _VHCI_CREATE[:1]:  # else it says which number the adapter got
+            self._parser.feed_data(packet)
+
+    def close(self) -> None:
+        """Pull it out."""
+        asyncio.get_running_loop().remove_reader(self._vhci)
+        self.controller.set_packet_sink(None)
+        self.controller.power_off()
+        os.close(self._vhci)
+
+
 @asynccontextmanager
 async def serve(air: AirLink, spec: str) -> AsyncIterator[str]:
     """Listen for Bluetooth hosts; each one that connects gets a virtual controller on the air (HCI, H4 framing).
 
     Args:
         air: The air that the controllers share.
-        spec: ``tcp-server:HOST:PORT`` (port 0 takes a free one) or ``unix-server:PATH``.
+        spec: ``tcp-server:HOST:PORT`` (port 0 takes a free one), ``unix-server:PATH``, or ``vhci`` for this machine's
+            kernel as the one host.
 
     Yields:
-        The transport that a host opens: ``tcp-client:HOST:PORT`` or ``unix-client:PATH``.
+        The transport that a host opens, ``tcp-client:HOST:PORT`` or ``unix-client:PATH``; ``system`` for the kernel's.
 
     Raises:
-        UsageError: The spec is not of these two forms.
-        WearableError: The address cannot be listened on.
+        UsageError: The spec is not of these forms.
+        WearableError: The address cannot be listened on, or the kernel takes no virtual adapter.
     """
+    if spec == "vhci":
+        kernel = KernelPort(air)
+        try:
+            yield "system"
+        finally:
+            kernel.close()
+        return
     kind, _, where = spec.partition(":")
     host, _, port = where.rpartition(":")
     loop = asyncio.get_running_loop()
@@ -347,7 +404,7 @@ async def serve(air: AirLink, spec: str) -> AsyncIterator[str]:
             server = await loop.create_unix_server(lambda: _HostPort(air, ports), where)
             client = f"unix-client:{where}"
         else:
-            raise UsageError(f"cannot listen on '{spec}': give tcp-server:HOST:PORT or unix-server:PATH")
+            raise UsageError(f"cannot listen on '{spec}': give tcp-server:HOST:PORT, unix-server:PATH or vhci")
     except OSError as error:
         raise WearableError(f"cannot listen on '{spec}': {error.strerror or error}") from None
     try:

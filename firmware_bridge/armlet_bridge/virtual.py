@@ -148,6 +148,17 @@ class VirtualWearable:
         await self._device.power_off()
         self.controller.power_off()
 
+    async def hang_up(self) -> None:
+        """End the link in an orderly way: the central knows at once. It advertises again."""
+        for connection in tuple(self._device.connections.values()):
+            with suppress(BaseBumbleError):  # the other end hung up first
+                await self._device.disconnect(connection, hci.HCI_REMOTE_USER_TERMINATED_CONNECTION_ERROR)
+
+    def restart(self, epoch_us: int, sequence: int) -> None:
+        """Let clock and packet counter begin anew with the next play, as after a crash that the link survived."""
+        self._clock = DeviceClock(epoch_us, self._clock.drift_ppm)
+        self._sequence = sequence
+
     async def play(self, begin_ns: int, end_ns: int, start_ns: int) -> None:
         """Send the streams' samples of ``[begin_ns, end_ns)`` so that ``begin_ns`` is taken at ``start_ns``.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -64,6 +65,9 @@ GIVE_UP_S = 60.0
 QUEUE_PACKETS = 8192
 # How often the battery is read of a wearable that does not notify it.
 BATTERY_S = 60.0
+# A scan in which nobody at all is heard for so long is begun anew: an adapter that was pulled out, powered off or has
+# lost its daemon takes its scans with it and does not say so (and see https://github.com/bluez/bluez/issues/807).
+DEAF_S = 5.0
 # Another address may stand for a known wearable only when its own has not been heard for so long: wearables with
 # privacy change theirs, and a stranger of the same name is not to push one out.
 TAKE_OVER_S = 30.0
@@ -208,6 +212,7 @@ class _Adapter:
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
     worked: bool = False
     refused_since: float | None = None
+    heard_at: float = 0.0
     problem: str = ""
 
 
@@ -318,6 +323,8 @@ class Session:
             self._supervise(self.links[name])
         for adapter in self._adapters:
             self._start(self._scan(adapter))
+        if sys.platform == "linux" and any(adapter.bluetooth.scanner is None for adapter in self._adapters):
+            self._start(self._follow_bluez())
         try:
             await self._failed
         finally:
@@ -351,6 +358,18 @@ class Session:
 
     # --- scanning -----------------------------------------------------------------------------------------------------
 
+    async def _follow_bluez(self) -> None:
+        """Begin every scan anew when ``bluetoothd`` has ended; the links are told by bleak."""
+        from .bluez import follow
+
+        def ended() -> None:
+            for adapter in self._adapters:
+                adapter.heard_at = 0.0
+            self._changed.set()
+
+        with suppress(OSError, EOFError):  # without a D-Bus scanning fails, and says so
+            await follow(ended)
+
     def _scan_wanted(self, adapter: _Adapter) -> bool:
         """Whether a wearable is missing, and the adapter is not busy with connecting one."""
         if adapter.connecting.locked():
@@ -367,6 +386,7 @@ class Session:
         bluetooth = adapter.bluetooth
 
         def heard(device: BLEDevice, advertisement: AdvertisementData) -> None:
+            adapter.heard_at = time.monotonic()
             self._heard(adapter, device, advertisement)
 
         while True:
@@ -376,7 +396,8 @@ class Session:
             try:
                 async with BleakScanner(heard, backend=bluetooth.scanner, **bluetooth.options):
                     adapter.worked, adapter.refused_since = True, None
-                    while self._scan_wanted(adapter):
+                    adapter.heard_at = time.monotonic()
+                    while self._scan_wanted(adapter) and time.monotonic() - adapter.heard_at < DEAF_S:
                         await self._wait_for_change()
             except (BleakError, OSError, EOFError) as error:
                 if adapter.refused_since is None:

@@ -111,3 +111,7 @@ class WearableError(ArmletError):
 
 class PacketError(WearableError):
     """Bytes from a wearable do not follow the packet layout of its profile."""
+
+
+class RepeatedPacketError(PacketError):
+    """Bytes from a wearable that came before."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import QUICKER, ClockFit, Counts, PacketClock
-from .errors import PacketError
+from .errors import PacketError, RepeatedPacketError
 from .modalities import Modality
 from .recording import Packet
 from .wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
@@ -233,6 +233,9 @@ class Wearable:
         decoder = self._decoders.setdefault(profile.name, profile.decoder())
         try:
             batches = decoder.take(kind, source, data)
+        except RepeatedPacketError:
+            counts.duplicated += 1
+            return []
         except PacketError as error:
             counts.malformed += 1
             self.problem = str(error)

@@ -303,7 +303,7 @@ async def test_tampered_notifications(thing: Thing, air: AirLink, bluetooth: Blu
         got: list[bytes] = []
         await client.start_notify(NOTIFY, lambda _, data: got.append(bytes(data)))
         fates: dict[bytes, list[bytes]] = {b"lost": [], b"twice": [b"twice"] * 2, b"cut off": [b"cut"]}
-        air.tamper = lambda value: fates.get(value, [value])
+        air.tamper = lambda sender, value: fates.get(value, [value])
         for value in (b"whole", b"lost", b"twice", b"cut off"):
             await thing.device.notify_subscribers(thing.notify, value)
         await eventually(lambda: got == [b"whole", b"twice", b"twice", b"cut"])
@@ -370,7 +370,7 @@ async def test_bad_transports_are_one_sentence(air: AirLink, tmp_path: Path) -> 
                 pass
     tcp = ("tcp-server:127.0.0.1", "tcp-server:127.0.0.1:x", "tcp-server:127.0.0.1:65536", "tcp-client:127.0.0.1:1")
     for where in (*tcp, "unix-server:"):
-        with pytest.raises(UsageError, match="give tcp-server:HOST:PORT or unix-server:PATH"):
+        with pytest.raises(UsageError, match="give tcp-server:HOST:PORT, unix-server:PATH or vhci"):
             async with serve(air, where):
                 pass
     async with serve(air, "tcp-server:127.0.0.1:0") as transport:

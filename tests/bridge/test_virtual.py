@@ -250,7 +250,7 @@ async def test_nothing_to_play_is_refused(recording: Recording) -> None:
         (["--duration", "nan"], "'nan' is not a number of seconds"),
         (["--start", "soon"], "'soon' is not a number of seconds"),
         (["--drift-ppm", "nan"], "cannot drift by nan ppm"),
-        (["--listen", "tcp-client:127.0.0.1:1"], "give tcp-server:HOST:PORT or unix-server:PATH"),
+        (["--listen", "tcp-client:127.0.0.1:1"], "give tcp-server:HOST:PORT, unix-server:PATH or vhci"),
         (["--log", "no/such/folder"], "cannot write no/such/folder"),
     ],
 )

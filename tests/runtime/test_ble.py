@@ -172,7 +172,7 @@ async def test_a_silent_wearable_is_taken_up_anew(monkeypatch: pytest.MonkeyPatc
     async with running(counting(6.0), ACC) as (run, play, air):
         playing = asyncio.ensure_future(play.run())
         await run.until(lambda: len(run.of("Acc")) > 10)
-        air.tamper = lambda value: []
+        air.tamper = lambda sender, value: []
         await run.until(lambda: len(run.of("Acc", "disconnected")) == 1)
         air.tamper = None
         heard = len(run.of("Acc"))
@@ -183,7 +183,7 @@ async def test_a_silent_wearable_is_taken_up_anew(monkeypatch: pytest.MonkeyPatc
 async def test_spoilt_packets_over_the_air_are_counted() -> None:
     count = 0
 
-    def tamper(value: bytes) -> list[bytes]:
+    def tamper(sender: str, value: bytes) -> list[bytes]:
         nonlocal count
         count += 1
         fates = {20: [], 30: [value, value], 40: [value[:-1]], 50: [value + b"\0"], 60: [b""], 70: [b"\xff" * 200]}

@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen",
         required=True,
         metavar="TRANSPORT",
-        help="where hosts reach the virtual air: tcp-server:HOST:PORT (port 0: a free one) or unix-server:PATH",
+        help="where hosts reach the virtual air: tcp-server:HOST:PORT (port 0: a free one), unix-server:PATH, "
+        "or vhci: an adapter of this machine's own BlueZ (as root, after 'modprobe hci_vhci')",
     )
     simulate.add_argument(
         "--wearable",

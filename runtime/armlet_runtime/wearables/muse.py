@@ -19,11 +19,12 @@ Commands go to the control characteristic as one byte of length, text, and a lin
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PacketError
+from ..errors import PacketError, RepeatedPacketError
 from ..modalities import Modality
 from .profile import (
     UNITS,
@@ -120,6 +121,7 @@ class MuseDecoder:
 
     def __init__(self) -> None:
         self._parts: dict[str, dict[int, dict[str, NDArray[np.float32]]]] = {EEG.name: {}, PPG.name: {}}
+        self._joined: dict[str, deque[int]] = {EEG.name: deque(maxlen=PENDING), PPG.name: deque(maxlen=PENDING)}
 
     def take(self, kind: str, source: str, data: bytes) -> list[Batch]:
         """See :class:`armlet_runtime.wearables.profile.Decoder`."""
@@ -141,6 +143,8 @@ class MuseDecoder:
     ) -> list[Batch]:
         """Put the channels of one counter together; a batch when the last has come."""
         pending = self._parts[group.name]
+        if sequence in self._joined[group.name] or source in pending.get(sequence, ()):
+            raise RepeatedPacketError(f"Muse packet {sequence} came before")
         parts = pending.setdefault(sequence, {})
         parts[source] = values.astype(np.float32)
         if len(parts) < len(sources):
@@ -148,6 +152,7 @@ class MuseDecoder:
                 del pending[next(iter(pending))]
             return []
         del pending[sequence]
+        self._joined[group.name].append(sequence)
         name = group.modalities[0].name
         return [Batch(group, {name: np.stack([parts[one] for one in sources], axis=1)}, sequence)]
 

@@ -1,0 +1,237 @@
+"""Run inside the user-mode Linux by ``test_bluez.py``: the runtime on real BlueZ, and what BlueZ does wrong.
+
+Wearables and their air are virtual, and so is the controller on ``/dev/vhci``; the kernel's Bluetooth, ``bluetoothd``,
+the D-Bus and bleak's BlueZ back end are what a Raspberry Pi has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bleak.backends.bluezdbus.manager import get_global_bluez_manager
+from bleak.exc import BleakError
+
+from armlet_bridge.air import AirLink, KernelPort
+from armlet_bridge.virtual import Play, WearableSpec, put_on
+from armlet_runtime.ble import Session, SystemBluetooth
+from armlet_runtime.streams import Wearable
+
+from ..test_ble import Run, counting
+
+BLUETOOTHD = "/usr/libexec/bluetooth/bluetoothd"
+ACC, GYRO, STRAP = WearableSpec("Acc", ("acc",)), WearableSpec("Gyro", ("gyro",)), WearableSpec("Strap", ("hr",))
+
+
+class Daemon:
+    """``bluetoothd``."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([BLUETOOTHD, "-n"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def revive(self) -> None:
+        """As systemd does: BlueZ 5.66 can crash when an adapter is pulled out."""
+        if self.process.poll() is not None:
+            print(f"bluetoothd ended by itself: {self.process.returncode}")
+            self.start()
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    one = Daemon()
+    yield one
+    one.kill()
+
+
+async def powered(seconds: float = 10.0) -> None:
+    """Return when BlueZ has a usable adapter."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            (await get_global_bluez_manager()).get_default_adapter()
+            return
+        except (BleakError, OSError, EOFError):
+            assert time.monotonic() < end, "BlueZ has no adapter"
+            await asyncio.sleep(0.1)
+
+
+@dataclass
+class Worn:
+    """Wearables, the adapters (the last one is plugged in), and a session that runs on it."""
+
+    run: Run
+    play: Play
+    air: AirLink
+    ports: list[KernelPort]
+
+    def wearable(self, name: str) -> Wearable:
+        """What came of one, decoded."""
+        wearable = Wearable(name, keep_ns=60_000_000_000)
+        for packet in self.run.packets:
+            if packet.wearable == name:
+                wearable.take(packet)
+        return wearable
+
+    def samples_once(self, name: str, modality: str) -> None:
+        """That every sample came once, at its own time within what a busy machine is late by."""
+        wearable = self.wearable(name)
+        counts = wearable.counts["imu"]
+        assert counts.duplicated == counts.malformed == counts.implausible == 0, counts
+        times, values = wearable.rings[modality].samples(0)
+        indices = np.unwrap(np.rint(values[:, 0] * 1000), period=1000)
+        assert (np.diff(indices) >= 1).all()
+        assert np.ptp(times / 1e6 - indices * 20) < 60
+
+
+@asynccontextmanager
+async def worn(*specs: WearableSpec, seconds: float = 120.0) -> AsyncIterator[Worn]:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(put_on(counting(seconds), air, list(specs)))
+        ports = [KernelPort(air)]
+        stack.callback(lambda: ports[-1].close())
+        await powered()
+        run = Run(Session(SystemBluetooth()))
+        try:
+            yield Worn(run, play, air, ports)
+        finally:
+            run.task.cancel()
+            await asyncio.gather(run.task, return_exceptions=True)
+
+
+async def test_three_wearables_stream_each_sample_once(daemon: Daemon) -> None:
+    async with worn(ACC, GYRO, STRAP, seconds=3.0) as on:
+        await on.run.until(lambda: on.run.streaming("Acc", "Gyro", "Strap"), 20)
+        await on.play.run()
+        await on.run.until(
+            lambda: len(on.run.of("Acc")) == len(on.run.of("Gyro")) == 75 and len(on.run.of("Strap")) > 2
+        )
+        on.samples_once("Acc", "acc")
+        on.samples_once("Gyro", "gyro")
+        assert all(link.mtu == 517 and link.rssi == -50 for link in on.run.session.links.values())
+
+
+async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> None:
+    """https://github.com/hbldh/bleak/issues/2002"""
+    async with worn(ACC, GYRO) as on:
+        await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 20)
+        playing = asyncio.ensure_future(on.play.run())
+        gyro, link = on.play.wearables["Gyro"].controller, on.run.session.links["Gyro"]
+        for loss in range(5):
+            gyro.out_of_range()
+            await on.run.until(lambda: not on.run.streaming("Gyro"), 10)
+            gyro.in_range()
+            began, heard = time.monotonic(), len(on.run.of("Gyro"))
+            await on.run.until(lambda heard=heard: len(on.run.of("Gyro")) > heard + 10, 20)  # type: ignore[misc]
+            print(f"loss {loss}: samples again after {time.monotonic() - began:.2f} s, {link.failures}")
+        assert link.connections == 6
+        on.samples_once("Gyro", "gyro")
+        on.samples_once("Acc", "acc")
+        assert len(on.run.of("Acc", "connected")) == 1
+        playing.cancel()
+
+
+async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
+    """bluetoothd takes a new attempt down with the end of the old link: https://github.com/hbldh/bleak/issues/1489"""
+    async with worn(ACC) as on:
+        await on.run.until(lambda: on.run.streaming("Acc"), 20)
+        playing = asyncio.ensure_future(on.play.run())
+        link = on.run.session.links["Acc"]
+        for _ in range(15):
+            await on.play.wearables["Acc"].hang_up()
+            await on.run.until(lambda: not on.run.streaming("Acc"), 10)
+            await on.run.until(lambda: on.run.streaming("Acc"), 20)
+        print(f"{link.attempts} attempts, {link.connections} connections, {link.failures}")
+        assert link.connections == 16
+        heard = len(on.run.of("Acc"))
+        await on.run.until(lambda: len(on.run.of("Acc")) > heard + 10)
+        on.samples_once("Acc", "acc")
+        playing.cancel()
+
+
+async def test_a_killed_bluetoothd_is_got_over_in_the_same_process(daemon: Daemon) -> None:
+    """No callback, and ``is_connected`` stays true."""
+    async with worn(ACC, GYRO) as on:
+        await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 20)
+        playing = asyncio.ensure_future(on.play.run())
+        for _ in range(2):
+            daemon.kill()
+            began = time.monotonic()
+            await on.run.until(lambda: not on.run.streaming("Acc") and not on.run.streaming("Gyro"), 2)
+            seen = time.monotonic() - began
+            await asyncio.sleep(1.5)
+            daemon.start()
+            began, heard = time.monotonic(), (len(on.run.of("Acc")), len(on.run.of("Gyro")))
+            await on.run.until(
+                lambda heard=heard: len(on.run.of("Acc")) > heard[0] + 5 and len(on.run.of("Gyro")) > heard[1] + 5,  # type: ignore[misc]
+                30,
+            )
+            print(f"noticed after {seen:.3f} s; samples of both {time.monotonic() - began:.2f} s after its restart")
+        on.samples_once("Acc", "acc")
+        playing.cancel()
+
+
+async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> None:
+    async with worn(ACC) as on:
+        await on.run.until(lambda: on.run.streaming("Acc"), 20)
+        playing = asyncio.ensure_future(on.play.run())
+        for _ in range(2):
+            on.ports[-1].close()
+            await on.run.until(lambda: not on.run.streaming("Acc"), 10)
+            await asyncio.sleep(1.0)
+            daemon.revive()
+            on.ports.append(KernelPort(on.air))
+            began, heard = time.monotonic(), len(on.run.of("Acc"))
+            await on.run.until(lambda heard=heard: len(on.run.of("Acc")) > heard + 5, 30)  # type: ignore[misc]
+            print(f"samples again {time.monotonic() - began:.2f} s after its return")
+        playing.cancel()
+
+
+def test_armlet_run_decides_through_a_link_loss(daemon: Daemon) -> None:
+    """The command lines, as README has them, with nothing between them but BlueZ."""
+    bundle, played = Path(os.environ["ARMLET_BUNDLE"]), os.environ["ARMLET_PLAYED"]
+    armlet = [sys.executable, "-m", "armlet_runtime"]
+    air = subprocess.Popen(
+        [*armlet, "wearables", "simulate", played, "--listen", "vhci", "--duration", "14", "--link-loss", "gyro:5:8",
+         "--log", "/run/log.jsonl"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert air.stdout is not None and "on the air at system" in air.stdout.readline()
+        asyncio.run(powered())
+        done = subprocess.run(
+            [*armlet, "run", bundle, "--key", bundle.with_name("signing.key.pub"), "--duration", "18",
+             "--decisions", "/run/live.jsonl", "--json", "/run/live.json"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        air.terminate()
+        air.wait(10)
+    assert done.returncode == 0, done.stdout + done.stderr
+    decisions = [json.loads(line) for line in Path("/run/live.jsonl").read_text().splitlines()]
+    summary = json.loads(Path("/run/live.json").read_text())
+    assert [one["index"] for one in decisions] == list(range(len(decisions))) and summary["missed"] == 0
+    subsets = [one["subset"] for one in summary["transitions"]]
+    print(subsets, summary["latency_s"])
+    assert "acc+gyro acc acc+gyro" in " ".join(subsets)
+    counts = {name: one["profiles"]["imu"] for name, one in summary["wearables"].items()}
+    assert counts["Armlet-Gyro"]["connections"] == 2 and counts["Armlet-Acc"]["connections"] == 1
+    assert all(one["duplicated"] == one["malformed"] == one["implausible"] == 0 for one in counts.values())

@@ -1,0 +1,51 @@
+"""The runtime on real BlueZ: ``guest.py`` in a user-mode Linux with Bluetooth and ``bluetoothd``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Recording, Stream, write_recording
+
+from ..conftest import SmallBundle
+from . import kernel
+
+GUEST = Path(__file__).with_name("guest.py")
+
+pytestmark = pytest.mark.skipif(
+    bool(kernel.missing()), reason=f"needs the Debian packages {', '.join(kernel.missing())}: apt-get install them"
+)
+
+
+@pytest.fixture(scope="module")
+def linux() -> Path:
+    try:
+        return kernel.build()
+    except subprocess.CalledProcessError as error:
+        raise AssertionError(f"{error.cmd[0]}: {error.stderr[-2000:]}") from error
+
+
+@pytest.mark.timeout(900)
+def test_on_real_bluez(linux: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
+    streams = {
+        name: Stream(
+            Modality(name, ("x", "y", "z"), unit, 50.0), times, rng.normal(size=(len(times), 3)).astype(np.float32)
+        )
+        for name, unit in (("acc", "g"), ("gyro", "rad/s"))
+    }
+    write_recording(tmp_path / "played.mcap", Recording("played", "nobody", streams=streams))
+    status, said = kernel.boot(
+        linux, GUEST, 300, ARMLET_BUNDLE=str(small_bundle.path), ARMLET_PLAYED=str(tmp_path / "played.mcap")
+    )
+    print(said)
+    assert status == 0, said[-6000:]
+    ran = re.search(r"(\d+) passed", said)
+    tests = re.findall(r"^(?:async )?def test_", GUEST.read_text(), re.MULTILINE)
+    assert ran is not None and int(ran[1]) == len(tests)
