@@ -61,15 +61,15 @@ def daemon() -> Iterator[Daemon]:
     one.kill()
 
 
-async def powered(seconds: float = 10.0) -> None:
+async def powered(seconds: float = 30.0) -> None:
     """Return when BlueZ has a usable adapter."""
     end = time.monotonic() + seconds
     while True:
         try:
             (await get_global_bluez_manager()).get_default_adapter()
             return
-        except (BleakError, OSError, EOFError):
-            assert time.monotonic() < end, "BlueZ has no adapter"
+        except (BleakError, OSError, EOFError) as error:
+            assert time.monotonic() < end, f"BlueZ has no adapter: {error}"
             await asyncio.sleep(0.1)
 
 
