@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import tomllib
@@ -170,6 +171,8 @@ async def _one(
         done = await deploy(bundle, name, connecting, trusted, permission)
     except DeployError as error:
         return Row(name, group.name, "failed", str(error))
+    except Exception as error:  # a board that answers nonsense must not keep the others from their bundle
+        return Row(name, group.name, "failed", f"it does not answer as a board does ({type(error).__name__}: {error})")
     outcome = "deployed" if done.result is Result.SUCCESS else "failed"
     return Row(name, group.name, outcome, done.message, done)
 
@@ -177,3 +180,18 @@ async def _one(
 def totals(rows: Sequence[Row]) -> dict[str, int]:
     """How many boards had each outcome."""
     return {name: sum(row.outcome == name for row in rows) for name in ("deployed", "already", "failed", "not begun")}
+
+
+def table(rows: Sequence[Row]) -> Any:
+    """All boards in one table (``rich.table.Table``); under it how many had each outcome."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counted = ", ".join(f"{number} {outcome}" for outcome, number in totals(rows).items() if number)
+    made = Table(caption=counted)
+    for heading in ("board", "group", "outcome", "what it said"):
+        made.add_column(heading, overflow="fold")
+    for row in rows:
+        # Names are the owner's and sentences the boards': they are text, whatever brackets they hold.
+        made.add_row(*map(Text, (row.board, row.group, row.outcome, row.message)))
+    return made

@@ -75,7 +75,6 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.table import Table
 
     from armlet_runtime.errors import UsageError
     from armlet_runtime.outputs import write_json
@@ -83,7 +82,7 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
 
     _need_ssh()
     from ..boards import FLEET, connect, parse_target
-    from ..fleet import deploy_to_fleet, read_inventory, totals
+    from ..fleet import deploy_to_fleet, read_inventory, table, totals
 
     if args.allow_older or args.host_key:
         raise UsageError("a fleet goes back by --permission only, and its host keys must be in known_hosts")
@@ -101,14 +100,8 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
         )  # fmt: skip
     if args.json:
         write_json(args.json, rows)
-    table = Table()
-    for heading in ("board", "group", "outcome", "what it said"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(row.board, row.group, row.outcome, row.message)
-    Console().print(table)
+    Console().print(table(rows))
     counted = totals(rows)
-    print(", ".join(f"{number} {outcome}" for outcome, number in counted.items() if number))
     return 0 if counted["deployed"] + counted["already"] == count else 1
 
 
