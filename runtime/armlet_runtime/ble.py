@@ -65,8 +65,8 @@ GIVE_UP_S = 60.0
 QUEUE_PACKETS = 8192
 # How often the battery is read of a wearable that does not notify it.
 BATTERY_S = 60.0
-# A scan in which nobody at all is heard for so long is begun anew: an adapter that was pulled out, powered off or has
-# lost its daemon takes its scans with it and does not say so (and see https://github.com/bluez/bluez/issues/807).
+# A scan in which nobody at all is heard for so long is begun anew: bluetoothd can believe that it scans when it does
+# not (https://github.com/bluez/bluez/issues/807).
 DEAF_S = 5.0
 # Another address may stand for a known wearable only when its own has not been heard for so long: wearables with
 # privacy change theirs, and a stranger of the same name is not to push one out.
@@ -359,16 +359,16 @@ class Session:
     # --- scanning -----------------------------------------------------------------------------------------------------
 
     async def _follow_bluez(self) -> None:
-        """Begin every scan anew when ``bluetoothd`` has ended; the links are told by bleak."""
+        """Begin every scan anew when ``bluetoothd`` has ended or an adapter changed; the links are told by bleak."""
         from .bluez import follow
 
-        def ended() -> None:
+        def changed() -> None:
             for adapter in self._adapters:
                 adapter.heard_at = 0.0
             self._changed.set()
 
         with suppress(OSError, EOFError):  # without a D-Bus scanning fails, and says so
-            await follow(ended)
+            await follow(changed)
 
     def _scan_wanted(self, adapter: _Adapter) -> bool:
         """Whether a wearable is missing, and the adapter is not busy with connecting one."""

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def figures(module: str, small_bundle: SmallBundle, out: Path, *arguments: str) -> dict[str, Any]:
-    command: list[str | Path] = [sys.executable, "-m", module, "--bundle", small_bundle.path, "--key", small_bundle.public_key_path]
-    done = subprocess.run([*command, "--json", out, *arguments], cwd=ROOT, capture_output=True, text=True)
+    bundle = ("--bundle", small_bundle.path, "--key", small_bundle.public_key_path, "--json", out)
+    done = subprocess.run([sys.executable, "-m", module, *bundle, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(out.read_text())
     return result
