@@ -1,4 +1,4 @@
-"""Made boards behind one socket: ``python -m tests.bridge.made_fleet SOCKET FOLDER``.
+"""Made boards behind one socket: ``python -m tests.bridge.made_fleet SOCKET FOLDER``; ``HOST:PORT`` for one of TCP.
 
 Who connects names a board in one line and is then served by that board's agent, in a process of its own with a home of
 its own: as sshd does it, but for the login, and forked from a process that has imported everything, which makes fifty
@@ -18,11 +18,16 @@ from armlet_bridge.agent import HOME, Agent, serve
 
 def main() -> None:
     """Serve until killed."""
-    at, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    at, folder = sys.argv[1], Path(sys.argv[2])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a link that has ended
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(at))
-    listener.listen(64)
+    if at.startswith("/"):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(at)
+        listener.listen(64)
+    else:
+        host, _, port = at.rpartition(":")
+        listener = socket.create_server((host, int(port)))
+    print("listening", flush=True)
     while True:
         link, _ = listener.accept()
         if os.fork():

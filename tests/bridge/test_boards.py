@@ -78,6 +78,11 @@ class Cut:
             await self.process.wait()
 
 
+async def put(board: Board, sha256: str, offset: int, data: bytes) -> None:
+    await board.put(sha256, offset, data)
+    await board.taken()
+
+
 def digest(prefix: Path) -> str:
     return open_bundle(current_bundle(prefix / "slot"), None).digest
 
@@ -103,6 +108,7 @@ async def test_a_link_that_breaks_is_taken_up_where_it_broke(
     make_bundle: MakeBundle, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(boards, "CHUNK", 500)
+    monkeypatch.setattr(boards, "UNDER_WAY", 1)
     bundle = make_bundle(1)
     front = len(read_front(bundle, None).data)
     cuts = [10, front // 2, front + 900, front + 100, front + 900]
@@ -139,7 +145,7 @@ async def test_an_install_goes_on_without_the_workstation(make_bundle: MakeBundl
     async with connecting(prefix)() as board:
         for part in await board.offer(front, None):
             name = next(member.name for member in front.members if member.sha256 == part["sha256"])
-            await board.put(part["sha256"], 0, whole.read(name))
+            await put(board, part["sha256"], 0, whole.read(name))
         async for _ in board.install(front.digest, None):
             break  # the workstation goes away at the first word
     for _ in range(600):
@@ -153,17 +159,17 @@ async def test_what_does_not_follow_the_protocol_is_refused(make_bundle: MakeBun
     front = read_front(make_bundle(1), None)
     async with connecting(prefix)() as board:
         with pytest.raises(BoardError, match="was offered no bundle yet"):
-            await board.put("0" * 64, 0, b"x")
+            await put(board, "0" * 64, 0, b"x")
         wanted = await board.offer(front, None)
         part = max(wanted, key=lambda part: int(part["size"]))
         with pytest.raises(BoardError, match="was not offered a part"):
-            await board.put("0" * 64, 0, b"x")
+            await put(board, "0" * 64, 0, b"x")
         with pytest.raises(BoardError, match=r"has 0 of \d+ bytes here, not 5"):
-            await board.put(part["sha256"], 5, b"x")
+            await put(board, part["sha256"], 5, b"x")
         with pytest.raises(BoardError, match=r"has 0 of \d+ bytes here"):
-            await board.put(part["sha256"], 0, bytes(part["size"] + 1))  # endless data
+            await put(board, part["sha256"], 0, bytes(part["size"] + 1))  # endless data
         with pytest.raises(BoardError, match="did not arrive as it was signed"):
-            await board.put(part["sha256"], 0, bytes(part["size"]))
+            await put(board, part["sha256"], 0, bytes(part["size"]))
         with pytest.raises(BoardError, match="last offered"):
             async for _ in board.install("0" * 64, None):
                 pass

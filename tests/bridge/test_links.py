@@ -1,0 +1,132 @@
+"""Deploys over bad links: packets lost, late, and none at all for a while, under the kernel's own TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from armlet_bridge import boards
+from armlet_bridge.agent import HOME
+from armlet_bridge.boards import Board, LinkError, deploy
+from armlet_bridge.updates import Result
+from armlet_runtime import keys
+from armlet_runtime.bundle import open_bundle
+from armlet_runtime.slots import current_bundle
+
+from .bad_link import BadLink, why_not
+
+MakeBundle = Callable[..., Path]
+PORT = 7654
+
+
+@pytest.fixture
+def link(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BadLink]:
+    """A link to a made board, good as yet."""
+    if why := why_not():
+        pytest.skip(why)
+    monkeypatch.setenv("ARMLET_HOME", str(tmp_path / "board" / HOME))
+    keys.trust(keys.load_public(signing_key.with_name(signing_key.name + ".pub")))
+    with BadLink() as made:
+        command = [sys.executable, "-m", "tests.bridge.made_fleet", f"{made.address}:{PORT}", str(tmp_path)]
+        served = subprocess.Popen(
+            made.inside(*command), stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+        assert served.stdout is not None and "listening" in served.stdout.readline()
+        yield made
+        served.kill()
+        served.wait()
+        served.stdout.close()
+
+
+def connecting(link: BadLink, patience_s: float = 20.0) -> boards.Connect:
+    @contextlib.asynccontextmanager
+    async def connect() -> AsyncIterator[Board]:
+        try:
+            opening = asyncio.open_connection(link.address, PORT)
+            reader, writer = await asyncio.wait_for(opening, patience_s)
+        except (OSError, TimeoutError) as error:
+            raise LinkError(f"cannot reach the board: {str(error) or type(error).__name__}") from None
+        writer.write(b"board\n")
+        try:
+            yield Board(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    return connect
+
+
+def digest(tmp_path: Path) -> str:
+    return open_bundle(current_bundle(tmp_path / "board" / "slot"), None).digest
+
+
+@pytest.mark.parametrize(("loss", "delay_s"), [(0.01, 0.0), (0.1, 0.3), (0.3, 0.01)])
+async def test_a_deploy_ends_over_a_link_that_loses_packets(
+    loss: float, delay_s: float, link: BadLink, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    link.loss, link.delay_s = loss, delay_s
+    done = await deploy(make_bundle(1), "board", connecting(link), retries_s=(0.5,) * 20)
+    assert done.result is Result.SUCCESS, done.message
+    assert digest(tmp_path) == done.digest and link.carried > 20
+
+
+async def test_a_deploy_is_taken_up_after_a_cut_of_ten_seconds(
+    link: BadLink, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "ANSWER_S", 3.0)
+    monkeypatch.setattr(boards, "CHUNK", 300)
+    monkeypatch.setattr(boards, "UNDER_WAY", 2)
+    parts: list[int] = []
+
+    def progress(state: str, done: int, total: int) -> None:
+        parts.append(done)
+        if len(parts) == 4:
+            link.cut = True
+            asyncio.get_running_loop().call_later(10.0, setattr, link, "cut", False)
+
+    waits = (0.5,) * 20
+    done = await deploy(make_bundle(1), "board", connecting(link, 2.0), progress=progress, retries_s=waits)
+    assert done.result is Result.SUCCESS and done.links_lost >= 2 and done.seconds > 10, done
+    assert digest(tmp_path) == done.digest
+    assert done.bytes_sent <= done.bytes_bundle + 2 * 300, "what had arrived was not sent again"
+
+
+async def test_a_link_that_stays_away_leaves_the_old_bundle(
+    link: BadLink, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "ANSWER_S", 2.0)
+    old = await deploy(make_bundle(1), "board", connecting(link))
+    assert old.result is Result.SUCCESS
+
+    def cut(state: str, done: int, total: int) -> None:
+        link.cut = True
+
+    with pytest.raises(LinkError):
+        await deploy(make_bundle(2), "board", connecting(link, 1.0), progress=cut, retries_s=(0.1, 0.1))
+    assert digest(tmp_path) == old.digest
+    link.cut = False
+    new = await deploy(make_bundle(2), "board", connecting(link))
+    assert new.result is Result.SUCCESS and digest(tmp_path) == new.digest
+    assert new.bytes_sent < new.bytes_bundle, "what had arrived before the cut counts"
+
+
+async def test_a_link_that_is_lost_during_the_install_is_no_second_install(
+    link: BadLink, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "ANSWER_S", 1.0)
+
+    def cut(state: str, done: int, total: int) -> None:
+        if state == "updating" and not link.lost:
+            link.cut = True
+            asyncio.get_running_loop().call_later(4.0, setattr, link, "cut", False)
+
+    waits = (0.5,) * 20
+    done = await deploy(make_bundle(1), "board", connecting(link, 1.0), progress=cut, retries_s=waits)
+    assert done.result is Result.SUCCESS and "is in use, place a" in done.message and done.links_lost >= 1
+    assert digest(tmp_path) == done.digest
+    assert not (tmp_path / "board" / "slot" / "b").exists(), "it was installed once"
