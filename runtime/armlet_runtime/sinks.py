@@ -1,0 +1,256 @@
+"""Sinks: where decisions go to besides the terminal and files. MQTT and the Lab Streaming Layer.
+
+A sink never stops or delays decisions: what it cannot take is lost there, counted, and said in the summary. Packages of
+sinks are imported when one is opened.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from .errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from .decisions import Decision
+
+
+class SinkReport(msgspec.Struct, frozen=True):
+    """What became of the decisions that a sink was given.
+
+    Attributes:
+        sink: Its kind and place.
+        sent: Those that arrived at it: acknowledged by the MQTT broker, or handed to the Lab Streaming Layer.
+        lost: Those that did not.
+        problem: What last went wrong; empty if nothing did.
+    """
+
+    sink: str
+    sent: int
+    lost: int
+    problem: str
+
+
+class Sink(Protocol):
+    """Takes decisions; no method raises once it is open."""
+
+    def send(self, decision: Decision, labels: Sequence[str]) -> None:
+        """Take a decision, without waiting. ``labels``: names of its scores."""
+
+    def close(self) -> SinkReport:
+        """End it, after at most a few seconds for what is on the way."""
+
+
+class MqttSink:
+    """Publishes each decision as the JSON that ``--decisions`` has, quality of service 1.
+
+    The connection is made, kept and made anew in a thread. While it is down up to :data:`MAX_WAITING` decisions wait
+    for it; what is more is lost.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Begin to connect.
+
+        Args:
+            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities; user and password, if
+                the broker wants them, before the host as in any URL.
+
+        Raises:
+            UsageError: The URL is none of that kind.
+            MissingExtraError: paho-mqtt is not installed.
+        """
+        user, password, host, port, self._topic, tls = _mqtt_url(url)
+        mqtt = _module("paho.mqtt.client", "mqtt")
+        self._name = f"{'mqtts' if tls else 'mqtt'}://{host}:{port}/{self._topic}"
+        self._given = self._sent = 0
+        self._problem = "not connected yet"
+        self._acknowledged = threading.Condition()
+        self._client = client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.max_queued_messages_set(MAX_WAITING)
+        client.reconnect_delay_set(1, 30)
+        if user is not None:
+            client.username_pw_set(user, password)
+        if tls:
+            client.tls_set()
+        client.connect_async(host, port, keepalive=30)
+        client.loop_start()
+
+    def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self._problem = f"the broker refused: {reason}" if reason.is_failure else ""
+
+    def _on_connect_fail(self, client: Any, data: Any) -> None:
+        self._problem = "the broker cannot be reached"
+
+    def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure and not self._problem:
+            self._problem = f"the connection was lost: {reason}"
+
+    def _on_publish(self, client: Any, data: Any, mid: Any, reason: Any, properties: Any) -> None:
+        with self._acknowledged:
+            if reason.is_failure:
+                self._problem = f"the broker refused a decision: {reason}"
+            else:
+                self._sent += 1
+            self._acknowledged.notify()
+
+    def send(self, decision: Decision, labels: Sequence[str]) -> None:
+        """Publish a decision."""
+        self._given += 1
+        # Without a connection it waits in the client's queue; if that is full, it is neither sent nor acknowledged.
+        self._client.publish(self._topic, decision.to_json(), qos=1)
+
+    def close(self) -> SinkReport:
+        """Wait for what is on the way, and disconnect."""
+        with self._acknowledged:
+            self._acknowledged.wait_for(lambda: self._sent == self._given or bool(self._problem), LAST_WAIT_S)
+        self._client.disconnect()
+        self._client.loop_stop()
+        lost = self._given - self._sent
+        return SinkReport(self._name, self._sent, lost, self._problem)
+
+
+MAX_WAITING = 1000
+"""Decisions that wait for the broker: at three a second, five minutes."""
+
+LAST_WAIT_S = 3.0
+"""How long the end of a run waits for the broker's last acknowledgements."""
+
+
+def _mqtt_url(url: str) -> tuple[str | None, str | None, str, int, str, bool]:
+    """User, password, host, port, topic, and whether it is TLS."""
+    told = f"--mqtt {url}: give mqtt://HOST[:PORT]/TOPIC, or mqtts:// for TLS"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"{told} ({error})") from None
+    topic = unquote(parts.path.removeprefix("/"))
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic or parts.query or parts.fragment:
+        raise UsageError(told)
+    if "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
+        raise UsageError(f"--mqtt {url}: a topic to publish on has neither '+' nor '#'")
+    tls = parts.scheme == "mqtts"
+    user = None if parts.username is None else unquote(parts.username)
+    password = None if parts.password is None else unquote(parts.password)
+    return user, password, parts.hostname, port or (8883 if tls else 1883), topic, tls
+
+
+class LslSink:
+    """Two streams of the Lab Streaming Layer: scores, and labels as markers.
+
+    ``NAME`` (type ``Scores``) has a channel for each label, which is NaN where there is no decision; ``NAME labels``
+    (type ``Markers``) has the label, or in brackets why there is none. Both are stamped with the window's end.
+    """
+
+    def __init__(self, name: str, hop_s: float, labels: Sequence[str]) -> None:
+        """Announce the streams.
+
+        Args:
+            name: Of the streams.
+            hop_s: From decision to decision, in seconds.
+            labels: Names of the scores.
+
+        Raises:
+            UsageError: The name is empty.
+            MissingExtraError: pylsl, or the library that it loads, is not installed.
+        """
+        if not name.strip():
+            raise UsageError("--lsl needs a name for the streams")
+        self._lsl = lsl = _module("pylsl", "lsl")
+        self._name, self._hop_s = name, hop_s
+        self._sent = self._lost = 0
+        self._problem = ""
+        self._markers = lsl.StreamOutlet(
+            lsl.StreamInfo(f"{name} labels", "Markers", 1, lsl.IRREGULAR_RATE, "string", f"armlet {name} labels")
+        )
+        self._labels: Sequence[str] = ()
+        self._open(labels)
+
+    def _open(self, labels: Sequence[str]) -> None:
+        lsl = self._lsl
+        info = lsl.StreamInfo(
+            self._name, "Scores", len(labels), 1 / self._hop_s, "float32", f"armlet {self._name} {len(labels)}"
+        )
+        channels = info.desc().append_child("channels")
+        for label in labels:
+            channel = channels.append_child("channel")
+            channel.append_child_value("label", label)
+            channel.append_child_value("unit", "probability")
+            channel.append_child_value("type", "score")
+        self._scores, self._labels = lsl.StreamOutlet(info), tuple(labels)
+
+    def send(self, decision: Decision, labels: Sequence[str]) -> None:
+        """Push a decision."""
+        try:
+            if tuple(labels) != self._labels:  # a class was enrolled, or another bundle taken up
+                self._open(labels)
+            # The layer's clock counts from another moment than the decisions', which are on the monotonic one.
+            stamp = self._lsl.local_clock() - (time.monotonic_ns() - decision.window_end_ns) / 1e9
+            scores = list(decision.scores) or [math.nan] * len(self._labels)
+            self._scores.push_sample(scores, stamp)
+            self._markers.push_sample([decision.label or f"({decision.reason})"], stamp)
+            self._sent += 1
+        except Exception as error:  # whatever the library does, decisions go on
+            self._lost += 1
+            self._problem = f"{type(error).__name__}: {error}"
+
+    def close(self) -> SinkReport:
+        """Take the streams away."""
+        del self._scores, self._markers
+        return SinkReport(f"lsl {self._name}", self._sent, self._lost, self._problem)
+
+
+def _module(name: str, extra: str) -> ModuleType:
+    """A sink's package.
+
+    Raises:
+        MissingExtraError: It is not installed, or does not load.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise MissingExtraError(f"this sink needs a package: pip install 'armlet[{extra}]'") from None
+    except (OSError, RuntimeError) as error:  # pylsl without its library
+        raise MissingExtraError(f"the library of '{name}' does not load: {str(error).splitlines()[0]}") from error
+
+
+class Sinks:
+    """All sinks of a run. A context manager, which closes them."""
+
+    def __init__(self) -> None:
+        self._sinks: list[Sink] = []
+        self._reports: list[SinkReport] = []
+
+    def add(self, sink: Sink) -> None:
+        """One more."""
+        self._sinks.append(sink)
+
+    def send(self, decision: Decision, labels: Sequence[str]) -> None:
+        """Give a decision to all of them."""
+        for sink in self._sinks:
+            sink.send(decision, labels)
+
+    def close(self) -> list[SinkReport]:
+        """End all of them; what became of their decisions."""
+        while self._sinks:
+            self._reports.append(self._sinks.pop(0).close())
+        return self._reports
+
+    def __enter__(self) -> Sinks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
