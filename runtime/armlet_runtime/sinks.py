@@ -41,6 +41,14 @@ class SinkReport(msgspec.Struct, frozen=True):
 class Sink(Protocol):
     """Takes decisions; no method raises once it is open."""
 
+    @property
+    def name(self) -> str:
+        """Its kind and place."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it at the moment; empty if nothing is."""
+
     def send(self, decision: Decision, labels: Sequence[str]) -> None:
         """Take a decision, without waiting. ``labels``: names of its scores."""
 
@@ -59,8 +67,8 @@ class MqttSink:
         """Begin to connect.
 
         Args:
-            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities; user and password, if
-                the broker wants them, before the host as in any URL.
+            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities; user and password,
+                if the broker wants them, before the host as in any URL.
 
         Raises:
             UsageError: The URL is none of that kind.
@@ -68,9 +76,9 @@ class MqttSink:
         """
         user, password, host, port, self._topic, tls = _mqtt_url(url)
         mqtt = _module("paho.mqtt.client", "mqtt")
-        self._name = f"{'mqtts' if tls else 'mqtt'}://{host}:{port}/{self._topic}"
+        self.name = f"{'mqtts' if tls else 'mqtt'}://{host}:{port}/{self._topic}"
         self._given = self._sent = 0
-        self._problem = "not connected yet"
+        self.problem = "not connected yet"
         self._acknowledged = threading.Condition()
         self._client = client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         client.on_connect = self._on_connect
@@ -87,19 +95,19 @@ class MqttSink:
         client.loop_start()
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        self._problem = f"the broker refused: {reason}" if reason.is_failure else ""
+        self.problem = f"the broker refused: {reason}" if reason.is_failure else ""
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:
-        self._problem = "the broker cannot be reached"
+        self.problem = "the broker cannot be reached"
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if reason.is_failure and not self._problem:
-            self._problem = f"the connection was lost: {reason}"
+        if reason.is_failure and not self.problem:
+            self.problem = f"the connection was lost: {reason}"
 
     def _on_publish(self, client: Any, data: Any, mid: Any, reason: Any, properties: Any) -> None:
         with self._acknowledged:
             if reason.is_failure:
-                self._problem = f"the broker refused a decision: {reason}"
+                self.problem = f"the broker refused a decision: {reason}"
             else:
                 self._sent += 1
             self._acknowledged.notify()
@@ -113,11 +121,11 @@ class MqttSink:
     def close(self) -> SinkReport:
         """Wait for what is on the way, and disconnect."""
         with self._acknowledged:
-            self._acknowledged.wait_for(lambda: self._sent == self._given or bool(self._problem), LAST_WAIT_S)
+            self._acknowledged.wait_for(lambda: self._sent == self._given or bool(self.problem), LAST_WAIT_S)
         self._client.disconnect()
         self._client.loop_stop()
         lost = self._given - self._sent
-        return SinkReport(self._name, self._sent, lost, self._problem)
+        return SinkReport(self.name, self._sent, lost, self.problem)
 
 
 MAX_WAITING = 1000
@@ -136,9 +144,9 @@ def _mqtt_url(url: str) -> tuple[str | None, str | None, str, int, str, bool]:
     except ValueError as error:
         raise UsageError(f"{told} ({error})") from None
     topic = unquote(parts.path.removeprefix("/"))
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic or parts.query or parts.fragment:
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic:
         raise UsageError(told)
-    if "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
+    if parts.query or "#" in url or "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
         raise UsageError(f"--mqtt {url}: a topic to publish on has neither '+' nor '#'")
     tls = parts.scheme == "mqtts"
     user = None if parts.username is None else unquote(parts.username)
@@ -168,9 +176,9 @@ class LslSink:
         if not name.strip():
             raise UsageError("--lsl needs a name for the streams")
         self._lsl = lsl = _module("pylsl", "lsl")
-        self._name, self._hop_s = name, hop_s
+        self.name, self._stream, self._hop_s = f"lsl {name}", name, hop_s
         self._sent = self._lost = 0
-        self._problem = ""
+        self.problem = ""
         self._markers = lsl.StreamOutlet(
             lsl.StreamInfo(f"{name} labels", "Markers", 1, lsl.IRREGULAR_RATE, "string", f"armlet {name} labels")
         )
@@ -180,7 +188,7 @@ class LslSink:
     def _open(self, labels: Sequence[str]) -> None:
         lsl = self._lsl
         info = lsl.StreamInfo(
-            self._name, "Scores", len(labels), 1 / self._hop_s, "float32", f"armlet {self._name} {len(labels)}"
+            self._stream, "Scores", len(labels), 1 / self._hop_s, "float32", f"armlet {self._stream} {len(labels)}"
         )
         channels = info.desc().append_child("channels")
         for label in labels:
@@ -201,14 +209,15 @@ class LslSink:
             self._scores.push_sample(scores, stamp)
             self._markers.push_sample([decision.label or f"({decision.reason})"], stamp)
             self._sent += 1
+            self.problem = ""
         except Exception as error:  # whatever the library does, decisions go on
             self._lost += 1
-            self._problem = f"{type(error).__name__}: {error}"
+            self.problem = f"{type(error).__name__}: {error}"
 
     def close(self) -> SinkReport:
         """Take the streams away."""
         del self._scores, self._markers
-        return SinkReport(f"lsl {self._name}", self._sent, self._lost, self._problem)
+        return SinkReport(self.name, self._sent, self._lost, self.problem)
 
 
 def _module(name: str, extra: str) -> ModuleType:
@@ -230,18 +239,25 @@ def _module(name: str, extra: str) -> ModuleType:
 class Sinks:
     """All sinks of a run. A context manager, which closes them."""
 
-    def __init__(self) -> None:
-        self._sinks: list[Sink] = []
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        self._sinks = list(sinks)
+        self._told = dict.fromkeys((sink.name for sink in sinks), "")
         self._reports: list[SinkReport] = []
 
-    def add(self, sink: Sink) -> None:
-        """One more."""
-        self._sinks.append(sink)
-
     def send(self, decision: Decision, labels: Sequence[str]) -> None:
-        """Give a decision to all of them."""
+        """Give a decision to all of them; ``labels``: names of its scores."""
         for sink in self._sinks:
             sink.send(decision, labels)
+
+    def news(self) -> list[str]:
+        """A sentence on each sink whose problem is another than when this was last asked."""
+        told = []
+        for sink in self._sinks:
+            problem = sink.problem
+            if problem != self._told[sink.name]:
+                self._told[sink.name] = problem
+                told.append(f"{sink.name}: {problem or 'takes decisions'}")
+        return told
 
     def close(self) -> list[SinkReport]:
         """End all of them; what became of their decisions."""
@@ -254,3 +270,13 @@ class Sinks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_sinks(mqtt: str | None, lsl: str | None, hop_s: float, labels: Sequence[str]) -> Sinks:
+    """The sinks that a command line names; arguments and errors as for :class:`MqttSink` and :class:`LslSink`."""
+    sinks: list[Sink] = []
+    if lsl is not None:
+        sinks.append(LslSink(lsl, hop_s, labels))
+    if mqtt is not None:
+        sinks.append(MqttSink(mqtt))
+    return Sinks(sinks)

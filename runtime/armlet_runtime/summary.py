@@ -6,7 +6,7 @@ import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .live import LiveCore
 from .manifest import CertificateRow
 from .modalities import subset_name
 from .model import BundleModel
+from .sinks import SinkReport
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -89,6 +90,8 @@ class Summary(msgspec.Struct, frozen=True):
     """Why a wearable's modality was not used."""
     dropped_packets: int
     """Packets that were lost in this process because it was too busy."""
+    sinks: list[SinkReport]
+    """What became of the decisions that MQTT and the Lab Streaming Layer were given; empty in a replay."""
     machine: machine.Machine
 
 
@@ -138,6 +141,7 @@ class Tally:
         dropped: int = 0,
         certified: Mapping[str, CertificateRow] | None = None,
         floor: float | None = None,
+        sinks: Sequence[SinkReport] = (),
     ) -> Summary:
         """The summary at the end.
 
@@ -152,6 +156,7 @@ class Tally:
             dropped: Packets lost in this process.
             certified: Subset to its row of the certificate.
             floor: See :class:`Summary`.
+            sinks: See :class:`Summary`.
         """
         decisions = sum(self._subsets.values())
         limit_s = model.manifest.presence.max_wait_s + LATE_S
@@ -190,6 +195,7 @@ class Tally:
             wearables=wearables,
             problems=core.problems,
             dropped_packets=dropped,
+            sinks=list(sinks),
             machine=machine.describe(),
         )
 

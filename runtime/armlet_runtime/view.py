@@ -176,6 +176,9 @@ def summary_lines(summary: Summary) -> list[str]:
         if not wearable.profiles:
             lines.append(f"{name}: {wearable.state} {wearable.problem}".rstrip())
     lines += [f"{what}: {why}" for what, why in summary.problems.items()]
+    for sink in summary.sinks:
+        lost = f", {sink.lost} lost" if sink.lost else ""
+        lines.append(f"{sink.sink}: {sink.sent} sent{lost}" + (f" ({sink.problem})" if sink.problem else ""))
     if summary.dropped_packets:
         lines.append(f"{summary.dropped_packets} packets were lost because this process was too busy")
     return lines

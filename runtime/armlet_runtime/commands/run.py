@@ -41,6 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bluetooth_arguments(parser)
     parser.add_argument("--record", type=Path, metavar="FILE", help="record what arrives (.mcap), for 'armlet replay'")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
+    parser.add_argument(
+        "--mqtt",
+        metavar="URL",
+        help="publish the decisions: mqtt://HOST[:PORT]/TOPIC, or mqtts:// for TLS (needs armlet[mqtt])",
+    )
+    parser.add_argument(
+        "--lsl", metavar="NAME", help="stream scores and labels to the Lab Streaming Layer (needs armlet[lsl])"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
 
 
@@ -76,6 +84,7 @@ async def _run(
     from ..probation import Follower
     from ..recording import ENDED_NS, Packet, RecordingWriter
     from ..screen import Monitor
+    from ..sinks import open_sinks
     from ..slots import SCHEME
     from ..summary import Tally
     from ..view import make_view
@@ -85,6 +94,8 @@ async def _run(
     tally = Tally()
     with ExitStack() as stack:
         lines = stack.enter_context(Lines(args.decisions))
+        hop_s = model.manifest.window.hop_s
+        sinks = stack.enter_context(open_sinks(args.mqtt, args.lsl, hop_s, core.labels))
         manager = stack.enter_context(Notifier())
         writer = None
         if args.record is not None:
@@ -114,6 +125,7 @@ async def _run(
             def out(decisions: list[Decision]) -> None:
                 for decision in decisions:
                     lines.write(decision.to_json())
+                    sinks.send(decision, core.labels)
                     monitor.decision(decision)
                     view.decision(decision, tally.add(decision))
                     subset = subset_name(decision.subset)
@@ -154,6 +166,8 @@ async def _run(
                 for packet in packets:
                     out(take(packet))
                 out(core.advance(now_ns))
+                for sentence in sinks.news():
+                    view.problem(sentence)
                 view.tick(now_ns)
                 manager.alive()  # every decision that is due is out
                 return core.due_ns()
@@ -174,7 +188,7 @@ async def _run(
             links = {name: (link.state, link.problem) for name, link in session.links.items()}
             summary = tally.summary(
                 model, bundle.digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
-                certified, args.floor,
+                certified, args.floor, sinks.close(),
             )  # fmt: skip
         view.end(summary)
     if args.json:

@@ -1,0 +1,204 @@
+"""Sinks against the real thing: a broker in this process, an inlet of the Lab Streaming Layer. Their failures."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from armlet_runtime.decisions import Decision
+from armlet_runtime.errors import MissingExtraError, UsageError
+from armlet_runtime.sinks import LslSink, MqttSink, Sinks
+
+LABELS = ("still", "walking")
+
+
+def decision(index: int, label: str | None = "still") -> Decision:
+    now_ns = time.monotonic_ns()
+    scores = (0.75, 0.25) if label else ()
+    reason = None if label else "no sensor"
+    return Decision(index, now_ns - 200_000_000, now_ns, ("acc",), label, scores, (), {}, {}, "litert", reason, label)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class InProcessBroker:
+    """An amqtt broker on a port of its own, in a thread; it can be stopped and started again on the same port."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._broker: Any = None
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    def start(self) -> None:
+        from amqtt.broker import Broker
+
+        async def start() -> None:
+            config = {
+                "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
+                "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+            }
+            self._broker = Broker(config)
+            await self._broker.start()
+
+        self._do(start())
+
+    def stop(self) -> None:
+        if self._broker is not None:
+            self._do(self._broker.shutdown())
+            self._broker = None
+
+    def close(self) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def broker() -> Iterator[InProcessBroker]:
+    pytest.importorskip("paho.mqtt.client", reason="pip install 'armlet[mqtt]'")
+    pytest.importorskip("amqtt", reason="pip install 'armlet[dev]'")
+    one = InProcessBroker()
+    one.start()
+    yield one
+    one.close()
+
+
+def subscriber(port: int, topic: str) -> tuple[Any, list[bytes]]:
+    from paho.mqtt import client as mqtt
+
+    heard: list[bytes] = []
+    ready = threading.Event()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.on_subscribe = lambda *_: ready.set()
+    client.on_message = lambda _client, _data, message: heard.append(message.payload)
+    client.connect("127.0.0.1", port)
+    client.subscribe(topic, qos=1)
+    client.loop_start()
+    assert ready.wait(10)
+    return client, heard
+
+
+def test_a_broker_gets_every_decision(broker: InProcessBroker) -> None:
+    client, heard = subscriber(broker.port, "home/arm/left")
+    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/home/arm/left")
+    sent = [decision(index) for index in range(20)]
+    for one in sent:
+        sink.send(one, LABELS)
+    wait_for(lambda: len(heard) == 20)
+    assert heard == [one.to_json() for one in sent]
+    report = sink.close()
+    assert (report.sent, report.lost, report.problem) == (20, 0, "")
+    assert report.sink == f"mqtt://127.0.0.1:{broker.port}/home/arm/left"
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: InProcessBroker) -> None:
+    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/t")
+    sinks = Sinks([sink])
+    wait_for(lambda: sink.problem == "")
+    sinks.send(decision(0), LABELS)
+    broker.stop()
+    wait_for(lambda: sink.problem != "")
+    assert sinks.news() != [] and sinks.news() == []
+    began = time.monotonic()
+    for index in range(1, 6):
+        sinks.send(decision(index), LABELS)
+    assert time.monotonic() - began < 0.5  # nobody waits for a broker
+    broker.start()
+    wait_for(lambda: sinks.news() == [f"{sink.name}: takes decisions"])
+    (report,) = sinks.close()
+    assert (report.sent, report.lost) == (6, 0)
+
+
+def test_without_a_broker_what_is_lost_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("paho.mqtt.client", reason="pip install 'armlet[mqtt]'")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        sink = MqttSink(f"mqtt://127.0.0.1:{nobody.getsockname()[1]}/t")
+        sinks = Sinks([sink])
+        wait_for(lambda: any("the broker cannot be reached" in told for told in sinks.news()))
+        for index in range(1500):
+            sinks.send(decision(index), LABELS)
+        (report,) = sinks.close()
+    assert (report.sent, report.lost, report.problem) == (0, 1500, "the broker cannot be reached")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host/topic",
+        "http://host/topic",
+        "mqtt://host",
+        "mqtt:///topic",
+        "mqtt://host:x/t",
+        "mqtt://h/a/#",
+        "mqtt://h/+",
+    ],
+)
+def test_what_is_no_mqtt_url_is_said(url: str) -> None:
+    with pytest.raises(UsageError, match="--mqtt"):
+        MqttSink(url)
+
+
+@pytest.fixture(scope="module")
+def pylsl() -> Any:
+    try:
+        import pylsl
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"the Lab Streaming Layer does not load here: {error}")
+    return pylsl
+
+
+def test_an_inlet_hears_scores_and_labels(pylsl: Any) -> None:
+    sink = LslSink("armlet-test", 0.5, LABELS)
+    inlets = []
+    for name in ("armlet-test", "armlet-test labels"):
+        found = pylsl.resolve_byprop("name", name, timeout=10)
+        if not found:
+            pytest.skip("no multicast here, by which streams of the Lab Streaming Layer are found")
+        inlets.append(pylsl.StreamInlet(found[0]))
+        inlets[-1].open_stream(10)
+    scores, labels = inlets
+    description = scores.info().desc().child("channels").child("channel")
+    assert description.child_value("label") == "still" and scores.info().nominal_srate() == 2.0
+    one, none = decision(0), decision(1, None)
+    sink.send(one, LABELS)
+    sink.send(none, LABELS)
+    for sent, want, name in ((one, [0.75, 0.25], "still"), (none, [math.nan] * 2, "(no sensor)")):
+        values, stamp = scores.pull_sample(10)
+        assert values == pytest.approx(want, nan_ok=True)
+        # On Linux the layer's clock is the monotonic one, so that the window's end can be checked.
+        assert stamp == pytest.approx(sent.window_end_ns / 1e9, abs=0.005)
+        assert labels.pull_sample(10) == ([name], stamp)
+    sink.send(decision(2), (*LABELS, "wave"))  # with other labels than scores: lost, and said
+    assert sink.problem != ""
+    report = sink.close()
+    assert (report.sent, report.lost) == (2, 1) and report.problem != "" and report.sink == "lsl armlet-test"
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pylsl", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'armlet\[lsl\]'"):
+        LslSink("x", 0.5, LABELS)
+    with pytest.raises(UsageError, match="needs a name"):
+        LslSink(" ", 0.5, LABELS)
