@@ -78,7 +78,7 @@ def live(played: Path, small_bundle: SmallBundle, tmp_path_factory: pytest.TempP
         ran = armlet(
             "run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth,
             "--duration", "11.5", "--record", folder / "live.mcap", "--decisions", folder / "live.jsonl",
-            "--json", folder / "live.json",
+            "--json", folder / "live.json", "--mqtt", "mqtt://127.0.0.1:9/nobody/listens",
         )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert "0 missed" in ran.stdout and "Armlet-Gyro: missing (the link was lost)" in ran.stdout
@@ -107,6 +107,8 @@ def test_live_run_goes_on_without_the_lost_sensor(live: Path) -> None:
     assert summary["engine"] == "litert" and "1 thread" in summary["engine_detail"]
     assert summary["subsets"]["acc+gyro"] + summary["subsets"]["acc"] <= len(decisions)
     assert [change["subset"] for change in summary["transitions"]][:3] == ["acc+gyro", "acc", "acc+gyro"]
+    (sink,) = summary["sinks"]
+    assert sink["lost"] == len(decisions) and sink["sent"] == 0 and "cannot be reached" in sink["problem"]
     assert 0 <= summary["latency_s"]["p50"] <= summary["latency_s"]["p99"] <= 0.3
     assert 0 < summary["compute_s"]["p50"] < 0.1
     assert summary["ready_s"] < summary["cold_start_s"] < 10
