@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -204,6 +207,33 @@ def test_a_stream_without_new_samples_keeps_its_token(small_draft: Path) -> None
     assert {decision.subset for decision in decisions} == {("acc", "gyro")}
     assert sum(name == "acc" for name, _ in model.asked) == len(decisions)
     assert sum(name == "gyro" for name, _ in model.asked) == len(decisions) - 1
+
+
+def test_subsets_change_without_reload_and_memory_does_not_grow(model: CountingModel) -> None:
+    """Two sensors, of which one loses its link every four seconds."""
+    packets = in_order(
+        link_up("A", "acc", START_NS), samples("A", "acc", 0, 120),
+        *(part for start in range(0, 120, 4) for part in (
+            link_up("G", "gyro", at_s(start) + 2), samples("G", "gyro", start, start + 2),
+            [Packet(at_s(start + 2) + 10_000_000, "G", "disconnected", "", b"")],
+        )),
+    )  # fmt: skip
+    programs = [*model._encoders.values(), model._aggregator]
+    core, seen, held = LiveCore(model), Counter[tuple[str, ...]](), []
+    tracemalloc.start()
+    try:
+        for until_s in (40, 80, 120):
+            while packets and packets[0].arrival_ns < at_s(until_s):
+                seen.update(decision.subset for decision in core.packet(packets.pop(0)))
+            model.asked.clear()  # what the test itself keeps
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert seen["acc", "gyro"] > 50 and seen["acc",] > 50
+    # In forty seconds with ten losses; the first forty fill the rings and the windows that are kept for an example.
+    assert held[2] - held[1] < 4_000
+    assert programs == [*model._encoders.values(), model._aggregator]  # the very same ones
 
 
 def test_staleness_of_slow_modalities() -> None:

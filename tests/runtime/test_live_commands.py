@@ -16,11 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from armlet_runtime.cli import main
+from armlet_runtime.decisions import Decision
+from armlet_runtime.enrolment import Bank, Layer, make_example, recorded_windows
+from armlet_runtime.live import LiveCore
+from armlet_runtime.manifest import Confidence, HiddenMarkov
 from armlet_runtime.modalities import Modality
+from armlet_runtime.model import BundleModel
 from armlet_runtime.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
 
 from .conftest import SmallBundle
@@ -134,6 +140,40 @@ def test_replay_gives_the_live_decisions_byte_for_byte(live: Path, small_bundle:
     assert summary["latency_s"] is None and summary["cold_start_s"] is None
     for same in ("decisions", "missed", "subsets", "labels", "transitions", "digest"):
         assert summary[same] == lived[same]
+
+
+def test_twenty_replays_are_the_live_run_byte_for_byte(live: Path, small_bundle: SmallBundle) -> None:
+    """With all that may hold state from window to window: temperatures, a hidden Markov model, an enrolled class."""
+    bundle = small_bundle.open()
+    subsets = ("acc+gyro", "acc", "gyro")
+    smoothing = HiddenMarkov(tuple(tuple(0.7 if a == b else 0.1 for a in range(4)) for b in range(4)), (0.25,) * 4, 0.5)
+    manifest = msgspec.structs.replace(
+        bundle.manifest, smoothing=smoothing, confidence=Confidence(dict.fromkeys(subsets, 0.7), 0.3)
+    )
+    recording = read_recording(live / "live.mcap")
+    plain, model = (BundleModel(one, bundle.read) for one in (bundle.manifest, manifest))
+    learned = recorded_windows(model, recording.packets, 3.0, 1.0)
+    layer = Layer(1, bundle.digest).enrol("wave", make_example(model, Bank(manifest, bundle.read), learned, "live"))
+
+    def replay(core: LiveCore, packets: list[Packet], ended_ns: int | None = None) -> list[bytes]:
+        decisions = [decision for packet in packets for decision in core.packet(packet)]
+        decisions += core.advance(ended_ns) if ended_ns is not None else []
+        return [decision.to_json() for decision in decisions]
+
+    ended_ns = int(recording.meta[ENDED_NS])
+    lived = [msgspec.json.decode(line, type=Decision) for line in (live / "live.jsonl").read_bytes().splitlines()]
+    timeless = [msgspec.structs.replace(one, latency_s=None, compute_s=None).to_json() for one in lived]
+    assert replay(LiveCore(plain), recording.packets, ended_ns) == timeless
+
+    runs = [replay(LiveCore(model, layer=layer), recording.packets, ended_ns) for _ in range(20)]
+    assert all(run == runs[0] for run in runs) and len(runs[0]) == len(lived)
+    labels = [msgspec.json.decode(line, type=Decision) for line in runs[0]]
+    assert "wave" in {one.label for one in labels} and any(one.label != one.raw_label for one in labels)
+
+    # A recording that ends early, or was cut: the same decisions up to there.
+    for count in (100, len(recording.packets) // 2):
+        part = replay(LiveCore(model, layer=layer), recording.packets[:count])
+        assert part and part == runs[0][: len(part)]
 
 
 def test_a_full_disk_is_one_sentence(live: Path, small_bundle: SmallBundle) -> None:
