@@ -236,32 +236,48 @@ async def login(target: Target, host_key: str | None = None) -> AsyncIterator[An
     if target.port:
         options["port"] = target.port
     believed = await _believed(target, host_key) if host_key else None
-    names: list[tuple[str, int]] = []
+    files = await _known_hosts_files(target, options)
+    looked_up: list[tuple[str, int | None]] = []
+    recorded: list[Any] = []
 
-    def known_hosts(host: str, addr: str, port: int) -> tuple[list[Any], ...]:
-        names.append((host, port))  # after what ~/.ssh/config makes of the name given
-        return [believed], [], [], [], [], [], []
+    def known_hosts(host: str, addr: str, port: int | None) -> tuple[Sequence[Any], ...]:
+        looked_up.append((host, port))  # after what ~/.ssh/config makes of the name given
+        there = [str(path) for path in files if path.exists()]
+        found = asyncssh.match_known_hosts(there or b"", host, addr, port)
+        recorded.extend(key for key in found[0] if key not in recorded)
+        # What is recorded holds: a person who names another fingerprint has to take the old key out first.
+        return ([believed] if believed and not recorded else found[0], *found[1:])
 
-    if believed:
-        options["known_hosts"] = known_hosts
     try:
-        connection = await asyncssh.connect(target.host, **options)
+        connection = await asyncssh.connect(target.host, known_hosts=known_hosts, **options)
     except asyncssh.HostKeyNotVerifiable:
         found = await _host_key(target)
         name = found.get_fingerprint() if found else "unknown"
+        if recorded:
+            raise LinkError(
+                f"the host key of {target} has CHANGED: it says that it is {name}, and your known_hosts has "
+                f"{', '.join(key.get_fingerprint() for key in recorded)}; unless the board was set up anew this may be "
+                f"another machine in its place. If it was: ssh-keygen -R '{_entry(*looked_up[0])}'"
+            ) from None
         raise LinkError(
             f"the host key of {target} is not in your known_hosts; it says that it is {name}: compare that on the "
             f"board (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then repeat this with --host-key {name}"
         ) from None
     except asyncssh.PermissionDenied as error:
+        locked = _encrypted_keys()
+        help_ = (
+            f"{', '.join(map(str, locked))} {'has' if len(locked) == 1 else 'have'} a passphrase: ssh-add it first, or"
+            if locked
+            else "add"
+        )
         raise LinkError(
-            f"{target} lets nobody in with the keys at hand ({error.reason}); add your public key to its "
+            f"{target} lets nobody in with the keys at hand ({error.reason}); {help_} your public key to its "
             f"~/.ssh/authorized_keys, for example with ssh-copy-id"
         ) from None
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise LinkError(f"cannot reach {target}: {str(error) or type(error).__name__}") from None
-    if believed:
-        _remember(names[0], believed)
+    if believed and not recorded:
+        _remember(files, _entry(*looked_up[0]), believed)
     async with connection:
         try:
             yield connection
@@ -290,14 +306,58 @@ async def _believed(target: Target, fingerprint: str) -> Any:
     return found
 
 
-def _remember(name: tuple[str, int], key: Any) -> None:
-    host, port = name
-    path = Path.home() / ".ssh" / "known_hosts"
-    line = f"{host if port == 22 else f'[{host}]:{port}'} {key.export_public_key('openssh').decode().strip()}\n"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if not path.exists() or line not in path.read_text():
-        with path.open("a") as file:
-            file.write(line)
+async def _known_hosts_files(target: Target, options: dict[str, Any]) -> list[Path]:
+    """Where host keys are looked up: what ``~/.ssh/config`` names, or ``~/.ssh/known_hosts``.
+
+    asyncssh takes any key for ``UserKnownHostsFile none``; here that is a file without any.
+
+    Raises:
+        LinkError: ``~/.ssh/config`` or a key that it names cannot be used.
+    """
+    import asyncssh
+
+    config = Path.home() / ".ssh" / "config"
+    try:
+        said = await asyncssh.SSHClientConnectionOptions.construct(
+            None, host=target.host, config=[str(config)] if config.exists() else [], **options
+        )
+    except (ValueError, OSError) as error:  # asyncssh's errors for keys and configurations are ValueErrors
+        raise LinkError(f"cannot use {config}, or a key that it names: {error}") from None
+    if said.known_hosts is None:
+        return []
+    files = [Path(name).expanduser() for name in said.known_hosts]
+    return files or [Path.home() / ".ssh" / "known_hosts"]
+
+
+def _encrypted_keys() -> list[Path]:
+    """Those of a person's default keys that need a passphrase, which only an agent knows."""
+    import asyncssh
+
+    found = []
+    for name in ("id_ed25519", "id_ecdsa", "id_rsa"):
+        path = Path.home() / ".ssh" / name
+        try:
+            asyncssh.read_private_key(path)
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+            if "assphrase" in str(error):
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
+def _entry(host: str, port: int | None) -> str:
+    """How known_hosts names a host."""
+    return host if port in (None, 22) else f"[{host}]:{port}"
+
+
+def _remember(files: Sequence[Path], name: str, key: Any) -> None:
+    if not files:
+        raise LinkError("your ~/.ssh/config says 'UserKnownHostsFile none', so the host key cannot be remembered")
+    path = files[0]
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(f"{name} {key.export_public_key('openssh').decode().strip()}\n")
 
 
 class Deployed(msgspec.Struct, frozen=True):
