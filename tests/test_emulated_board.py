@@ -1,0 +1,247 @@
+"""From an empty board to decisions, on a Debian arm64 system under QEMU with its own kernel, sshd and disk.
+
+``make test`` does it on the first machine and cuts its power a few times; ``make test-board`` on both, with the power
+cut at KILLS random moments of deploys (20 if nothing is said). Both tell how long each step took.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from armlet_bridge.updates import Result
+from armlet_runtime import keys
+from armlet_runtime.bundle import MANIFEST, open_bundle, write_bundle
+from armlet_runtime.engines.executorch_shim import cache_folder
+from armlet_runtime.golden import golden_windows, run_subsets
+from armlet_runtime.model import BundleModel, load_array
+
+from .emulated import board as emulated
+
+MACHINES = os.environ.get("MACHINES", "virt").split(",")
+KILLS = int(os.environ.get("KILLS", "3"))
+SEED = 20261129
+BOARD = "ssh://board"
+# Emulation is slow, and on a busy machine slower still.
+pytestmark = pytest.mark.timeout(5400)
+
+
+@dataclass
+class Desk:
+    """A workstation's home with keys and bundles, and the board that it reaches as ``ssh://board``."""
+
+    folder: Path
+    machine: emulated.Machine
+    demo: Path
+    steps: list[tuple[str, float, str]] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        mine = {"HOME": str(self.home), "ARMLET_HOME": str(self.home / "armlet"), "COLUMNS": "300"}
+        return {"UV_CACHE_DIR": str(Path.home() / ".cache" / "uv"), **os.environ, **mine}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        notes: list[str] = []
+        began = time.monotonic()
+        yield notes
+        self.steps.append((name, time.monotonic() - began, ", ".join(notes)))
+
+    def armlet(self, *arguments: object) -> Any:
+        """Run armlet here; what it wrote as JSON."""
+        out = self.folder / "out.json"
+        command = [sys.executable, "-m", "armlet_runtime", *map(str, arguments), "--json", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, check=False)
+        assert done.returncode == 0, (
+            f"{arguments}: {done.stdout}{done.stderr}\n{self.machine.console.read_text()[-800:]}"
+        )
+        return json.loads(out.read_text())
+
+    def ssh(self, *arguments: str | Path, program: str = "ssh") -> str:
+        command = [program, "-F", str(self.home / ".ssh" / "config"), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout
+
+    def bundle(self, seed: int) -> Path:
+        """The demo's bundle (seed 0), or one with other mask tokens: other decisions when a sensor is lost."""
+        path = self.folder / f"{seed}.armlet"
+        if not path.exists():
+            source = open_bundle(self.demo / "model.armlet", None)
+            members = {name: source.read(name) for name in source.sizes if name != MANIFEST}
+            manifest = msgspec.structs.replace(source.manifest, name="board-test", version=str(seed), release=seed)
+            if seed:
+                masks = load_array(source.read, manifest.mask_tokens)
+                masks = masks + np.random.default_rng(seed).normal(size=masks.shape)
+                members[manifest.mask_tokens] = npy(masks)
+                windows = golden_windows(manifest, source.read)
+                for engine, member in manifest.golden.logits.items():
+                    logits, _ = run_subsets(BundleModel(manifest, members.__getitem__, engine), windows)
+                    members[member] = npy(logits)
+            write_bundle(path, manifest, members, [keys.load_private(self.folder / "owner")])
+        return path
+
+    def digest(self, seed: int) -> str:
+        return open_bundle(self.bundle(seed), None).digest
+
+    def started(self) -> tuple[int, dict[str, Any]]:
+        """What the board's own start of its bundle came to since it was switched on: status, and what it verified."""
+        line = self.machine.wait_for(emulated.STARTED)
+        status = int(line.split()[1])
+        assert status == 0, line
+        return status, json.loads(line[line.index("{") :])
+
+    def replay(self, seed: int) -> bool:
+        """Whether the board's decisions on the demo's recording are those that this machine makes of a bundle."""
+        here, there = self.folder / "here.jsonl", self.folder / "there.jsonl"
+        self.armlet(
+            "replay", self.demo / "live.mcap", self.bundle(seed), "--key", self.folder / "owner.pub",
+            "--engine", "litert", "--decisions", here,
+        )  # fmt: skip
+        self.ssh(self.demo / "live.mcap", "board:live.mcap", program="scp")
+        command = f"ARMLET_HOME={emulated.PREFIX}/home {emulated.PREFIX}/venv/bin/python -m armlet_runtime replay"
+        self.ssh("board", f"{command} live.mcap file:{emulated.PREFIX}/slot --decisions decisions.jsonl")
+        self.ssh("board:decisions.jsonl", there, program="scp")
+        assert len(here.read_text().splitlines()) > 10
+        return here.read_bytes() == there.read_bytes()
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array.astype(np.float32))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A board that was empty, has been set up, and runs the demo's bundle."""
+    missing = emulated.missing_packages()
+    if missing:
+        pytest.skip(f"needs the system packages {', '.join(missing)}: apt install {' '.join(missing)}")
+    if os.geteuid() != 0:
+        pytest.skip("unpacking a Debian tree with its files' owners needs root")
+    demo = Path(os.environ["DEMO"]) if "DEMO" in os.environ else request.getfixturevalue("demo_dir")
+    folder = tmp_path_factory.mktemp(request.param)
+    began = time.monotonic()
+    try:
+        system = emulated.system(cache_folder())
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the board's system cannot be made here: {(error.stderr.strip().splitlines() or ['?'])[-1]}")
+    desk = Desk(folder, emulated.Machine(request.param, system, folder / "machine"), demo)
+    desk.steps.append(
+        ("make the board's disk", time.monotonic() - began, "at most once a machine, then from the cache")
+    )
+    keys.generate(folder / "owner")
+    desk.machine.write_ssh_config(desk.home)
+    try:
+        with desk.step("boot, empty"):
+            desk.machine.switch_on()
+        with desk.step("board setup") as notes:
+            host_key = ("--host-key", desk.machine.fingerprint)
+            setup = desk.armlet(
+                "board", "setup", BOARD, *host_key, "--key", folder / "owner.pub", "--class", "emulated"
+            )
+            assert setup["unit"].startswith("none: this board runs no systemd")
+            probe = setup["probe"]
+            notes += [probe["model"], f"{setup['bytes_sent'] / 1e6:.1f} MB sent"]
+        desk.ssh("board", "true")  # ssh finds in known_hosts what armlet wrote there
+        with desk.step("first deploy") as notes:
+            notes.append(deploy(desk, 0))
+        yield desk
+    finally:
+        desk.machine.pull_the_plug()
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{request.param}, emulated:")
+            for name, seconds, note in desk.steps:
+                print(f"  {seconds:7.1f} s  {name}{f' ({note})' if note else ''}")
+
+
+def deploy(desk: Desk, seed: int) -> str:
+    done = desk.armlet("deploy", desk.bundle(seed), BOARD, "--key", desk.folder / "owner.pub")
+    assert done["result"] == Result.SUCCESS and done["digest"] == desk.digest(seed)
+    return f"{done['bytes_sent']} of {done['bytes_bundle']} bytes sent"
+
+
+def test_a_board_decides_as_the_workstation_does(desk: Desk) -> None:
+    with desk.step("golden run") as notes:
+        ran = f"{emulated.PREFIX}/venv/bin/python -m armlet_runtime verify file:{emulated.PREFIX}/slot --golden"
+        desk.ssh("board", f"ARMLET_HOME={emulated.PREFIX}/home {ran} --json golden.json")
+        (golden,) = json.loads(desk.ssh("board", "cat golden.json"))["golden"]
+        assert golden["precision"] == "int8" and golden["max_difference"] == 0 == golden["tolerance"]
+        notes.append(f"{golden['windows']} windows in every subset, the same bits as at export")
+    with desk.step("replay of a recording") as notes:
+        assert desk.replay(0)
+        count = len((desk.folder / "there.jsonl").read_text().splitlines())
+        notes.append(f"{count} decisions, the same bytes as here")
+    with desk.step("second deploy") as notes:
+        notes.append(deploy(desk, 1))
+        old, new = (open_bundle(desk.bundle(seed), None) for seed in (0, 1))
+        changed = [new.sizes[name] for name in new.sizes if name != MANIFEST and new.sha256(name) != old.sha256(name)]
+        assert notes[0].startswith(f"{sum(changed)} of ")
+    with desk.step("power off and on"):
+        desk.machine.pull_the_plug()
+        desk.machine.switch_on()
+        _, verified = desk.started()
+        assert verified["digest"] == desk.digest(1) and verified["passed"]
+    with desk.step("replay of a recording"):
+        assert desk.replay(1)
+    with desk.step("rollback"):
+        desk.armlet("board", "rollback", BOARD)
+        status = desk.armlet("board", "status", BOARD)
+        assert status["bundle"]["digest"] == desk.digest(0) and status["before"]["digest"] == desk.digest(1)
+    with desk.step("power off and on"):
+        desk.machine.pull_the_plug()
+        desk.machine.switch_on()
+        assert desk.started()[1]["digest"] == desk.digest(0)
+
+
+def test_no_power_cut_leaves_a_board_without_a_bundle(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    with desk.step("a deploy before the power cuts"):
+        began = time.monotonic()
+        deploy(desk, 10)
+        whole_s = time.monotonic() - began
+    moments = random.Random(SEED)
+    held, ended = desk.digest(10), {"old": 0, "new": 0}
+    for number in range(11, 11 + KILLS):
+        with desk.step("deploy, cut, boot, verify") as notes:
+            desk.bundle(number)
+            command = [sys.executable, "-m", "armlet_runtime", "deploy", desk.bundle(number), BOARD]
+            workstation = subprocess.Popen(
+                [*command, "--key", desk.folder / "owner.pub"],
+                env=desk.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            moment = moments.uniform(0, whole_s)
+            time.sleep(moment)
+            desk.machine.pull_the_plug()
+            workstation.kill()
+            workstation.wait()
+            desk.machine.switch_on()
+            _, verified = desk.started()
+            assert verified["passed"] and verified["digest"] in (held, desk.digest(number))
+            which = "old" if verified["digest"] == held else "new"
+            ended[which] += 1
+            held = verified["digest"]
+            notes.append(f"cut after {moment:.1f} of {whole_s:.1f} s: the {which} bundle")
+    with desk.step("a deploy after the power cuts") as notes:
+        notes.append(deploy(desk, 11 + KILLS))
+    with capsys.disabled():
+        print(f"\n{KILLS} power cuts: {ended['old']} boards started the old bundle, {ended['new']} the new one")
