@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-bluez lint bench clean
+.PHONY: demo test test-bluez test-board lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/armlet demo --out demo
@@ -14,6 +14,11 @@ test: lint
 # The runtime on real BlueZ, in a user-mode Linux that is built first (once, and kept in $ARMLET_CACHE or ~/.cache/armlet).
 test-bluez: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/runtime/bluez -s
+
+# Both machines under QEMU, with the power cut KILLS times; DEMO=demo plays what `make demo` left there.
+KILLS ?= 20
+test-board: $(VENV)/.installed
+	KILLS=$(KILLS) MACHINES=virt,raspi3b $(BIN)/python -m pytest tests/test_emulated_board.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -143,6 +143,7 @@ def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
         machine = ["--python-version", probe.python_version, "--python-platform", platform, "--only-binary", ":all:"]
         lock = str(root / "requirements.txt")
         _uv(["pip", "compile", *machine, "--generate-hashes", str(root / "requirements.in"), "-o", lock], probe)
+        _check_extras(extras, Path(lock).read_text(), probe)
         site = root / "site"
         target = ["--target", str(site)]
         _uv(["pip", "install", *machine, *target, "--require-hashes", "--no-deps", "-r", lock], probe)
@@ -161,6 +162,17 @@ def _wanted(extras: tuple[str, ...]) -> list[str]:
         elif extra[1] in extras:
             wanted.append(line.replace(extra[0], "").rstrip("; "))
     return wanted
+
+
+def _check_extras(extras: tuple[str, ...], lock: str, probe: Probe) -> None:
+    """Refuse an engine that is not for the board's Python, which would be left out without a word."""
+    for extra in extras:
+        names = [re.match(r"[\w.-]+", line) for line in _wanted((extra,)) if line not in _wanted(())]
+        if not any(name and re.search(rf"^{re.escape(name[0])}==", lock, re.MULTILINE) for name in names):
+            raise DeployError(
+                f"there is no '{extra}' for Python {probe.python_version} on {probe.architecture}: leave out --engine "
+                f"{extra} (LiteRT is always there), or put a newer Python on the board"
+            )
 
 
 def _own_wheel(root: Path, probe: Probe) -> Path | str:

@@ -30,6 +30,7 @@ PACKAGES = (
     "python3", "bash", "dash", "coreutils", "grep", "sed", "gzip", "tar", "procps", "iproute2", "mount", "util-linux",
     "libc-bin", "libstdc++6", "netbase", "hostname",
 )  # fmt: skip
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 DISK_BYTES = 1 << 30
 """A power of two, as QEMU wants it of SD cards; the file takes what is written."""
 
@@ -72,14 +73,22 @@ echo {READY} > /dev/console
 """
 
 START_ARMLET = f"""#!/bin/sh
-[ -e {PREFIX}/slot/current ] || exit 0
+[ -e {PREFIX}/slot/state.json ] || exit 0
 cd /home/pi
 setpriv --reuid=1000 --regid=1000 --clear-groups env HOME=/home/pi ARMLET_HOME={PREFIX}/home \\
-  {PREFIX}/venv/bin/python -m armlet_runtime verify file:{PREFIX}/slot --golden --json /tmp/started.json \\
-  > /tmp/started.log 2>&1
+  {PREFIX}/venv/bin/python /etc/start-armlet.py > /tmp/started.log 2>&1
 echo "{STARTED} $? $(tail -n 1 /tmp/started.log) $(tr -d '\\n' < /tmp/started.json)" > /dev/console
 """
-"""What this board has instead of systemd: at every start the bundle in use is verified and makes its golden run."""
+START_ARMLET_PY = f"""
+import sys
+from pathlib import Path
+from armlet_runtime.cli import main
+from armlet_runtime.probation import settle
+settle(Path("{PREFIX}/slot"))
+sys.exit(main(["verify", "file:{PREFIX}/slot", "--golden", "--json", "/tmp/started.json"]))
+"""
+"""What this board has instead of systemd. It has no Bluetooth, so at every start it does what ``armlet run`` does
+before it scans, and then verifies the bundle in use and makes its golden run."""
 
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -91,6 +100,7 @@ FILES = {
     "etc/inittab": INITTAB,
     "etc/start": START,
     "etc/start-armlet": START_ARMLET,
+    "etc/start-armlet.py": START_ARMLET_PY,
 }
 
 
@@ -138,8 +148,7 @@ class BoardDownError(RuntimeError):
 
 def missing_packages() -> list[str]:
     """Debian packages that this machine lacks for it."""
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    return sorted(package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None)
+    return sorted(package for tool, package in TOOLS.items() if shutil.which(tool, path=PATH) is None)
 
 
 def system(cache: Path) -> Path:
@@ -179,8 +188,8 @@ def _make_initrd(root: Path, version: str, folder: Path) -> None:
     _run("depmod", "-b", root, version)
     needs = {}
     for line in (root / f"lib/modules/{version}/modules.dep").read_text().splitlines():
-        path, _, before = line.partition(":")
-        needs[Path(path).stem] = (path, before.split())
+        file, _, before = line.partition(":")
+        needs[Path(file).stem] = (file, before.split())
     tree = folder / "initrd-root"
     for name in ("bin", "dev", "proc", "root"):
         (tree / name).mkdir(parents=True)
@@ -188,11 +197,11 @@ def _make_initrd(root: Path, version: str, folder: Path) -> None:
     for machine, kind in KINDS.items():
         order: list[str] = []
         for module in kind.modules:
-            path, before = needs[module]
-            order += [needed for needed in (*reversed(before), path) if needed not in order]
-        for name in order:
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / f"lib/modules/{version}" / name, tree / name)
+            own, before = needs[module]
+            order += [needed for needed in (*reversed(before), own) if needed not in order]
+        for driver in map(Path, order):
+            (tree / driver).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / f"lib/modules/{version}" / driver, tree / driver)
         (tree / f"modules.{machine}").write_text("\n".join(order) + "\n")
     (tree / "init").write_text(INITRD_INIT)
     (tree / "init").chmod(0o755)
@@ -222,8 +231,7 @@ def _write_files(root: Path, folder: Path) -> None:
 
 
 def _run(*command: str | Path) -> None:
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PATH": PATH})
 
 
 @dataclass
