@@ -188,8 +188,8 @@ def _make_initrd(root: Path, version: str, folder: Path) -> None:
     _run("depmod", "-b", root, version)
     needs = {}
     for line in (root / f"lib/modules/{version}/modules.dep").read_text().splitlines():
-        file, _, before = line.partition(":")
-        needs[Path(file).stem] = (file, before.split())
+        file, _, others = line.partition(":")
+        needs[Path(file).stem] = (file, others.split())
     tree = folder / "initrd-root"
     for name in ("bin", "dev", "proc", "root"):
         (tree / name).mkdir(parents=True)
