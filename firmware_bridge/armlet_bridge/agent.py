@@ -58,7 +58,7 @@ from armlet_runtime.slots import (
 from armlet_runtime.trust import trusted_keys
 
 from . import frames
-from .deploy import RESERVE_BYTES, deploy, roll_back
+from .deploy import RESERVE_BYTES, NoRoomError, deploy, roll_back
 from .updates import Result, State, Update, result_of
 
 INSTALLING = ".installing"
@@ -78,10 +78,6 @@ class Wanted(msgspec.Struct, frozen=True):
     sha256: str
     size: int
     have: int
-
-
-class NoRoomError(DeployError):
-    """The board's disk is too full for the bundle."""
 
 
 class NoMemoryError(DeployError):
@@ -317,7 +313,7 @@ class Agent:
         except (ArmletError, OSError) as error:
             path.unlink(missing_ok=True)
             if isinstance(error, ArmletError):
-                self._set(State.IDLE, result_of(error), front.digest, str(error))
+                self._set(State.IDLE, RESULTS.get(type(error), result_of(error)), front.digest, str(error))
                 return
             result = Result.NOT_ENOUGH_STORAGE if error.errno == errno.ENOSPC else Result.UPDATE_FAILED
             self._set(State.IDLE, result, front.digest, f"the bundle cannot be put together: {error.strerror or error}")

@@ -47,6 +47,10 @@ HEALTH_TIMEOUT_S = 25.0
 _AS_IT_WAS = "the slot keeps what it had"
 
 
+class NoRoomError(DeployError):
+    """The disk is too full for the bundle."""
+
+
 class HealthError(DeployError):
     """The bundle was refused by its golden run; the slot keeps what it had."""
 
@@ -151,7 +155,7 @@ def _deploy(
     size = sum(bundle.sizes.values())
     free = shutil.disk_usage(folder).free
     if free < size + RESERVE_BYTES:
-        raise DeployError(
+        raise NoRoomError(
             f"no room in {folder}: the bundle needs {size + RESERVE_BYTES} bytes and {free} are free; {_AS_IT_WAS}"
         )
     kept = {place: entry for place, entry in state.places.items() if place == old}

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from armlet_bridge.agent import Agent
 from armlet_bridge.deploy import HealthError, deploy, roll_back
+from armlet_bridge.updates import Result, State
 from armlet_runtime import keys, probation
 from armlet_runtime.bundle import open_bundle
 from armlet_runtime.errors import DeployError
@@ -27,6 +29,7 @@ from armlet_runtime.slots import current_bundle, current_place, read_state
 from armlet_runtime.trust import trusted_keys
 
 from .conftest import Fault
+from .power_cuts import offer
 
 MakeBundle = Callable[..., Path]
 ARMLET = [sys.executable, "-m", "armlet_runtime"]
@@ -76,6 +79,30 @@ def test_a_program_that_crashes_its_engine_is_never_in_use(make_bundle: MakeBund
     old = deploy(make_bundle(1), slot)
     with pytest.raises(HealthError, match=r"took its process down \(SIGFPE\): the engine crashed on it"):
         deploy(make_bundle(2, fault=Fault("crash", "golden")), slot)
+    assert digest(slot) == old.digest
+
+
+@pytest.mark.parametrize(
+    ("fault", "golden_error", "words"),
+    [
+        (None, 0.5, "golden run on onnx differs by 0.5"),
+        (Fault("crash", "golden"), 0.0, "took its process down (SIGFPE)"),
+        (Fault("crash", "live"), 0.0, "was in use and taken back: it took its process down (SIGFPE)"),
+    ],
+)
+def test_a_board_reports_why_it_has_its_old_bundle(
+    fault: Fault | None, golden_error: float, words: str, make_bundle: MakeBundle, signing_key: Path, slot: Path
+) -> None:
+    """As a workstation hears it from the agent, also when it asks later."""
+    agent = Agent(slot.parent)
+    offer(agent.prefix, make_bundle(1))
+    agent.installing(None)
+    old = agent.update()
+    assert old.result is Result.SUCCESS and "3 decisions on golden windows" in old.message
+    offer(agent.prefix, make_bundle(2, golden_error=golden_error, fault=fault))
+    agent.installing(None)
+    told = agent.hello()["update"]
+    assert (told.state, told.result) == (State.IDLE, Result.UPDATE_FAILED) and words in told.message
     assert digest(slot) == old.digest
 
 
