@@ -70,7 +70,7 @@ async def test_a_deploy_ends_over_a_link_that_loses_packets(
     loss: float, delay_s: float, link: BadLink, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     link.loss, link.delay_s = loss, delay_s
-    done = await deploy(make_bundle(1), "board", connecting(link), retries_s=(0.5,) * 20)
+    done = await deploy(make_bundle(1), "board", connecting(link), retries_s=(0.5,) * 60)
     assert done.result is Result.SUCCESS, done.message
     assert digest(tmp_path) == done.digest and link.carried > 20
 
@@ -89,7 +89,7 @@ async def test_a_deploy_is_taken_up_after_a_cut_of_ten_seconds(
             link.cut = True
             asyncio.get_running_loop().call_later(10.0, setattr, link, "cut", False)
 
-    waits = (0.5,) * 20
+    waits = (0.5,) * 60
     done = await deploy(make_bundle(1), "board", connecting(link, 2.0), progress=progress, retries_s=waits)
     assert done.result is Result.SUCCESS and done.links_lost >= 2 and done.seconds > 10, done
     assert digest(tmp_path) == done.digest
@@ -125,7 +125,7 @@ async def test_a_link_that_is_lost_during_the_install_is_no_second_install(
             link.cut = True
             asyncio.get_running_loop().call_later(4.0, setattr, link, "cut", False)
 
-    waits = (0.5,) * 20
+    waits = (0.5,) * 60
     done = await deploy(make_bundle(1), "board", connecting(link, 1.0), progress=cut, retries_s=waits)
     assert done.result is Result.SUCCESS and "is in use, place a" in done.message and done.links_lost >= 1
     assert digest(tmp_path) == done.digest
