@@ -84,11 +84,15 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
             each = round(record_s * modality.rate_hz)
             within = np.rint(np.arange(each) * (1e9 / modality.rate_hz)).astype(np.int64)
             times = (onsets[:, None] + within).ravel()[: len(values)]
-            if len(times) < len(values) or (np.diff(times) <= 0).any():
-                raise mistake(file, "has data records that overlap: its times cannot be told")
+            if len(times) < len(values) or times[0] < 0 or (np.diff(times) <= 0).any():
+                raise mistake(file, "has data records that overlap or begin before 0: its times cannot be told")
         there = _not_lacking(modality.name, times, annotations)
         known = Modality(modality.name, modality.channels, unit, modality.rate_hz)
-        streams[modality.name] = Stream(known, times[there], (values[there] * factor).astype(np.float32))
+        with np.errstate(over="ignore"):
+            scaled = (values[there] * factor).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise mistake(file, f"gives '{modality.name}' a physical range that no sensor has: its values are infinite")
+        streams[modality.name] = Stream(known, times[there], scaled)
     labels = [
         Label(round(onset * 1e9), round((onset + (duration or 0)) * 1e9) + (0 if duration else 1_000_000), text)
         for onset, duration, text in annotations
