@@ -72,6 +72,22 @@ ip address add 10.0.2.15/24 dev $link
 echo {READY} > /dev/console
 """
 
+
+def start_armlet(prefix: Path, out: Path) -> str:
+    """What a board without systemd and without Bluetooth does at every start: a Python program.
+
+    It does what ``armlet run`` does before it scans, and then verifies the bundle in use and makes its golden run.
+    """
+    return f"""
+import sys
+from pathlib import Path
+from armlet_runtime.cli import main
+from armlet_runtime.probation import settle
+settle(Path("{prefix}/slot"))
+sys.exit(main(["verify", "file:{prefix}/slot", "--golden", "--json", "{out}"]))
+"""
+
+
 START_ARMLET = f"""#!/bin/sh
 [ -e {PREFIX}/slot/state.json ] || exit 0
 cd /home/pi
@@ -79,16 +95,6 @@ setpriv --reuid=1000 --regid=1000 --clear-groups env HOME=/home/pi ARMLET_HOME={
   {PREFIX}/venv/bin/python /etc/start-armlet.py > /tmp/started.log 2>&1
 echo "{STARTED} $? $(tail -n 1 /tmp/started.log) $(tr -d '\\n' < /tmp/started.json)" > /dev/console
 """
-START_ARMLET_PY = f"""
-import sys
-from pathlib import Path
-from armlet_runtime.cli import main
-from armlet_runtime.probation import settle
-settle(Path("{PREFIX}/slot"))
-sys.exit(main(["verify", "file:{PREFIX}/slot", "--golden", "--json", "/tmp/started.json"]))
-"""
-"""What this board has instead of systemd. It has no Bluetooth, so at every start it does what ``armlet run`` does
-before it scans, and then verifies the bundle in use and makes its golden run."""
 
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -100,7 +106,7 @@ FILES = {
     "etc/inittab": INITTAB,
     "etc/start": START,
     "etc/start-armlet": START_ARMLET,
-    "etc/start-armlet.py": START_ARMLET_PY,
+    "etc/start-armlet.py": start_armlet(Path(PREFIX), Path("/tmp/started.json")),
 }
 
 
@@ -311,6 +317,10 @@ class Machine:
                     + (self.folder / "qemu.log").read_text()
                 )
             time.sleep(0.05)
+
+    def last_words(self) -> str:
+        """What its console said last."""
+        return self.console.read_text(errors="replace")[-800:]
 
     def pull_the_plug(self) -> None:
         """Kill QEMU at once; nothing that the board had not given to its disk is kept."""
