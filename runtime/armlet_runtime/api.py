@@ -112,10 +112,10 @@ class Live:
             except BaseException as error:  # raised again where the decisions are waited for
                 failure = error
             finally:
-                loop.close()
                 with news:
                     ended = True
                     news.notify()
+                loop.close()
 
         worker = threading.Thread(target=thread, name="armlet-live", daemon=True)
         worker.start()
@@ -129,8 +129,9 @@ class Live:
                     decision = waiting.popleft()
                 yield decision
         finally:
-            if not ended:
-                loop.call_soon_threadsafe(stop.set)
+            with news:
+                if not ended:
+                    loop.call_soon_threadsafe(stop.set)
             worker.join()
         if failure is not None:
             raise failure

@@ -229,6 +229,27 @@ def changing(path: Path, digest: str, manifest: Manifest) -> Iterator[Callable[[
         os.close(folder)
 
 
+class LayerWatch:
+    """Notices that the classes enrolled for a bundle were changed by another process."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Path, int, int] | None = None
+
+    def look(self, path: Path, digest: str, manifest: Manifest) -> Layer | None:
+        """The layer, if its file is another than at the look before; None at the first look.
+
+        Raises:
+            EnrolmentError: As for :func:`read_layer`; not again until the file changes once more.
+        """
+        try:
+            stat = path.stat()
+            now = (path, stat.st_ino, stat.st_mtime_ns)
+        except OSError:
+            now = (path, 0, 0)
+        before, self._seen = self._seen, now
+        return None if before is None or before == now else read_layer(path, digest, manifest)
+
+
 class Bank:
     """Windows of the classes that a bundle knows: what an example is held against."""
 

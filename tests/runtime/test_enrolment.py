@@ -19,6 +19,7 @@ from armlet_runtime.enrolment import (
     Bank,
     Example,
     Layer,
+    LayerWatch,
     Prototype,
     changing,
     check_name,
@@ -223,6 +224,26 @@ def test_the_file_is_bound_to_its_bundle(model: CountingModel, bank: Bank, tmp_p
         changing(tmp_path / "no" / "f", digest, manifest),
     ):
         pass
+
+
+def test_a_run_notices_what_another_process_enrols(model: CountingModel, bank: Bank, tmp_path: Path) -> None:  # noqa: F811
+    path, digest, watch = tmp_path / "layer.json", "ab" * 32, LayerWatch()
+
+    def look() -> Layer | None:
+        return watch.look(path, digest, model.manifest)
+
+    assert look() is None and look() is None
+    layer = Layer(1, digest).enrol("wave", make_example(model, bank, tokens(1), "here"))
+    for one in (layer, layer.undo()):
+        with changing(path, digest, model.manifest) as write:
+            write(one)
+        assert look() == one and look() is None
+    path.write_text("nonsense")
+    with pytest.raises(EnrolmentError, match="does not hold enrolled classes"):
+        look()
+    assert look() is None  # said once
+    path.unlink()
+    assert look() == Layer(1, digest)
 
 
 def test_a_bundle_without_a_bank_says_so(small_draft: Path) -> None:

@@ -75,6 +75,7 @@ async def _run(
     from ..ble import Session, open_bluetooth
     from ..decisions import Decision
     from ..driver import drive
+    from ..enrolment import LayerWatch, layer_path
     from ..errors import ArmletError, WearableError
     from ..live import NOT_A_NUMBER, LiveCore
     from ..modalities import subset_name
@@ -157,12 +158,25 @@ async def _run(
                     view.problem(f"{error}; going on with {model.manifest.version}")
                 follower.report(waiting=core.start_ns is None)
 
+            watch = LayerWatch()
+
+            def learn() -> None:
+                """Take up what 'armlet enrol' has changed since."""
+                try:
+                    changed = watch.look(layer_path(args.bundle, bundle.digest), bundle.digest, bundle.manifest)
+                except ArmletError as error:
+                    view.problem(f"{error}; going on with the classes that there are")
+                else:
+                    if changed is not None:
+                        core.set_layer(changed)
+
             def due(packets: list[Packet], now_ns: int) -> int | None:
                 nonlocal newest_ns, looked_ns
                 newest_ns = now_ns
                 if follower is not None and now_ns - looked_ns >= LOOK_NS:
                     looked_ns = now_ns
                     follow(follower)
+                    learn()
                 for packet in packets:
                     out(take(packet))
                 out(core.advance(now_ns))
