@@ -54,7 +54,8 @@ class TerminalView(LineView):
         """Shown in the last line, until there is another."""
         self._notice = sentence
 
-    def _say(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
+        """Shown in the last line, until there is another."""
         self._notice = sentence
 
     def tick(self, now_ns: int) -> None:

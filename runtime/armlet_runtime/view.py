@@ -50,9 +50,10 @@ class LineView:
     def became(self, name: str, certified: Mapping[str, CertificateRow]) -> None:
         """Another bundle decides from now on; ``certified`` as for the constructor."""
         self._certified = certified
-        self._say(f"{name} is in use from now on")
+        self.say(f"{name} is in use from now on")
 
-    def _say(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
+        """Something that people want to know."""
         print(sentence, flush=True)
 
     def problem(self, sentence: str) -> None:

@@ -75,6 +75,17 @@ def add_unknown_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_web_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--web``."""
+    parser.add_argument(
+        "--web",
+        nargs="?",
+        const="127.0.0.1:8765",
+        metavar="HOST:PORT",
+        help="show it on a page too (default: 127.0.0.1:8765, for this machine only; another address asks for a token)",
+    )
+
+
 def load_certified(args: argparse.Namespace) -> tuple[BundleModel, Bundle, dict[str, CertificateRow]]:
     """The model that the arguments name, its verified bundle, and what
     :func:`armlet_runtime.opened.certified_model` gives with it.

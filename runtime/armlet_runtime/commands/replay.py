@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, load_certified
+from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option, load_certified
 
 NAME = "replay"
 HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
@@ -21,17 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_floor_option(parser)
     add_unknown_option(parser)
+    add_web_option(parser)
     parser.add_argument(
         "--speed",
-        type=speed,
+        type=times,
         metavar="X",
-        help="show it as it was live, X times as fast (1: as fast as it was); default: as fast as it goes, in lines",
+        help="show it as it was live, X times as fast (with --web: 1); default: as fast as it goes, in lines",
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
 
 
-def speed(text: str) -> float:
+def times(text: str) -> float:
     """A speed on the command line: 0.01 to 1,000 times."""
     try:
         value = float(text)
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from ..screen import Monitor
     from ..summary import Tally, since_process_start_s
     from ..view import LineView, make_view
+    from ..web import Page, parse_address, serve_page
 
     recording = read_recording(args.recording)
     if recording.truncated:
@@ -77,7 +79,19 @@ def run(args: argparse.Namespace) -> int:
     core = LiveCore(model, None, args.floor, certified, args.unknown_below, enrolled(args.bundle, bundle))
     tally = Tally()
     monitor = Monitor(core, model, certified, live=False)
-    view = LineView(certified) if args.speed is None else make_view(monitor, model.manifest.modalities, certified)
+    speed = args.speed if args.speed is not None or args.web is None else 1.0
+    modalities = model.manifest.modalities
+    view = LineView(certified) if speed is None else make_view(monitor, modalities, certified)
+    page: Page | None = None
+
+    async def show(speed: float) -> int:
+        nonlocal page
+        if args.web is None:
+            return await play(packets, ended_ns, speed, turn)
+        async with serve_page(parse_address(args.web), monitor, modalities, certified) as page:
+            view.say(f"the page is at {page.url}")
+            return await play(packets, ended_ns, speed, turn)
+
     began_ns = time.monotonic_ns()
     with Lines(args.decisions) as lines:
 
@@ -87,14 +101,16 @@ def run(args: argparse.Namespace) -> int:
                 monitor.decision(decision)
                 view.decision(decision, tally.add(decision))
             view.tick(now_ns)
+            if page is not None:
+                page.tick(now_ns)
 
         try:
-            if args.speed is None:
+            if speed is None:
                 for packet in packets:
                     turn([packet], packet.arrival_ns)
                 turn([], ended_ns)
             else:
-                ended_ns = asyncio.run(play(packets, ended_ns, args.speed, turn))
+                ended_ns = asyncio.run(show(speed))
         finally:
             view.close()
     ran_s = (time.monotonic_ns() - began_ns) / 1e9

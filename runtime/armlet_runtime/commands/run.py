@@ -11,19 +11,25 @@ from .model_arguments import (
     add_floor_option,
     add_model_arguments,
     add_unknown_option,
+    add_web_option,
     load_certified,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..bundle import Bundle
     from ..manifest import CertificateRow
     from ..model import BundleModel
+    from ..recorder import Recorder
+    from ..web import Controls
 
 NAME = "run"
 HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
 EXAMPLE = """armlet run model.armlet
   armlet run file:/var/lib/armlet/slot --wearables Armlet-Acc,Armlet-Gyro --decisions decisions.jsonl
-  armlet run model.armlet --bluetooth bumble:usb:0 --duration 60 --record walk.mcap --json summary.json"""
+  armlet run model.armlet --bluetooth bumble:usb:0 --duration 60 --record walk.mcap --json summary.json
+  armlet run model.armlet --web"""
 EXTRA = ""
 
 LOOK_NS = 200_000_000
@@ -39,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_floor_option(parser)
     add_unknown_option(parser)
     add_bluetooth_arguments(parser)
+    add_web_option(parser)
     parser.add_argument("--record", type=Path, metavar="FILE", help="record what arrives (.mcap), for 'armlet replay'")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument(
@@ -70,7 +77,7 @@ async def _run(
     args: argparse.Namespace, model: BundleModel, bundle: Bundle, certified: dict[str, CertificateRow], ready_s: float
 ) -> int:
     import time
-    from contextlib import ExitStack
+    from contextlib import AsyncExitStack, ExitStack
 
     from ..ble import Session, open_bluetooth
     from ..decisions import Decision
@@ -83,12 +90,14 @@ async def _run(
     from ..opened import certified_model, enrolled
     from ..outputs import Lines, write_json
     from ..probation import Follower
-    from ..recording import ENDED_NS, Packet, RecordingWriter
+    from ..recorder import Recorder
+    from ..recording import Packet
     from ..screen import Monitor
     from ..sinks import open_sinks
     from ..slots import SCHEME
     from ..summary import Tally
     from ..view import make_view
+    from ..web import parse_address, serve_page
 
     layer = enrolled(args.bundle, bundle)
     core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below, layer)
@@ -98,30 +107,43 @@ async def _run(
         hop_s = model.manifest.window.hop_s
         sinks = stack.enter_context(open_sinks(args.mqtt, args.lsl, hop_s, core.labels))
         manager = stack.enter_context(Notifier())
-        writer = None
+        recorder = stack.enter_context(Recorder())
+
+        def record(path: Path) -> None:
+            recorder.start(path, {"bundle": bundle.digest, "engine": model.engine.name})
+
         if args.record is not None:
-            meta = {"bundle": bundle.digest, "engine": model.engine.name}
-            writer = stack.enter_context(RecordingWriter.create(args.record, args.record.stem, "", meta))
-        async with open_bluetooth(args.bluetooth) as bluetooth:
+            record(args.record)
+        async with AsyncExitStack() as links_and_page:
+            bluetooth = await links_and_page.enter_async_context(open_bluetooth(args.bluetooth))
             modalities = {modality.name: modality.rate_hz for modality in model.manifest.modalities}
             session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
             follower = None
             # A recording is of one bundle, so that its replay is the run again.
-            if args.bundle.startswith(SCHEME) and writer is None:
+            if args.bundle.startswith(SCHEME) and args.record is None:
                 follower = Follower(Path(args.bundle.removeprefix(SCHEME)), bundle, args.key)
                 stack.callback(follower.close)
             print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
             monitor = Monitor(core, model, certified)
             monitor.links(session.links)
+            page = None
+            if args.web is not None:
+                controls = page_controls(recorder, record)
+                serving = serve_page(parse_address(args.web), monitor, model.manifest.modalities, certified, controls)
+                page = await links_and_page.enter_async_context(serving)
             view = make_view(monitor, model.manifest.modalities, certified)
+            if page is not None:
+                view.say(f"the page is at {page.url}")
             manager.ready()
             manager.status("no wearable has sent yet")
             began_ns = time.monotonic_ns()
 
             def take(packet: Packet) -> list[Decision]:
-                if writer is not None:
-                    writer.packet(packet)
-                return core.packet(packet)
+                recorder.write(packet)
+                decisions = core.packet(packet)
+                counts = core.wearables[packet.wearable].counts.values()
+                recorder.remember(packet, sum(one.samples for one in counts))
+                return decisions
 
             def out(decisions: list[Decision]) -> None:
                 for decision in decisions:
@@ -173,7 +195,7 @@ async def _run(
             def due(packets: list[Packet], now_ns: int) -> int | None:
                 nonlocal newest_ns, looked_ns
                 newest_ns = now_ns
-                if follower is not None and now_ns - looked_ns >= LOOK_NS:
+                if follower is not None and recorder.path is None and now_ns - looked_ns >= LOOK_NS:
                     looked_ns = now_ns
                     follow(follower)
                     learn()
@@ -183,6 +205,8 @@ async def _run(
                 for sentence in sinks.news():
                     view.problem(sentence)
                 view.tick(now_ns)
+                if page is not None:
+                    page.tick(now_ns)
                 manager.alive()  # every decision that is due is out
                 return core.due_ns()
 
@@ -197,8 +221,8 @@ async def _run(
             except BaseException:
                 view.close()
                 raise
-            if writer is not None:
-                writer.add_meta({ENDED_NS: str(ended_ns)})
+            if recorder.path is not None:
+                recorder.stop(ended_ns)
             links = {name: (link.state, link.problem) for name, link in session.links.items()}
             summary = tally.summary(
                 model, bundle.digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
@@ -210,3 +234,27 @@ async def _run(
     if failure is not None:
         raise failure
     return 0
+
+
+def page_controls(recorder: Recorder, record: Callable[[Path], None]) -> Controls:
+    """What the page of a live run may ask for.
+
+    Args:
+        recorder: Of the run.
+        record: Begins a recording.
+    """
+    from datetime import datetime
+
+    from ..web import Controls
+
+    def start() -> str:
+        path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
+        record(path)
+        return f"Recording to {path}."
+
+    return Controls(
+        record=start,
+        stop=lambda: f"Recorded in {recorder.stop()}.",
+        enrol=None,
+        recording=lambda: str(recorder.path or ""),
+    )
