@@ -178,7 +178,7 @@ class Monitor:
             engine=self._engine,
             live=self._live,
             decisions=newest.index + 1 if newest else 0,
-            labels=self._manifest.labels,
+            labels=self._core.labels,
             scores=newest.scores if newest else (),
             newest=self.timeline[-1] if self.timeline else None,
             latency_s=newest.latency_s if newest else None,

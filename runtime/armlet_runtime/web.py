@@ -18,12 +18,12 @@ import ipaddress
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -76,21 +76,25 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port), loopback)
 
 
-@dataclass
-class Controls:
-    """What a page may ask for; each gives a sentence to show, and may raise an :class:`ArmletError`.
+class Controls(Protocol):
+    """What a page may ask for; each gives a sentence to show, and may raise an :class:`ArmletError`."""
 
-    Attributes:
-        record: Begin a recording.
-        stop: End it.
-        enrol: Learn a class of this name from the last so many seconds; None if this run cannot.
-        recording: Where the recording is written that goes on now; empty if there is none.
-    """
+    @property
+    def recording(self) -> str:
+        """Where the recording is written that goes on now; empty if there is none."""
 
-    record: Callable[[], str]
-    stop: Callable[[], str]
-    enrol: Callable[[str, float], str] | None
-    recording: Callable[[], str]
+    @property
+    def can_enrol(self) -> bool:
+        """Whether classes can be learned."""
+
+    def record(self) -> str:
+        """Begin a recording."""
+
+    def stop(self) -> str:
+        """End it."""
+
+    async def enrol(self, name: str, seconds: float) -> str:
+        """Learn a class of this name from the last so many seconds."""
 
 
 class _Command(msgspec.Struct, forbid_unknown_fields=True):
@@ -182,7 +186,7 @@ class Page:
             sending = asyncio.ensure_future(self._show(connection))
             try:
                 async for message in connection:
-                    await connection.send(msgspec.json.encode(self._do(message)).decode())
+                    await connection.send(msgspec.json.encode(await self._do(message)).decode())
             finally:
                 sending.cancel()
                 with suppress(asyncio.CancelledError, ConnectionClosed):
@@ -204,31 +208,38 @@ class Page:
             "modalities": self._modalities,
             "certified": self._certified,
             "controls": self._controls is not None,
-            "can_enrol": self._controls is not None and self._controls.enrol is not None,
+            "can_enrol": self._controls is not None and self._controls.can_enrol,
             "points": list(self._monitor.timeline),
         }
         await connection.send(msgspec.json.encode({"hello": hello}).decode())
         index = hello["points"][-1].index if hello["points"] else -1
         shown_ns = 0
+        # Of each modality, the newest sample that was sent: samples arrive after the time that they are of.
+        sent_ns = {one.name: 0 for one in self._modalities}
         while True:
             now_ns = self.now_ns
             if now_ns > shown_ns:
-                since_ns = max(shown_ns, now_ns - _CATCH_UP_NS)
+                signals = {}
+                for one in self._modalities:
+                    since_ns = max(sent_ns[one.name], now_ns - _CATCH_UP_NS)
+                    signals[one.name] = before_s, _ = self._monitor.since(one, since_ns, now_ns)
+                    if before_s:
+                        sent_ns[one.name] = now_ns + round((before_s[-1] + 0.5 / one.rate_hz) * 1e9)
                 points = [point for point in self._monitor.timeline if point.index > index]
                 index = points[-1].index if points else index
                 picture = {
                     "now_s": (now_ns - self._first_ns) / 1e9,
                     "state": self._monitor.state(now_ns),
                     "points": points,
-                    "signals": {one.name: self._monitor.since(one, since_ns, now_ns) for one in self._modalities},
-                    "recording": self._controls.recording() if self._controls else "",
+                    "signals": signals,
+                    "recording": self._controls.recording if self._controls else "",
                 }
                 shown_ns = now_ns
                 # Waits while the page is slow, so that pictures are left out and none pile up.
                 await connection.send(msgspec.json.encode(picture).decode())
             await asyncio.sleep(1 / PICTURES_HZ)
 
-    def _do(self, message: str | bytes) -> dict[str, str]:
+    async def _do(self, message: str | bytes) -> dict[str, str]:
         """Carry out a command; what to tell the page."""
         try:
             command = msgspec.json.decode(message, type=_Command)
@@ -242,8 +253,8 @@ class Page:
                 return {"said": controls.record()}
             if command.do == "stop":
                 return {"said": controls.stop()}
-            if command.do == "enrol" and controls.enrol is not None:
-                return {"said": controls.enrol(command.name, command.seconds)}
+            if command.do == "enrol":
+                return {"said": await controls.enrol(command.name, command.seconds)}
         except ArmletError as error:
             return {"error": str(error)}
         return {"error": f"there is no command '{command.do[:20]}' here"}

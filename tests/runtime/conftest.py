@@ -8,13 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from armlet_runtime import keys
 from armlet_runtime.bundle import Bundle, open_bundle, write_bundle
 from armlet_runtime.manifest import named_members
+from armlet_runtime.modalities import Modality
 from armlet_runtime.prove import Draft
+from armlet_runtime.recording import Recording, Stream, write_recording
 from armlet_runtime.trust import Trust
 
 
@@ -58,3 +61,19 @@ def armlet_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ARMLET_HOME", str(home))
     assert os.environ["ARMLET_HOME"] == str(home)
     return home
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording to play: acc and gyro at 50 Hz."""
+    rng = np.random.default_rng(5)
+    times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
+    streams = {
+        name: Stream(
+            Modality(name, ("x", "y", "z"), unit, 50.0), times, rng.normal(size=(len(times), 3)).astype(np.float32)
+        )
+        for name, unit in (("acc", "g"), ("gyro", "rad/s"))
+    }
+    path = tmp_path_factory.mktemp("played") / "played.mcap"
+    write_recording(path, Recording("played", "nobody", streams=streams))
+    return path

@@ -42,22 +42,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording to play: acc and gyro at 50 Hz."""
-    rng = np.random.default_rng(5)
-    times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
-    streams = {
-        name: Stream(
-            Modality(name, ("x", "y", "z"), unit, 50.0), times, rng.normal(size=(len(times), 3)).astype(np.float32)
-        )
-        for name, unit in (("acc", "g"), ("gyro", "rad/s"))
-    }
-    path = tmp_path_factory.mktemp("played") / "played.mcap"
-    write_recording(path, Recording("played", "nobody", streams=streams))
-    return path
-
-
 @contextmanager
 def wearables(played: Path, folder: Path, *arguments: str) -> Iterator[str]:
     """Virtual wearables in a process of their own; gives what ``--bluetooth`` needs."""

@@ -16,13 +16,9 @@ from .model_arguments import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..bundle import Bundle
     from ..manifest import CertificateRow
     from ..model import BundleModel
-    from ..recorder import Recorder
-    from ..web import Controls
 
 NAME = "run"
 HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
@@ -80,6 +76,7 @@ async def _run(
     from contextlib import AsyncExitStack, ExitStack
 
     from ..ble import Session, open_bluetooth
+    from ..controls import RunControls
     from ..decisions import Decision
     from ..driver import drive
     from ..enrolment import LayerWatch, layer_path
@@ -128,7 +125,7 @@ async def _run(
             monitor.links(session.links)
             page = None
             if args.web is not None:
-                controls = page_controls(recorder, record)
+                controls = RunControls(args.bundle, lambda: bundle, args.engine, core, recorder, record)
                 serving = serve_page(parse_address(args.web), monitor, model.manifest.modalities, certified, controls)
                 page = await links_and_page.enter_async_context(serving)
             view = make_view(monitor, model.manifest.modalities, certified)
@@ -234,27 +231,3 @@ async def _run(
     if failure is not None:
         raise failure
     return 0
-
-
-def page_controls(recorder: Recorder, record: Callable[[Path], None]) -> Controls:
-    """What the page of a live run may ask for.
-
-    Args:
-        recorder: Of the run.
-        record: Begins a recording.
-    """
-    from datetime import datetime
-
-    from ..web import Controls
-
-    def start() -> str:
-        path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
-        record(path)
-        return f"Recording to {path}."
-
-    return Controls(
-        record=start,
-        stop=lambda: f"Recorded in {recorder.stop()}.",
-        enrol=None,
-        recording=lambda: str(recorder.path or ""),
-    )

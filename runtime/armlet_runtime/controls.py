@@ -1,0 +1,113 @@
+"""What the page of a live run may ask for: recordings, and new classes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import EnrolmentError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .engines.base import Float32
+    from .enrolment import Example, Layer
+    from .live import LiveCore
+    from .recorder import Recorder
+
+
+class RunControls:
+    """Carries out what a page asks for."""
+
+    def __init__(
+        self,
+        path: str,
+        bundle: Callable[[], Bundle],
+        engine: str | None,
+        core: LiveCore,
+        recorder: Recorder,
+        record: Callable[[Path], None],
+    ) -> None:
+        """Of one run.
+
+        Args:
+            path: The bundle's, as it was given to the run.
+            bundle: Gives the bundle in use.
+            engine: As it was given to the run.
+            core: The live loop.
+            recorder: The run's.
+            record: Begins a recording.
+        """
+        self._path, self._bundle, self._engine = path, bundle, engine
+        self._core, self._recorder, self._record = core, recorder, record
+        self._learning = False
+
+    @property
+    def recording(self) -> str:
+        """Where the recording is written that goes on now; empty if there is none."""
+        return str(self._recorder.path or "")
+
+    @property
+    def can_enrol(self) -> bool:
+        """Whether the bundle in use can learn classes."""
+        return self._bundle().manifest.bank is not None
+
+    def record(self) -> str:
+        """Begin a recording in the folder that the run was started in.
+
+        Raises:
+            DataError: One goes on already, or the file cannot be made.
+        """
+        path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
+        self._record(path)
+        return f"Recording to {path}."
+
+    def stop(self) -> str:
+        """End the recording.
+
+        Raises:
+            DataError: There is none.
+        """
+        return f"Recorded in {self._recorder.stop()}."
+
+    async def enrol(self, name: str, seconds: float) -> str:
+        """Learn a class from the windows of the last so many seconds, while decisions go on.
+
+        Raises:
+            EnrolmentError: It cannot be learned; the classes are as they were.
+        """
+        from .enrolment import check_name
+
+        bundle = self._bundle()
+        check_name(name, bundle.manifest)
+        windows = self._core.recent(seconds)
+        if not windows:
+            raise EnrolmentError("there was no window with a sensor in it to learn from: wait for one")
+        if self._learning:
+            raise EnrolmentError("another class is being learned: try again in a moment")
+        self._learning = True
+        try:
+            example, layer = await asyncio.to_thread(self._learn, bundle, name, windows)
+        finally:
+            self._learning = False
+        if self._bundle().digest == bundle.digest:
+            self._core.set_layer(layer)
+        return f"Learned '{name}' from {example.windows} window{'s' if example.windows > 1 else ''}."
+
+    def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer]:
+        """In a thread, on a model of its own: the run's serves one thread, and has decisions to make."""
+        from .enrolment import Bank, changing, layer_path, make_example, read_layer
+        from .model import BundleModel
+
+        model = BundleModel.from_bundle(bundle, self._engine)
+        try:
+            example = make_example(model, Bank(bundle.manifest, bundle.read), windows, "live")
+        finally:
+            model.close()
+        path = layer_path(self._path, bundle.digest)
+        with changing(path, bundle.digest, bundle.manifest) as write:
+            layer = read_layer(path, bundle.digest, bundle.manifest).enrol(name, example)
+            write(layer)
+        return example, layer

@@ -1,0 +1,325 @@
+"""The page of a live run: who may see it, what it shows in a real browser, and what it can ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from armlet_runtime.cli import main
+from armlet_runtime.errors import DataError, UsageError
+from armlet_runtime.model import BundleModel
+from armlet_runtime.prove import Draft
+from armlet_runtime.recorder import Recorder
+from armlet_runtime.recording import Packet, read_recording
+from armlet_runtime.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
+
+from .browser import browser
+from .conftest import SmallBundle
+from .test_live_commands import ARMLET, lines, wearables
+from .test_view import played as replayed
+
+
+class Asked:
+    """Controls that note what was asked."""
+
+    def __init__(self) -> None:
+        self.recording = ""
+        self.can_enrol = True
+        self.enrolled: list[tuple[str, float]] = []
+
+    def record(self) -> str:
+        if self.recording:
+            raise DataError("walk.mcap is being recorded already")
+        self.recording = "walk.mcap"
+        return "Recording."
+
+    def stop(self) -> str:
+        self.recording = ""
+        return "Recorded."
+
+    async def enrol(self, name: str, seconds: float) -> str:
+        self.enrolled.append((name, seconds))
+        return f"Learned '{name}'."
+
+
+@asynccontextmanager
+async def page(draft: Path, address: str, controls: Asked | None = None) -> AsyncIterator[tuple[Page, str]]:
+    made = Draft(draft)
+    model = BundleModel(made.manifest, made.read, "litert")
+    monitor, _, end_ns = replayed(model)
+    async with serve_page(parse_address(address), monitor, model.manifest.modalities, {}, controls) as served:
+        served.tick(end_ns - 10**9)
+        served.tick(end_ns)
+        yield served, re.sub(r"#.*", "", served.url.removeprefix("http://")).rstrip("/")
+    model.close()
+
+
+def live(host: str, **options: Any) -> connect:
+    return connect(f"ws://{host}/live", **{"origin": f"http://{host}", **options})
+
+
+async def fetch(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+    def get() -> tuple[int, str, dict[str, str]]:
+        try:
+            with urlopen(Request(url, headers=headers), timeout=10) as answer:
+                return answer.status, answer.read().decode(), dict(answer.headers)
+        except HTTPError as error:
+            return error.code, error.read().decode(), dict(error.headers)
+
+    return await asyncio.to_thread(get)
+
+
+async def answer(connection: ClientConnection, command: dict[str, Any] | str) -> dict[str, str]:
+    """What is answered to a command, among the pictures."""
+    await connection.send(command if isinstance(command, str) else json.dumps(command))
+    while True:
+        said: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), 10))
+        if "said" in said or "error" in said:
+            return said
+
+
+def test_addresses() -> None:
+    assert parse_address("8000").host == "127.0.0.1" and parse_address("[::1]:8000").loopback
+    assert parse_address("localhost:1").loopback and not parse_address("0.0.0.0:1").loopback
+    for text in ("file:board", "1.2.3.4", "host:", ":80", "host:99999", ""):
+        with pytest.raises(UsageError, match="give HOST:PORT"):
+            parse_address(text)
+
+
+async def test_a_page_is_given_to_this_host_only(small_draft: Path) -> None:
+    async with page(small_draft, "127.0.0.1:0") as (_, host):
+        status, text, headers = await fetch(f"http://{host}/")
+        assert status == 200 and "<title>armlet</title>" in text
+        # One file that refers to nothing, and may ask nobody else for anything.
+        assert not re.search(r"(src|href)=[\"'](?!data:)", text) and "@NONCE@" not in text
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and f"connect-src 'self' ws://{host};" in policy
+        assert headers["Cache-Control"] == "no-store" and "Server" not in headers
+        assert (await fetch(f"http://{host}/other"))[:2] == (404, "armlet: there is one page here, /\n")
+        port = host.partition(":")[2]
+        assert (await fetch(f"http://localhost:{port}/"))[0] == 200
+        for name in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1.evil.example:{port}"):
+            status, text, _ = await fetch(f"http://{host}/", Host=name)
+            assert status == 403 and text.startswith("armlet: this is not ") and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("origin", [None, "null", "http://evil.example", "https://{host}", "http://localhost:{port}"])
+async def test_pages_of_others_may_not_look(origin: str | None, small_draft: Path) -> None:
+    async with page(small_draft, "127.0.0.1:0") as (_, host):
+        said = origin and origin.format(host=host, port=host.partition(":")[2])
+        with pytest.raises(InvalidStatus) as refused:
+            async with live(host, origin=said):
+                pass
+        assert refused.value.response.status_code == 403
+        assert b"may not look at this run" in (refused.value.response.body or b"")
+
+
+async def test_what_a_page_is_told(small_draft: Path) -> None:
+    controls = Asked()
+    async with page(small_draft, "127.0.0.1:0", controls) as (served, host), live(host) as connection:
+        hello = json.loads(await connection.recv())["hello"]
+        assert [one["name"] for one in hello["modalities"]] == ["acc", "gyro"] and hello["can_enrol"]
+        picture = json.loads(await connection.recv())
+        assert picture["state"]["bundle"] == "small 1" and picture["state"]["newest"]["subset"] == ["acc"]
+        before, values = picture["signals"]["acc"]
+        assert len(before) == len(values) > 90 and -2.0 <= before[0] < before[-1] <= 0 and len(values[0]) == 3
+        assert picture["signals"]["gyro"] == [[], []] or picture["signals"]["gyro"][0][-1] < -1.9
+        assert await answer(connection, {"do": "record"}) == {"said": "Recording."}
+        assert await answer(connection, {"do": "record"}) == {"error": "walk.mcap is being recorded already"}
+        served.tick(served.now_ns + 1)
+        while not (picture := json.loads(await connection.recv())).get("recording"):
+            pass
+        assert picture["recording"] == "walk.mcap" and picture["signals"]["acc"] == [[], []]  # sent already
+        assert await answer(connection, {"do": "enrol", "name": "jump", "seconds": 2}) == {"said": "Learned 'jump'."}
+        assert controls.enrolled == [("jump", 2.0)]
+        for nonsense in ("", "{", "[]", '{"do": 1}', '{"do": "record", "path": "/etc/passwd"}'):
+            assert await answer(connection, nonsense) == {"error": "that is no command"}
+        assert (await answer(connection, {"do": "explode"}))["error"] == "there is no command 'explode' here"
+        with pytest.raises(ConnectionClosed):
+            await answer(connection, "x" * 2000)
+
+
+async def test_a_replay_has_no_controls_and_room_for_some_pages(small_draft: Path) -> None:
+    async with page(small_draft, "127.0.0.1:0") as (_, host):
+        connections = [await live(host) for _ in range(MAX_PAGES)]
+        assert (await answer(connections[0], {"do": "record"}))["error"] == "a replay has nothing to control"
+        async with live(host) as one_more:
+            with pytest.raises(ConnectionClosed, match="8 pages look at this run already"):
+                await one_more.recv()
+        await connections[0].close()
+        await asyncio.sleep(0.1)
+        async with live(host) as instead:
+            assert "hello" in json.loads(await instead.recv())
+        for connection in connections:
+            await connection.close()
+
+
+async def test_another_address_asks_for_a_token(small_draft: Path, armlet_home: Path) -> None:
+    async with page(small_draft, "0.0.0.0:0") as (served, host):
+        kept = armlet_home / TOKEN_FILE
+        token = kept.read_text().strip()
+        assert served.url.endswith(f"/#{token}") and len(token) >= 32 and kept.stat().st_mode & 0o777 == 0o600
+        # Reached by its loopback address here, because a test machine may have no other.
+        host = f"127.0.0.1:{host.rpartition(':')[2]}"
+        assert token not in (await fetch(f"http://{host}/"))[1]
+        for wrong in ("", "x" * 32, token + "x", token[:-1]):
+            async with live(host) as connection:
+                await connection.send(wrong)
+                with pytest.raises(ConnectionClosed, match="this is not the token"):
+                    await connection.recv()
+        async with live(host) as connection:
+            await connection.send(token)
+            assert "hello" in json.loads(await connection.recv())
+    async with page(small_draft, "0.0.0.0:0") as (served, _):
+        assert served.url.endswith(f"/#{token}")  # an address stays good
+    kept.write_text("short")
+    with pytest.raises(UsageError, match=r"web\.token holds no token"):
+        async with page(small_draft, "0.0.0.0:0"):
+            pass
+
+
+async def test_an_address_that_is_taken_is_one_sentence(small_draft: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="cannot be listened on: "):
+            async with page(small_draft, f"127.0.0.1:{taken.getsockname()[1]}"):
+                pass
+
+
+async def test_strangers_bytes_do_no_harm(small_draft: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with page(small_draft, "127.0.0.1:0") as (_, host):
+        for data in (
+            b"\0\xff" * 50,
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"POST /live HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET " + b"a" * 20000,
+        ):
+            reader, writer = await asyncio.open_connection(*host.split(":"))
+            writer.write(data)
+            writer.write_eof()
+            await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+        assert (await fetch(f"http://{host}/"))[0] == 200
+    assert capsys.readouterr().err == ""
+
+
+# --- the recording that a page begins -------------------------------------------------------------------------------
+
+
+def test_a_recording_that_begins_later_knows_what_was_said_before(tmp_path: Path) -> None:
+    recorder = Recorder()
+    samples = 0
+    told = [("connected", b""), ("info", b"i"), ("written", b"w"), ("data", b"answer"), ("data", b"1"), ("data", b"2")]
+    for number, (kind, data) in enumerate(told):
+        samples += data in (b"1", b"2")
+        recorder.write(Packet(number, "a", kind, "s", data))
+        recorder.remember(Packet(number, "a", kind, "s", data), samples)
+    recorder.remember(Packet(9, "gone", "connected", "", b""), 0)
+    recorder.remember(Packet(10, "gone", "disconnected", "", b""), 0)
+    with recorder:
+        recorder.start(tmp_path / "r.mcap", {"bundle": "x"})
+        with pytest.raises(DataError, match="is being recorded already"):
+            recorder.start(tmp_path / "s.mcap", {})
+        recorder.write(Packet(11, "a", "data", "s", b"3"))
+        assert recorder.stop(12) == tmp_path / "r.mcap"
+        with pytest.raises(DataError, match="nothing is being recorded"):
+            recorder.stop()
+    recording = read_recording(tmp_path / "r.mcap")
+    assert [packet.data for packet in recording.packets] == [b"", b"i", b"w", b"answer", b"3"]
+    assert recording.meta["ended_ns"] == "12" and recording.meta["bundle"] == "x" and not recording.truncated
+
+
+# --- a real browser -------------------------------------------------------------------------------------------------
+
+
+async def test_the_page_in_a_browser(
+    played: Path,
+    small_bundle: SmallBundle,
+    tmp_path: Path,
+    armlet_home: Path,
+) -> None:
+    with wearables(played, tmp_path, "--link-loss", "gyro:5:9") as bluetooth:
+        command = ["run", str(small_bundle.path), "--key", str(small_bundle.public_key_path), "--bluetooth", bluetooth]
+        process = subprocess.Popen(
+            [*ARMLET, *command, "--web", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        try:
+            assert process.stdout is not None
+            url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
+            (tmp_path / "profile").mkdir()
+            async with browser(tmp_path / "profile") as tab:
+                await tab.open(url)
+                await tab.wait_for("state && state.newest && state.newest.subset.length === 2")
+                await tab.evaluate("document.getElementById('record').click()")
+                await tab.wait_for("document.getElementById('said').textContent.startsWith('Recording to')")
+                await tab.wait_for("points.some(p => p.subset.length === 1)")
+                await tab.wait_for("state.wearables.some(w => w.name === 'Armlet-Gyro' && w.state !== 'streaming')")
+                await tab.wait_for("points.at(-1).subset.length === 2")
+                await tab.evaluate(
+                    "document.getElementById('name').value = '<b>jump</b>';"
+                    "document.querySelector('#enrol button').click()"
+                )
+                await tab.wait_for("document.getElementById('said').textContent.startsWith('Learned')")
+                await tab.wait_for("state.labels.length === 5")
+                await tab.evaluate("document.getElementById('record').click()")
+                await tab.wait_for("document.getElementById('said').textContent.startsWith('Recorded in')")
+                shown = await tab.evaluate("document.body.innerText")
+                # Traces and lanes are drawn, in more than one colour.
+                drawn = await tab.evaluate(
+                    "[...document.querySelectorAll('canvas')].map(c => new Set(new Uint32Array("
+                    "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size)"
+                )
+                await tab.screenshot(tmp_path / "page.png")
+                await tab.resize(400, 800)
+                assert await tab.evaluate("document.documentElement.scrollWidth") <= 400
+                assert set(tab.requests) == {url, f"{url.replace('http', 'ws')}live"} and tab.errors == []
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert len(drawn) == 3 and min(drawn) > 4
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+    for text in ("small 1", "Armlet-Acc", "streaming", "ppm", "acc+gyro", "<b>jump</b>", "0.50"):
+        assert text in shown, shown
+    (recording,) = tmp_path.glob("armlet-*.mcap")
+    model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+    assert main(["replay", str(recording), *model, "--decisions", str(tmp_path / "d.jsonl")]) == 0
+    subsets = {"+".join(line["subset"]) for line in lines(tmp_path / "d.jsonl")}
+    assert {"acc", "acc+gyro"} <= subsets
+
+
+async def test_a_replay_on_a_page(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
+    command = ["replay", str(played), str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+    process = subprocess.Popen(
+        [*ARMLET, *command, "--speed", "10", "--web", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+", line)))
+        async with live(url.removeprefix("http://").rstrip("/")) as connection:
+            assert not json.loads(await connection.recv())["hello"]["controls"]
+            while True:
+                picture = json.loads(await asyncio.wait_for(connection.recv(), 20))
+                if picture["state"]["decisions"] > 20:
+                    break
+        assert not picture["state"]["live"] and picture["state"]["wearables"][0]["state"] == "linked"
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "0 missed" in told
