@@ -17,11 +17,11 @@ from armlet_runtime.errors import UsageError
 from armlet_runtime.recording import Packet
 
 from .conftest import SmallBundle
-from .test_live_commands import played, wearables  # noqa: F401
+from .test_live_commands import wearables
 
 
 @pytest.fixture(scope="module")
-def air(played: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
+def air(played: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with wearables(played, tmp_path_factory.mktemp("air")) as bluetooth:
         yield bluetooth
 
