@@ -130,7 +130,7 @@ class SampleRing:
         up_to_end = int(np.searchsorted(times, 0, side="right"))
         return Cut(
             window=np.ascontiguousarray(fill_gaps(filled, covered).T),
-            coverage=float(np.mean(covered)),
+            coverage=int(np.count_nonzero(covered)) / len(covered),
             age_ns=-int(times[up_to_end - 1]) if up_to_end else None,
             total=self.total - (len(times) - up_to_end),
         )

@@ -102,9 +102,10 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
     n = len(times_s)
     if n == 0:
         return out, covered
+    # minimum and maximum in place of clip, which costs more than all else here for arrays as short as these.
     right = np.searchsorted(times_s, grid_s, side="right")
-    left = np.clip(right - 1, 0, n - 1)
-    right = np.clip(right, 0, n - 1)
+    left = np.maximum(right - 1, 0)
+    right = np.minimum(right, n - 1)
     nearest_distance = np.minimum(np.abs(grid_s - times_s[left]), np.abs(times_s[right] - grid_s))
     span = times_s[right] - times_s[left]
     inside = (span > 0) & (span <= GAP_PERIODS * period_s)
@@ -113,15 +114,16 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
 
     fraction = np.zeros(len(grid_s))
     np.divide(grid_s - times_s[left], span, out=fraction, where=inside)
-    hold = np.where(np.abs(grid_s - times_s[left]) <= np.abs(times_s[right] - grid_s), left, right)
     f = fraction[:, None].astype(np.float32)
-    linear = values[left] * (1 - f) + values[right] * f
-    out = np.where(inside[:, None], linear, values[hold]).astype(np.float32)
+    out = values[left] * (1 - f) + values[right] * f
+    if not inside.all():
+        hold = np.where(np.abs(grid_s - times_s[left]) <= np.abs(times_s[right] - grid_s), left, right)
+        out = np.where(inside[:, None], out, values[hold])
 
     before, after = left - 1, right + 1
     four = inside & (before >= 0) & (after < n)
     if four.any():
-        b, a = np.clip(before, 0, n - 1), np.clip(after, 0, n - 1)
+        b, a = np.maximum(before, 0), np.minimum(after, n - 1)
         limit = GAP_PERIODS * period_s
         four &= (times_s[left] - times_s[b] <= limit) & (times_s[a] - times_s[right] <= limit)
         cubic = (
@@ -130,9 +132,9 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
             + values[right] * (-(f + 1) * f * (f - 2) / 2)
             + values[a] * ((f + 1) * f * (f - 1) / 6)
         )
-        out = np.where(four[:, None], cubic, out).astype(np.float32)
+        out = np.where(four[:, None], cubic, out)
     out[~covered] = 0
-    return out, covered
+    return out.astype(np.float32, copy=False), covered
 
 
 def fill_gaps(values: Float32, covered: Bool) -> Float32:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,23 +37,38 @@ ACC, GYRO, STRAP = WearableSpec("Acc", ("acc",)), WearableSpec("Gyro", ("gyro",)
 
 
 class Daemon:
-    """``bluetoothd``."""
+    """``bluetoothd``, started anew when it ends by itself, as D-Bus and systemd do.
+
+    Debian's 5.66 sometimes crashes when a wearable hangs up or an adapter is pulled out.
+    """
 
     def __init__(self) -> None:
-        self.start()
+        self._lock = threading.Lock()
+        self._wanted = True
+        self._process = self._start()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([BLUETOOTHD, "-n"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _keep(self) -> None:
+        while True:
+            time.sleep(0.2)
+            with self._lock:
+                if self._wanted and self._process.poll() is not None:
+                    print(f"bluetoothd ended by itself ({self._process.returncode})")
+                    self._process = self._start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([BLUETOOTHD, "-n"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with self._lock:
+            self._wanted, self._process = True, self._start()
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def revive(self) -> None:
-        """As systemd does: BlueZ 5.66 can crash when an adapter is pulled out."""
-        if self.process.poll() is not None:
-            print(f"bluetoothd ended by itself: {self.process.returncode}")
-            self.start()
+        with self._lock:
+            self._wanted = False
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
 
 
 @pytest.fixture
@@ -96,8 +113,9 @@ class Worn:
         counts = wearable.counts["imu"]
         assert counts.duplicated == counts.malformed == counts.implausible == 0, counts
         times, values = wearable.rings[modality].samples(0)
-        indices = np.unwrap(np.rint(values[:, 0] * 1000), period=1000)
-        assert (np.diff(indices) >= 1).all()
+        steps = np.diff(np.rint(values[:, 0] * 1000)) % 1000
+        assert (steps >= 1).all()
+        indices = np.concatenate([[0.0], np.cumsum(steps)])
         assert np.ptp(times / 1e6 - indices * 20) < 60
 
 
@@ -197,7 +215,6 @@ async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> N
             on.ports[-1].close()
             await on.run.until(lambda: not on.run.streaming("Acc"), 10)
             await asyncio.sleep(1.0)
-            daemon.revive()
             on.ports.append(KernelPort(on.air))
             began, heard = time.monotonic(), len(on.run.of("Acc"))
             await on.run.until(lambda heard=heard: len(on.run.of("Acc")) > heard + 5, 30)  # type: ignore[misc]
@@ -206,32 +223,45 @@ async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> N
 
 
 def test_armlet_run_decides_through_a_link_loss(daemon: Daemon) -> None:
-    """The command lines, as README has them, with nothing between them but BlueZ."""
+    """The command lines, as README has them, with nothing between them but BlueZ; a recorder and a screen, too."""
     bundle, played = Path(os.environ["ARMLET_BUNDLE"]), os.environ["ARMLET_PLAYED"]
     armlet = [sys.executable, "-m", "armlet_runtime"]
     air = subprocess.Popen(
-        [*armlet, "wearables", "simulate", played, "--listen", "vhci", "--duration", "14", "--link-loss", "gyro:5:8",
-         "--log", "/run/log.jsonl"],
+        [*armlet, "wearables", "simulate", played, "--listen", "vhci", "--duration", "14", "--link-loss", "gyro:5:8"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    screen, theirs = pty.openpty()
     try:
         assert air.stdout is not None and "on the air at system" in air.stdout.readline()
         asyncio.run(powered())
-        done = subprocess.run(
+        live = subprocess.Popen(
             [*armlet, "run", bundle, "--key", bundle.with_name("signing.key.pub"), "--duration", "18",
+             "--wearables", "Armlet-Acc,Armlet-Gyro,Armlet-Hr", "--record", "/run/live.mcap",
              "--decisions", "/run/live.jsonl", "--json", "/run/live.json"],
-            capture_output=True, text=True, timeout=120,
+            stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm"},
         )  # fmt: skip
+        os.close(theirs)
+        threading.Thread(target=show_nobody, args=(screen,), daemon=True).start()
+        _, error = live.communicate(timeout=120)
     finally:
         air.terminate()
         air.wait(10)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert live.returncode == 0, error.decode()
     decisions = [json.loads(line) for line in Path("/run/live.jsonl").read_text().splitlines()]
     summary = json.loads(Path("/run/live.json").read_text())
     assert [one["index"] for one in decisions] == list(range(len(decisions))) and summary["missed"] == 0
     subsets = [one["subset"] for one in summary["transitions"]]
-    print(subsets, summary["latency_s"])
-    assert "acc+gyro acc acc+gyro" in " ".join(subsets)
-    counts = {name: one["profiles"]["imu"] for name, one in summary["wearables"].items()}
+    print(subsets, summary["latency_s"], summary["memory"])
+    # A host that is busy stalls the guest, and a stalled guest has no sensor at all; so those are left out.
+    assert "acc+gyro acc acc+gyro" in " ".join(one for one in subsets if one != "none")
+    counts = {name: one["profiles"]["imu"] for name, one in summary["wearables"].items() if name != "Armlet-Hr"}
     assert counts["Armlet-Gyro"]["connections"] == 2 and counts["Armlet-Acc"]["connections"] == 1
     assert all(one["duplicated"] == one["malformed"] == one["implausible"] == 0 for one in counts.values())
+    assert summary["memory"]["resident_bytes"] < 90e6
+
+
+def show_nobody(screen: int) -> None:
+    """Take what is shown, so that the process does not wait."""
+    with suppress(OSError):  # nobody has it open any more
+        while os.read(screen, 4096):
+            pass

@@ -40,6 +40,8 @@ def test_on_real_bluez(linux: Path, small_bundle: SmallBundle, tmp_path: Path) -
         )
         for name, unit in (("acc", "g"), ("gyro", "rad/s"))
     }
+    beats = times[::50]
+    streams["hr"] = Stream(Modality("hr", ("bpm",), "bpm", 1.0), beats, np.full((len(beats), 1), 72, np.float32))
     write_recording(tmp_path / "played.mcap", Recording("played", "nobody", streams=streams))
     status, said = kernel.boot(
         linux, GUEST, 300, ARMLET_BUNDLE=str(small_bundle.path), ARMLET_PLAYED=str(tmp_path / "played.mcap")
