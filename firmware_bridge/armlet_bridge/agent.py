@@ -130,6 +130,8 @@ class Agent:
             return msgspec.json.decode((self.prefix / UPDATE).read_bytes(), type=Update)
         except FileNotFoundError:
             return Update(State.IDLE, Result.INITIAL, "", "this board has had no update yet", 0.0)
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # of another armlet; no reason to lock the owner out
+            return Update(State.IDLE, Result.INITIAL, "", f"cannot read {UPDATE} of another armlet", 0.0)
 
     def logs(self, lines: int) -> dict[str, list[str]]:
         """The last lines of what the last update's process said, and of the unit's journal."""

@@ -90,7 +90,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failed: str = ""
 
 
-class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """``state.json``.
 
     Attributes:

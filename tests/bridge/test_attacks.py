@@ -484,3 +484,10 @@ def test_preflight_knows_the_boards_memory_and_engines(board: Agent, monkeypatch
     with pytest.raises(NoMemoryError, match=r"MB of memory free, and trying this bundle on litert takes 11529"):
         board.offer(bundle(), None)
     assert RESULTS[NoMemoryError] == 3 and RESULTS[UnsupportedError] == 6, "as LwM2M numbers them"
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b'{"state": 9, "result": 1}', b"\xff"])
+def test_a_note_of_another_armlet_locks_nobody_out(left: bytes, board: Agent) -> None:
+    (board.prefix / "update.json").write_bytes(left)
+    assert board.hello()["update"].message == "cannot read update.json of another armlet"
+    assert board.offer(bundle(), None) and board.update().state == 1
