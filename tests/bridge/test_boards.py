@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +232,12 @@ async def test_whom_a_board_trusts_is_not_changed_by_a_second_setup(
 
 
 class Sshd:
-    """OpenSSH's server on loopback, whose every login works in a folder that stands for the board's home."""
+    """OpenSSH's server, whose every login works in a folder that stands for the board's home.
 
-    def __init__(self, folder: Path) -> None:
+    On loopback, or at ``address`` in the network namespace that the command ``inside`` enters.
+    """
+
+    def __init__(self, folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> None:
         self.home = folder / "home"
         self.home.mkdir(parents=True)
         self.key = folder / "id_ed25519"
@@ -248,23 +251,28 @@ class Sshd:
             self.port = probe.getsockname()[1]
         config = folder / "sshd_config"
         config.write_text(
-            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {folder / 'host_key'}\nPidFile none\nStrictModes no\n"
+            f"ListenAddress {address}:{self.port}\nHostKey {folder / 'host_key'}\nPidFile none\nStrictModes no\n"
             f"AuthorizedKeysFile {self.key}.pub\nForceCommand {login}\nUsePAM no\nPasswordAuthentication no\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, where it has never been started
         command = [str(shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")), "-D", "-e", "-f", str(config)]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*inside, *command], stderr=subprocess.DEVNULL)
         self.fingerprint = subprocess.run(
             ["ssh-keygen", "-lf", str(folder / "host_key.pub")], capture_output=True, text=True, check=True
         ).stdout.split()[1]
 
 
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+def need_sshd() -> None:
+    """Skip the test where OpenSSH's server cannot be started."""
     if shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin") is None or shutil.which("ssh-keygen") is None:
         pytest.skip("OpenSSH's server is not installed: apt-get install openssh-server")
     if os.geteuid() != 0:
         pytest.skip("OpenSSH's server wants its folder /run/sshd, which only root may make")
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    need_sshd()
     server = Sshd(tmp_path_factory.mktemp("sshd"))
     yield server
     server.process.terminate()

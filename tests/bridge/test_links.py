@@ -20,6 +20,7 @@ from armlet_runtime.bundle import open_bundle
 from armlet_runtime.slots import current_bundle
 
 from .bad_link import BadLink, why_not
+from .test_boards import Sshd, need_sshd
 
 MakeBundle = Callable[..., Path]
 PORT = 7654
@@ -65,7 +66,7 @@ def digest(tmp_path: Path) -> str:
     return open_bundle(current_bundle(tmp_path / "board" / "slot"), None).digest
 
 
-@pytest.mark.parametrize(("loss", "delay_s"), [(0.01, 0.0), (0.1, 0.3), (0.3, 0.01)])
+@pytest.mark.parametrize(("loss", "delay_s"), [(0.1, 0.3), (0.3, 0.01)])
 async def test_a_deploy_ends_over_a_link_that_loses_packets(
     loss: float, delay_s: float, link: BadLink, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
@@ -130,3 +131,43 @@ async def test_a_link_that_is_lost_during_the_install_is_no_second_install(
     assert done.result is Result.SUCCESS and "is in use, place a" in done.message and done.links_lost >= 1
     assert digest(tmp_path) == done.digest
     assert not (tmp_path / "board" / "slot" / "b").exists(), "it was installed once"
+
+
+async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
+    link: BadLink, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSH's server at the other end of a link that loses one packet in a hundred, and for a while all."""
+    need_sshd()
+    server = Sshd(tmp_path / "sshd", link.address, link.inside())
+    try:
+        prefix = server.home / boards.PREFIX
+        prefix.mkdir(parents=True)
+        (prefix / "venv").symlink_to(sys.prefix)  # what a setup would have brought
+        (prefix / HOME).symlink_to(tmp_path / "board" / HOME)
+        person = tmp_path / "person" / ".ssh"
+        person.mkdir(parents=True, mode=0o700)
+        (person / "config").write_text(f"Host {link.address}\n  User root\n  IdentityFile {server.key}\n")
+        monkeypatch.setenv("HOME", str(person.parent))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        monkeypatch.setattr(boards, "KEEPALIVE_S", 1.0)
+        monkeypatch.setattr(boards, "CONNECT_S", 3.0)
+        monkeypatch.setattr(boards, "CHUNK", 300)
+        link.loss = 0.01
+        target = boards.Target(link.address, port=server.port)
+        cut: list[int] = []
+
+        def progress(state: str, done: int, total: int) -> None:
+            if state == "downloading" and done and not cut:
+                cut.append(done)
+                link.cut = True
+                asyncio.get_running_loop().call_later(12.0, setattr, link, "cut", False)
+
+        def connect() -> contextlib.AbstractAsyncContextManager[Board]:
+            return boards.connect(target, server.fingerprint)
+
+        done = await deploy(make_bundle(1), "board", connect, progress=progress, retries_s=(0.5,) * 60)
+        assert done.result is Result.SUCCESS and done.links_lost >= 1 and done.seconds > 12, done
+        assert open_bundle(current_bundle(prefix / "slot"), None).digest == done.digest
+    finally:
+        server.process.terminate()
+        server.process.wait()
