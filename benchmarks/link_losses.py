@@ -111,7 +111,7 @@ class Losses:
         while time.monotonic() < end:
             if self.newest is not None and holds(self.newest[1]):
                 return self.newest[0]
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
         return None
 
     async def _lose_all(self, play: Play) -> None:

@@ -65,6 +65,9 @@ GIVE_UP_S = 60.0
 QUEUE_PACKETS = 8192
 # How often the battery is read of a wearable that does not notify it.
 BATTERY_S = 60.0
+# bleak's stand-in for a signal strength that BlueZ does not have: some property of a known wearable changed, such as
+# that its link was lost, and it was not heard.
+NOT_HEARD = -127
 # A scan in which nobody at all is heard for so long is begun anew: bluetoothd can believe that it scans when it does
 # not (https://github.com/bluez/bluez/issues/807).
 DEAF_S = 5.0
@@ -386,6 +389,8 @@ class Session:
         bluetooth = adapter.bluetooth
 
         def heard(device: BLEDevice, advertisement: AdvertisementData) -> None:
+            if advertisement.rssi == NOT_HEARD:
+                return
             adapter.heard_at = time.monotonic()
             self._heard(adapter, device, advertisement)
 

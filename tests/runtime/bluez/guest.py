@@ -222,6 +222,46 @@ async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> N
         playing.cancel()
 
 
+async def armlet(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "armlet_runtime", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    return said.decode()
+
+
+async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(put_on(counting(60.0), air, [ACC, GYRO]))
+        for _ in range(2):
+            stack.callback(KernelPort(air).close)
+        await powered()
+        scanned = await armlet("wearables", "scan", "--seconds", "3")
+        assert all(f"{name:24} " in scanned for name in ("Acc", "Gyro")) and scanned.count(" -50 dBm  imu") == 2
+        info = await armlet("wearables", "info", "Gyro", "--bluetooth", "system:hci0")
+        for says in (
+            "battery     100",
+            "mtu         517",
+            "model       virtual wearable",
+            "gyro (x, y, z) rad/s at 50 Hz",
+        ):
+            assert says in info, info
+
+        adapters = [SystemBluetooth(options={"bluez": {"adapter": name}}) for name in ("hci0", "hci1")]
+        run = Run(Session(adapters, names=("Ghost", "Acc", "Gyro")))
+        try:
+            await run.until(lambda: run.streaming("Acc", "Gyro"), 20)
+            await play.run(duration_s=1.0)
+            await run.until(lambda: len(run.of("Acc")) == len(run.of("Gyro")) == 25)
+            links = run.session.links
+            assert links["Ghost"].state == "missing" and links["Acc"].adapter is not links["Gyro"].adapter
+        finally:
+            run.task.cancel()
+            await asyncio.gather(run.task, return_exceptions=True)
+
+
 def test_armlet_run_decides_through_a_link_loss(daemon: Daemon) -> None:
     """The command lines, as README has them, with nothing between them but BlueZ; a recorder and a screen, too."""
     bundle, played = Path(os.environ["ARMLET_BUNDLE"]), os.environ["ARMLET_PLAYED"]
