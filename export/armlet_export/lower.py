@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 
 from armlet_runtime.errors import ExportError
 
-from .graphs import capture, rewrite
+from .graphs import capture, rewrite, shorten
 from .programs import (
     FLOAT32,
     TFLITE_WEIGHTED,
@@ -173,6 +173,7 @@ def _delegated(graph: fx.GraphModule, example: Tensor) -> tuple[bytes, dict[str,
     fixed = program.module(check_guards=False)
     assert isinstance(fixed, fx.GraphModule)
     rewrite(fixed)
+    shorten(fixed)
     with _partitioner_reasons() as reasons:
         edge = to_edge_transform_and_lower(torch.export.export(fixed, (example,)), partitioner=[XnnpackPartitioner()])
         # Inputs are read where the caller has them: nothing is copied, and no memory planned for them. Outputs are
@@ -282,7 +283,51 @@ def convert_litert(graph: fx.GraphModule, signature: Signature) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         converted.export(str(path))
-        return path.read_bytes()
+        return _without_copies(path.read_bytes())
+
+
+def _without_copies(data: bytes) -> bytes:
+    """Each layer once.
+
+    Where the values before a ReLU are wanted, too (an embedding that is an output), litert-torch computes the layer
+    twice, once with the ReLU in it. Such a copy becomes a RELU of the first.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(data)
+    (subgraph,) = model.subgraphs
+    layers: dict[tuple[object, ...], list[Any]] = defaultdict(list)
+    for operator in subgraph.operators:
+        kind = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
+        if kind in TFLITE_WEIGHTED:
+            buffers = (subgraph.tensors[index].buffer if index >= 0 else -1 for index in operator.inputs[1:])
+            layers[kind, int(operator.inputs[0]), *buffers].append(operator)
+    kinds = schema.ActivationFunctionType
+    relus: dict[int, int] = {}
+    for same in layers.values():
+        plain = [layer for layer in same if layer.builtinOptions.fusedActivationFunction == kinds.NONE]
+        copies = [layer for layer in same if layer.builtinOptions.fusedActivationFunction == kinds.RELU]
+        if len(plain) != 1 or len(copies) != 1 or plain[0] is copies[0]:
+            continue
+        first = min(subgraph.operators.index(layer) for layer in same)
+        before, after = int(plain[0].outputs[0]), int(copies[0].outputs[0])
+        subgraph.operators.remove(plain[0])
+        subgraph.operators.remove(copies[0])
+        subgraph.operators[first:first] = [plain[0], copies[0]]
+        relus[after] = before
+    if not relus:
+        return data
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
+    model.operatorCodes.append(code)
+    for operator in subgraph.operators:
+        before = relus.get(int(operator.outputs[0]), -1)
+        if before >= 0:
+            operator.opcodeIndex = len(model.operatorCodes) - 1
+            operator.inputs, operator.builtinOptions = [before], None
+            operator.builtinOptionsType = schema.BuiltinOptions.NONE
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> dict[int, str]:
