@@ -785,11 +785,12 @@ def _move_floats(graph: fx.GraphModule, node: fx.Node) -> None:
 def _move_integers(graph: fx.GraphModule, node: fx.Node) -> None:
     """The rounding behind a move of rounded values, which tells an engine to move integers."""
     source = _source(node)
-    integers = _source(source)
+    quantise: Any = _source(source).target
+    dequantise: Any = source.target
     with graph.graph.inserting_after(node):
-        rounded = graph.graph.call_function(integers.target, (node, *source.args[1:]))
+        rounded = graph.graph.call_function(quantise, (node, *source.args[1:]))
     with graph.graph.inserting_after(rounded):
-        moved = graph.graph.call_function(source.target, (rounded, *source.args[1:]))
+        moved = graph.graph.call_function(dequantise, (rounded, *source.args[1:]))
     moved.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not rounded)
 

@@ -301,8 +301,9 @@ def _without_copies(data: bytes) -> bytes:
     for operator in subgraph.operators:
         kind = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
         if kind in TFLITE_WEIGHTED:
-            buffers = (subgraph.tensors[index].buffer if index >= 0 else -1 for index in operator.inputs[1:])
-            layers[kind, int(operator.inputs[0]), *buffers].append(operator)
+            buffers = [subgraph.tensors[index].buffer if index >= 0 else -1 for index in operator.inputs[1:]]
+            shape = tuple(map(int, subgraph.tensors[operator.outputs[0]].shape))
+            layers[(kind, int(operator.inputs[0]), tuple(buffers), shape)].append(operator)
     kinds = schema.ActivationFunctionType
     relus: dict[int, int] = {}
     for same in layers.values():
@@ -469,24 +470,30 @@ def _join(file: TfliteFile, activations: dict[int, Range], index: int, wanted: R
 
 
 def _keep_integer(data: bytes) -> bytes:
-    """Feed integer operators from int8 values, not from their float copies.
+    """Feed integer operators from int8 values, not from their float copies, and give float outputs as they are.
 
     Where an output of the program is also the input of a layer (the embedding is that of the head), ai-edge-quantizer
-    0.10 gives the layer the dequantised copy, and the layer does not run as int8.
+    0.10 gives the layer the dequantised copy, and the layer does not run as int8. If the output is a float value, it
+    gives the layer's int8 copy of it as the output.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(data)
     (subgraph,) = model.subgraphs
     types = [tensor.type for tensor in subgraph.tensors]
-    source = {
-        int(operator.outputs[0]): int(operator.inputs[0])
-        for operator in subgraph.operators
-        if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "DEQUANTIZE"
-    }
+    source: dict[str, dict[int, int]] = {"DEQUANTIZE": {}, "QUANTIZE": {}}
+    for operator in subgraph.operators:
+        kind = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
+        if kind in source:
+            source[kind][int(operator.outputs[0])] = int(operator.inputs[0])
     for operator in subgraph.operators:
         if types[int(operator.outputs[0])] != FLOAT32:
-            operator.inputs = [source.get(int(index), int(index)) for index in operator.inputs]
+            operator.inputs = [source["DEQUANTIZE"].get(int(index), int(index)) for index in operator.inputs]
+    floats = source["QUANTIZE"]
+    subgraph.outputs = [floats.get(int(index), int(index)) for index in subgraph.outputs]
+    for signature in model.signatureDefs:
+        for output in signature.outputs:
+            output.tensorIndex = floats.get(int(output.tensorIndex), int(output.tensorIndex))
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 

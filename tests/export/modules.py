@@ -53,6 +53,32 @@ class Plain(nn.Module):
         return self.head(embedding), embedding
 
 
+class Embedded(nn.Module):
+    """An embedding that is an output as it is, and goes through a ReLU to the head."""
+
+    shape = (1, 24)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Linear(24, 10), nn.Linear(10, 3)
+        vary(self)
+
+    def activated(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(values), values
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        values, embedding = self.activated(self.embedding(tokens))
+        return self.head(values), embedding
+
+
+class EmbeddedByElu(Embedded):
+    """An embedding that no layer ends in, an output and the head's input at once."""
+
+    def activated(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        values = F.elu(values)
+        return values, values
+
+
 class Gated(nn.Module):
     """A recurrent layer, which no engine here takes."""
 

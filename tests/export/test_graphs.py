@@ -128,7 +128,9 @@ MOVED = {
     "heads": (heads, 2),
     "back": (lambda x: heads(x).transpose(1, 2).reshape(1, 4, 6, 2).transpose(1, 2).reshape(1, 6, 8), 0),
     "to the plane of a pool": (lambda x: x.transpose(1, 2).reshape(1, 8, 1, 6).permute(0, 2, 3, 1), 1),
-    "twice": (lambda x: x.reshape(1, 2, 3, 4, 2).permute(0, 3, 2, 1, 4).flatten(1, 2).reshape(3, 4, 4).permute(2, 0, 1), 3),
+    "twice": (
+        lambda x: x.reshape(1, 2, 3, 4, 2).permute(0, 3, 2, 1, 4).flatten(1, 2).reshape(3, 4, 4).permute(2, 0, 1), 3,
+    ),
     "cut across": (lambda x: x.transpose(1, 2).reshape(1, 3, 16).permute(0, 2, 1), 4),
 }  # fmt: skip
 

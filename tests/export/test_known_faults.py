@@ -230,6 +230,23 @@ def test_a_layer_behind_an_output_is_fed_its_float_copy(tiny: Tiny) -> None:
     assert all(dequantised.isdisjoint(operator.inputs) for operator in file.operators)
 
 
+@pytest.mark.parametrize("name", ["Embedded", "EmbeddedByElu"])
+def test_litert_torch_computes_a_layer_twice_for_the_relu_behind_it(tiny: Tiny, name: str) -> None:
+    """And the copy, of which nothing was learnt, would stay in float."""
+    assert tiny(name, "int8", "litert").program.operators["FULLY_CONNECTED"] == 2
+    assert tiny(name, "fp32", "litert").program.operators["FULLY_CONNECTED"] == 2
+
+
+@pytest.mark.parametrize("name", ["Embedded", "EmbeddedByElu"])
+def test_an_output_is_given_as_the_int8_copy_that_a_layer_takes(tiny: Tiny, name: str) -> None:
+    """ai-edge-quantizer 0.10: the program then ends in int8, or in other values than were trained."""
+    part, values = tiny_part(name, "int8"), inputs(name)
+    with torch.no_grad():
+        wanted = part.reference()(values)
+    for mine, reference in zip(run_tiny("litert", tiny(name, "int8", "litert"), part, values), wanted, strict=True):
+        assert np.abs(mine - reference.numpy()).max() <= 1.01 * np.ptp(reference.numpy()) / 255
+
+
 def test_litert_torch_folds_a_factor_into_a_layer_whose_ranges_were_learnt(tiny: Tiny) -> None:
     """The scale of attention's scores would land in the query's weights: all int8 weights are those trained."""
     part = tiny_part("Attention", "int8")
