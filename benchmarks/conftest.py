@@ -62,11 +62,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
-def small_draft(folder: Path) -> Path:
-    """Make the draft of the small model of the tests in a folder."""
+@pytest.fixture(scope="session")
+def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Draft:
+    """The draft of the small model of the tests."""
+    folder = tmp_path_factory.mktemp("small") / "draft"
     script = Path(__file__).parents[1] / "tests" / "small_model.py"
     subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
-    return folder
+    return Draft(folder)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +78,7 @@ def bundle_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if named:
         return Path(named), request.config.getoption("--key")
     folder = tmp_path_factory.mktemp("bench")
-    draft = Draft(small_draft(folder / "draft"))
+    draft: Draft = request.getfixturevalue("small_draft")
     key = keys.generate(folder / "signing.key")
     members = {name: draft.read(name) for name in named_members(draft.manifest)}
     write_bundle(folder / "small.armlet", draft.manifest, members, [key])

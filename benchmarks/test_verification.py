@@ -18,8 +18,6 @@ from armlet_runtime.bundle import write_bundle
 from armlet_runtime.manifest import named_members
 from armlet_runtime.prove import Draft
 
-from .conftest import small_draft
-
 MIB = 1 << 20
 SIZES = (1, 16, 256)
 """MiB of bundle: what verification needs must not grow with them."""
@@ -49,17 +47,16 @@ print(json.dumps({"verify_s": took, "sha256_s": bare_s, "added_mb": after - befo
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Path]]:
+def large(small_draft: Draft, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Path]]:
     """Bundles of so many MiB in one member, with the public key that signed them."""
     folder = tmp_path_factory.mktemp("large")
-    draft = Draft(small_draft(folder / "draft"))
     key = keys.generate(folder / "signing.key")
 
     def make(mib: int) -> tuple[Path, Path]:
         path = folder / f"{mib}.armlet"
-        members = {name: draft.read(name) for name in named_members(draft.manifest)}
-        members[draft.manifest.sbom] = np.random.default_rng(mib).bytes(mib * MIB)
-        write_bundle(path, draft.manifest, members, [key])
+        members = {name: small_draft.read(name) for name in named_members(small_draft.manifest)}
+        members[small_draft.manifest.sbom] = np.random.default_rng(mib).bytes(mib * MIB)
+        write_bundle(path, small_draft.manifest, members, [key])
         return path, folder / "signing.key.pub"
 
     return make
