@@ -79,6 +79,7 @@ def test_verification(
     measured = [once() for _ in range(PROCESSES)]
     benchmark.pedantic(once, rounds=1)  # type: ignore[no-untyped-call]
     median = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
-    goal(f"verification of {mib} MiB: ms a MiB", median["verify_s"] * 1e3 / mib, 2.0)
+    # A process that verifies its first bundle works out how manifests are read, once; a MiB does not show the slope.
+    goal(f"verification of {mib} MiB: ms a MiB", median["verify_s"] * 1e3 / mib, 2.0 if mib > 1 else None)
     goal(f"verification of {mib} MiB: times bare SHA-256", median["verify_s"] / median["sha256_s"], None)
     goal(f"verification of {mib} MiB: MB that it adds", median["added_mb"], 25.0, f"process {median['peak_mb']:.0f} MB")
