@@ -50,9 +50,17 @@ def fit_temperature(logits: Float32, truth: NDArray[np.int64]) -> float:
 
     ratio = (math.sqrt(5) - 1) / 2
     low, high = map(math.log, RANGE)
-    while high - low > 1e-4:
-        one, other = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, other) if loss(one) < loss(other) else (one, high)
+    inner = [high - ratio * (high - low), low + ratio * (high - low)]
+    losses = [loss(inner[0]), loss(inner[1])]
+    while high - low > 1e-3:
+        if losses[0] < losses[1]:
+            high, inner[1], losses[1] = inner[1], inner[0], losses[0]
+            inner[0] = high - ratio * (high - low)
+            losses[0] = loss(inner[0])
+        else:
+            low, inner[0], losses[0] = inner[0], inner[1], losses[1]
+            inner[1] = low + ratio * (high - low)
+            losses[1] = loss(inner[1])
     return float(f"{math.exp((low + high) / 2):.4g}")
 
 

@@ -53,6 +53,7 @@ class Decider:
 
     Attributes:
         labels: The manifest's, then the enrolled classes.
+        enrolled: Those alone.
         unknown_below: The probability below which a window is ``unknown``.
     """
 
@@ -76,6 +77,7 @@ class Decider:
             raise UsageError(f"this bundle has a class '{UNKNOWN}' of its own: no threshold can be set for it")
         self.unknown_below = unknown_below
         classes = layer.classes() if layer is not None else {}
+        self.enrolled = tuple(classes)
         self.labels = (*manifest.labels, *classes)
         self._temperature = confidence.temperature if confidence is not None else {}
         self._prototypes = [_by_subset(examples) for examples in classes.values()]

@@ -25,6 +25,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             lower than the user asked for) or ``not a number`` (the model's scores were none); null with a label.
         raw_label: Label of the highest score of this window, or ``unknown`` where that is below the bundle's (or the
             user's) threshold; null where ``label`` is.
+        enrolled: Names of the scores that come after those of the manifest's labels.
         latency_s: Window's end to the decision being out, by the live clock; null in a replay, where it means nothing.
         compute_s: Time spent in encoders and aggregator; null in a replay, so that replays are byte-identical.
     """
@@ -41,6 +42,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
     reason: str | None = None
     raw_label: str | None = None
+    enrolled: tuple[str, ...] = ()
     latency_s: float | None = None
     compute_s: float | None = None
 

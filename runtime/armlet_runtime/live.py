@@ -356,6 +356,7 @@ class LiveCore:
             engine=self._model.engine.name,
             reason=reason,
             raw_label=raw_label,
+            enrolled=self._decider.enrolled,
             latency_s=(self._clock_ns() - end_ns) / 1e9 if self._clock_ns is not None else None,
             compute_s=(time.perf_counter_ns() - began_ns) / 1e9 if live else None,
         )

@@ -158,7 +158,8 @@ def test_the_live_loop_learns_while_it_runs(model: CountingModel, bank: Bank) ->
     after = feed(core, [packet for packet in both(8.0) if packet.arrival_ns > START_NS + 4_000_000_000])
     # The signal is the same all the time, so all of it is the new class now.
     assert {decision.label for decision in after[2:]} == {"still"} and core.labels[-1] == "still"
-    assert all(len(decision.scores) == 5 for decision in after)
+    assert all(len(decision.scores) == 5 and decision.enrolled == ("still",) for decision in after)
+    assert all(len(decision.scores) == 4 and decision.enrolled == () for decision in before)
     feed(core, [], START_NS + 60_000_000_000)
     assert len(core._recent) == RECENT_WINDOWS and core.recent(1e6) == []  # nothing but windows without a sensor
 

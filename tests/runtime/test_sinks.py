@@ -1,10 +1,11 @@
-"""Sinks against the real thing: a broker in this process, an inlet of the Lab Streaming Layer. Their failures."""
+"""Sinks against the real thing: a broker, an inlet of the Lab Streaming Layer. Their failures."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,53 +34,48 @@ def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-class InProcessBroker:
-    """An amqtt broker on a port of its own, in a thread; it can be stopped and started again on the same port."""
+BROKER = """
+import asyncio, sys
+from amqtt.broker import Broker
+
+async def main():
+    await Broker({
+        "listeners": {"default": {"type": "tcp", "bind": "127.0.0.1:" + sys.argv[1]}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }).start()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+class RealBroker:
+    """An amqtt broker in a process, so that it can be killed as brokers are, and started again on the same port."""
 
     def __init__(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._broker: Any = None
-
-    def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        self.start()
 
     def start(self) -> None:
-        from amqtt.broker import Broker
+        command = [sys.executable, "-c", BROKER, str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
 
-        async def start() -> None:
-            config = {
-                "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
-                "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-            }
-            self._broker = Broker(config)
-            await self._broker.start()
-
-        self._do(start())
-
-    def stop(self) -> None:
-        if self._broker is not None:
-            self._do(self._broker.shutdown())
-            self._broker = None
-
-    def close(self) -> None:
-        self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 @pytest.fixture
-def broker() -> Iterator[InProcessBroker]:
+def broker() -> Iterator[RealBroker]:
     pytest.importorskip("paho.mqtt.client", reason="pip install 'armlet[mqtt]'")
     pytest.importorskip("amqtt", reason="pip install 'armlet[dev]'")
-    one = InProcessBroker()
-    one.start()
+    one = RealBroker()
     yield one
-    one.close()
+    one.kill()
 
 
 def subscriber(port: int, topic: str) -> tuple[Any, list[bytes]]:
@@ -97,7 +93,7 @@ def subscriber(port: int, topic: str) -> tuple[Any, list[bytes]]:
     return client, heard
 
 
-def test_a_broker_gets_every_decision(broker: InProcessBroker) -> None:
+def test_a_broker_gets_every_decision(broker: RealBroker) -> None:
     client, heard = subscriber(broker.port, "home/arm/left")
     sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/home/arm/left")
     sent = [decision(index) for index in range(20)]
@@ -112,12 +108,12 @@ def test_a_broker_gets_every_decision(broker: InProcessBroker) -> None:
     client.loop_stop()
 
 
-def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: InProcessBroker) -> None:
+def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: RealBroker) -> None:
     sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/t")
     sinks = Sinks([sink])
     wait_for(lambda: sink.problem == "")
     sinks.send(decision(0), LABELS)
-    broker.stop()
+    broker.kill()
     wait_for(lambda: sink.problem != "")
     assert sinks.news() != [] and sinks.news() == []
     began = time.monotonic()
@@ -197,7 +193,7 @@ def test_an_inlet_hears_scores_and_labels(pylsl: Any) -> None:
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pylsl", None)
+    monkeypatch.setitem(sys.modules, "pylsl", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'armlet\[lsl\]'"):
         LslSink("x", 0.5, LABELS)
     with pytest.raises(UsageError, match="needs a name"):
