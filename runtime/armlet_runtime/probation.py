@@ -170,7 +170,7 @@ def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = 
                     f"a decision was out {report.latency_s * 1e3:.0f} ms after its window's end, and "
                     f"{bound_s(manifest) * 1e3:.0f} ms are allowed"
                 )
-            if report.waiting:
+            if report.restarting:
                 return _try(folder, keys, end)
             if report.decisions >= wanted:
                 return f"{report.decisions} live decisions, the slowest after {report.latency_s * 1e3:.0f} ms"
@@ -226,7 +226,8 @@ def _try(folder: Path, keys: Sequence[Path], end: float) -> str:
 class Follower:
     """What the runtime has of the slot whose bundle it runs: whether another is in use now, and a place to report to.
 
-    Only the first runtime of a slot reports.
+    Only the first runtime of a slot reports, and only once it makes decisions: one that ends for want of a Bluetooth
+    adapter, and is started again and again, says nothing about a bundle.
     """
 
     def __init__(self, folder: Path, bundle: Bundle, keys: Sequence[Path]) -> None:
@@ -236,15 +237,14 @@ class Follower:
             BundleError: The slot cannot be written to.
         """
         self._folder, self._keys = folder, tuple(keys)
-        self._digest, self._manifest = bundle.digest, bundle.manifest
-        self._seen = self._in_use()
+        self._digest = bundle.digest
+        self._seen: tuple[str | None, int] = (None, 0)  # another may be in use by now: the first look tells
         self._report = Report(bundle.digest)
         try:
             self._lock = (folder / LIVE).open("a")
         except OSError as error:
             raise BundleError(f"cannot write into the slot {folder}: {error.strerror}") from error
         self._is_first = False
-        self._take_lock()
 
     def _take_lock(self) -> None:
         with suppress(BlockingIOError):  # another runtime has it, or a deploy is looking who has; next turn, then
@@ -262,13 +262,15 @@ class Follower:
         except FileNotFoundError:
             return None, 0
 
-    def look(self) -> Bundle | None:
+    def look(self, deciding: bool) -> Bundle | None:
         """The bundle that is in use now, if it is another than when this was last asked; None if not.
+
+        ``deciding``: whether there have been decisions.
 
         Raises:
             BundleError: It cannot be trusted or used.
         """
-        if not self._is_first:
+        if deciding and not self._is_first:
             self._take_lock()
         settle(self._folder)
         seen = self._in_use()
@@ -294,11 +296,11 @@ class Follower:
         """The bundle in use cannot be run."""
         self._report = msgspec.structs.replace(self._report, failed=why)
 
-    def report(self, waiting: bool) -> None:
-        """Report, if the bundle in use is on probation; ``waiting`` as in :class:`~armlet_runtime.slots.Report`."""
+    def report(self, restarting: bool = False) -> None:
+        """Report, if the bundle in use is on probation; ``restarting`` as in :class:`~armlet_runtime.slots.Report`."""
         if not self._is_first or read_state(self._folder).probation is None:
             return
-        report = msgspec.structs.replace(self._report, waiting=waiting)
+        report = msgspec.structs.replace(self._report, restarting=restarting)
         # Not flushed to the disk: it is of no use after a power cut, and a decision must not wait for the disk.
         new = self._folder / f".{REPORT}.new"
         new.write_bytes(msgspec.json.encode(report))

@@ -10,7 +10,7 @@
       live.json          what the runtime says of a bundle on probation (:class:`Report`); only while there is one
       board.json         what this board is, for bundles that are made for some boards only (:class:`Board`); may lack
       .lock              held by a deploy (flock)
-      .live              held by the runtime that decides with this slot's bundle (flock)
+      .live              held by the runtime that makes decisions with this slot's bundle (flock)
 
 This is the reading side; ``armlet deploy`` and :mod:`armlet_runtime.probation` write. A bundle passes its golden run in
 its place before ``current`` points to it, so whatever the link points to is whole and proved, also after a power cut in
@@ -78,14 +78,14 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         digest: The bundle's.
         decisions: Decisions made with it.
-        waiting: Whether no wearable has sent anything since the runtime began, so that there is nothing to decide.
+        restarting: Whether the runtime ends to be started anew, as the bundle is for other signals or windows.
         latency_s: Longest time from a window's end to its decision being out.
         failed: Why it cannot be used; empty as long as it can.
     """
 
     digest: str
     decisions: int = 0
-    waiting: bool = False
+    restarting: bool = False
     latency_s: float = 0.0
     failed: str = ""
 

@@ -243,3 +243,16 @@ def test_a_runtime_that_hangs_or_loses_its_deploy(
         with pytest.raises(ProbationError, match=r"it made 0 of 3 decisions"):
             deploy(make_bundle(3, fault=Fault("nan", "strong")), slot)
         assert digest(slot) == old.digest
+
+
+def test_a_runtime_that_never_decides_says_nothing_about_a_bundle(
+    make_bundle: MakeBundle, slot: Path, tmp_path: Path
+) -> None:
+    """As on a board whose unit is started again and again, for want of Bluetooth."""
+    deploy(make_bundle(1), slot)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runtime = Runtime(slot, tmp_path, f"bumble:tcp-client:127.0.0.1:{port}")
+    assert runtime.process.wait(60) != 0
+    assert "3 decisions on golden windows" in deploy(make_bundle(2), slot).live

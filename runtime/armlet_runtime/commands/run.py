@@ -159,12 +159,12 @@ async def _run(
             def follow(follower: Follower) -> None:
                 nonlocal model, bundle, certified
                 try:
-                    changed = follower.look()
+                    changed = follower.look(core.start_ns is not None)
                     if changed is not None:
                         other, rows = certified_model(changed, args.engine)
                         if not core.can_become(other):
                             # What this run was started with does not fit; whoever keeps it going starts it anew.
-                            follower.report(waiting=True)
+                            follower.report(restarting=True)
                             raise SystemExit(RESTART)
                         layer = enrolled(args.bundle, changed)
                         core.become(other, args.floor, rows, args.unknown_below, layer)
@@ -175,7 +175,7 @@ async def _run(
                 except ArmletError as error:
                     follower.failed(str(error))
                     view.problem(f"{error}; going on with {model.manifest.version}")
-                follower.report(waiting=core.start_ns is None)
+                follower.report()
 
             watch = LayerWatch()
 
