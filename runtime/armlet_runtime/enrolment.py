@@ -15,6 +15,7 @@ add classes on this board, and can change nothing of the bundle.
 from __future__ import annotations
 
 import fcntl
+import glob
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,6 +163,12 @@ def layer_path(bundle: str, digest: str) -> Path:
         return Path(bundle.removeprefix(SCHEME)) / f"enrolled-{digest[:16]}.json"
     path = bundle_path(bundle)
     return path.with_name(f"{path.stem}.enrolled-{digest[:16]}.json")
+
+
+def left_behind(path: Path) -> list[str]:
+    """Files beside a layer with classes that were enrolled for other bundles, which its bundle cannot use."""
+    start = path.name.removesuffix(path.name.rpartition("enrolled-")[2])
+    return sorted(other.name for other in path.parent.glob(f"{glob.escape(start)}*.json") if other != path)
 
 
 def read_layer(path: Path, digest: str, manifest: Manifest) -> Layer:

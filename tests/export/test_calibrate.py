@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from armlet_export import calibrate
+from armlet_export.pipeline import BANK_PER_LABEL, bank
 from armlet_runtime.manifest import Confidence
 from armlet_train.data import Scored
 
@@ -67,3 +68,19 @@ def test_logits_that_are_never_wrong_have_a_temperature_too() -> None:
     truth = np.array([0, 1, 2])
     assert calibrate.fit_temperature(np.eye(3, dtype=np.float32), truth) == pytest.approx(calibrate.RANGE[0], rel=0.01)
     assert Confidence({"acc": calibrate.fit_temperature(np.zeros((3, 3), np.float32), truth)}).temperature["acc"] > 0
+
+
+def test_the_bank_has_windows_of_all_labels_and_people() -> None:
+    people, _ = made((1.0, 1.0, 1.0), count=3000)
+    people.present[::3, 1] = False
+    tokens = {name: np.arange(3000, dtype=np.float32)[:, None] + place / 2 for place, name in enumerate(NAMES)}
+    rows = bank(people, tokens)
+    assert rows.shape == (3 * BANK_PER_LABEL, 2) and np.array_equal(rows[:, 1], rows[:, 0] + 0.5)
+    chosen = rows[:, 0].astype(int)
+    assert people.present[chosen].all() and len(set(chosen)) == len(chosen)
+    assert np.unique(people.truth[chosen], return_counts=True)[1].tolist() == [BANK_PER_LABEL] * 3
+    for label in range(3):  # from the first to the last of the label's windows, and of every person
+        mine = chosen[people.truth[chosen] == label]
+        assert mine[0] < 100 and mine[-1] > 2900 and set(people.people[mine]) == set("0123")
+    people.present[:, 1] = False
+    assert bank(people, tokens).shape == (0, 2)

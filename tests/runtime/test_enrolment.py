@@ -24,6 +24,7 @@ from armlet_runtime.enrolment import (
     changing,
     check_name,
     layer_path,
+    left_behind,
     make_example,
     read_layer,
     recorded_windows,
@@ -194,6 +195,10 @@ def test_the_file_is_bound_to_its_bundle(model: CountingModel, bank: Bank, tmp_p
     with changing(path, digest, manifest) as write:
         write(layer)
     assert read_layer(path, digest, manifest) == layer
+    # A slot that was switched to another bundle says what it left behind; other files are none of it.
+    (tmp_path / "n.enrolled-abababababababab.json").touch()
+    assert left_behind(path) == []
+    assert left_behind(layer_path(f"file:{tmp_path}", "cd" * 32)) == [path.name]
     good = json.loads(path.read_bytes())
 
     def refused(says: str, **changed: object) -> None:

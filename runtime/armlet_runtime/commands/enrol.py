@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
-    from ..enrolment import Bank, changing, check_name, layer_path, make_example, read_layer
+    from ..enrolment import Bank, changing, check_name, layer_path, left_behind, make_example, read_layer
     from ..errors import UsageError
     from ..model import BundleModel
     from ..outputs import write_json
@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
             write(layer)
     _show(layer, [modality.name for modality in bundle.manifest.modalities])
     print(f"{path}: revision {layer.revision}")
+    if others := left_behind(path):
+        print(f"for other bundles, which this one cannot use: {', '.join(others)}")
     if args.json:
         write_json(args.json, {"path": str(path), "revision": layer.revision, "classes": layer.classes()})
     return 0

@@ -79,7 +79,7 @@ async def _run(
     from ..controls import RunControls
     from ..decisions import Decision
     from ..driver import drive
-    from ..enrolment import LayerWatch, layer_path
+    from ..enrolment import LayerWatch, layer_path, left_behind
     from ..errors import ArmletError, WearableError
     from ..live import NOT_A_NUMBER, LiveCore
     from ..modalities import subset_name
@@ -97,6 +97,8 @@ async def _run(
     from ..web import parse_address, serve_page
 
     layer = enrolled(args.bundle, bundle)
+    if not layer.changes and (others := left_behind(layer_path(args.bundle, bundle.digest))):
+        print(f"classes were enrolled for another bundle ({', '.join(others)}): this one needs them enrolled again")
     core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below, layer)
     tally = Tally()
     with ExitStack() as stack:
