@@ -136,6 +136,9 @@ def test_a_deploy_that_is_killed_on_probation_is_taken_back_by_whoever_comes_nex
         roll_back(slot, None)
     assert digest(slot) == old.digest
     leave_on_probation()
+    said = subprocess.run([*ARMLET, "verify", f"file:{slot}"], capture_output=True, text=True, check=True).stdout
+    assert old.digest in said and digest(slot) == old.digest, "as a board that starts up"
+    leave_on_probation()
     again = deploy(make_bundle(3), slot)
     assert again.place == "b" and again.previous == old.digest
 

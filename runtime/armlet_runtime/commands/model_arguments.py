@@ -44,14 +44,20 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
 def load_bundle(args: argparse.Namespace) -> Bundle:
     """The verified bundle that the arguments name.
 
+    Of a slot whose new bundle was on probation when the power was cut, it is the one before.
+
     Raises:
         BundleError: The bundle cannot be trusted or used.
+        DeployError: The slot cannot be taken back to what it had.
         KeyFileError: A key cannot be read.
     """
     from ..bundle import open_bundle
-    from ..slots import bundle_path
+    from ..probation import settle
+    from ..slots import SCHEME, bundle_path
     from ..trust import trusted_keys
 
+    if args.bundle.startswith(SCHEME):
+        settle(Path(args.bundle.removeprefix(SCHEME)))
     return open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
 
 

@@ -59,12 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Run until the duration is over or Ctrl-C."""
     import asyncio
 
-    from ..probation import settle
-    from ..slots import SCHEME
     from ..summary import since_process_start_s
 
-    if args.bundle.startswith(SCHEME):
-        settle(Path(args.bundle.removeprefix(SCHEME)))
     model, bundle, certified = load_certified(args)
     return asyncio.run(_run(args, model, bundle, certified, since_process_start_s()))
 
