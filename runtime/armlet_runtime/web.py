@@ -135,14 +135,14 @@ class Page:
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer to a request; None to go on and make a WebSocket of it."""
-        host = request.headers.get("Host", "")
+        host = request.headers.get("Host", "").lower()
         if host not in _own_names(connection):
             return _respond(
                 connection, HTTPStatus.FORBIDDEN, f"this is not {host[:100]!r}: use the address that armlet printed"
             )
         path = request.path.partition("?")[0]
         if path == "/live":
-            origin = request.headers.get("Origin", "")
+            origin = request.headers.get("Origin", "").lower()
             if origin != f"http://{host}":
                 return _respond(connection, HTTPStatus.FORBIDDEN, f"pages of {origin[:100]!r} may not look at this run")
             return None
@@ -269,7 +269,8 @@ def _own_names(connection: ServerConnection) -> set[str]:
     if ipaddress.ip_address(ip).is_loopback:
         names |= {"localhost"}
     else:
-        names |= {socket.gethostname(), f"{socket.gethostname()}.local"}
+        name = socket.gethostname().lower()
+        names |= {name, f"{name}.local"}
     return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
 
 

@@ -120,6 +120,33 @@ def test_polar_sensor_logger() -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "row", "name", "channels", "values"),
+    [
+        ("sensor timestamp [ns];X [dps];Y [dps];Z [dps]", "{};180;0;-90", "gyro", "xyz", [np.pi, 0, -np.pi / 2]),
+        ("sensor timestamp [ns];X [G];Y [G];Z [G]", "{};0.5;0;-0.25", "mag", "xyz", [50, 0, -25]),
+        ("sensor timestamp [ns];channel 0;channel 1;channel 2;ambient", "{};1;2;3;4", "ppg", None, [1, 2, 3, 4]),
+        (
+            "PP-interval [ms];error estimate [ms];blocker;contact;contact;hr [bpm]",
+            "812;10;0;1;1;74",
+            "rr",
+            None,
+            [0.812],
+        ),
+    ],
+)
+def test_other_signals_of_polar_sensor_logger(
+    header: str, row: str, name: str, channels: str | None, values: list[float]
+) -> None:
+    when = "Phone Data RX timestamp" if name == "rr" else "Phone timestamp"
+    rows = "".join(f"{at(n * 1000)};{row.format(SENSOR + n * 10**9)}\n" for n in range(3))
+    recording = read_polar([("a.txt", f"{when};{header}\n{rows}".encode())], "arm", "")
+    ((key, stream),) = recording.streams.items()
+    assert key == name and stream.modality.unit == UNITS[name] and stream.times_ns.tolist() == [0, 10**9, 2 * 10**9]
+    assert channels is None or stream.modality.channels == tuple(channels)
+    assert stream.values[1] == pytest.approx(values)
+
+
+@pytest.mark.parametrize(
     ("key", "old", "new", "says"),
     [
         ("ACC", ";7;425", ";seven;425", "row 9, column Y [mg]: 'seven' is not a number"),
@@ -469,6 +496,19 @@ def _parquet_bytes() -> bytes:
     return buffer.getvalue()
 
 
+def _mcap_bytes() -> bytes:
+    from mcap.writer import Writer
+
+    buffer = io.BytesIO()
+    writer = Writer(buffer)
+    writer.start()
+    channel = writer.register_channel("/imu", "json", writer.register_schema("imu", "jsonschema", b"{}"))
+    for n in range(3):
+        writer.add_message(channel, 10**18 + n, b'{"x": 1.5, "y": {"z": 2}}', 0)
+    writer.finish()
+    return buffer.getvalue()
+
+
 def _zip_bytes() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -485,6 +525,7 @@ READERS: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
     "csv": (b"time [ms],acc_x [g],hr\n0,1.5,70\n20,,71\n40,2,nan\n", lambda data: read_samples(data, "a.csv", "a", "")),
     "dates": (b"date;eeg_a\n2026-01-01T00:00:00Z;1\n", lambda data: read_samples(data, "a.csv", "a", "")),
     "parquet": (_parquet_bytes(), lambda data: read_samples(data, "a.parquet", "a", "")),
+    "mcap": (_mcap_bytes(), lambda data: foreign_mcap.read(data, "a.mcap", "a", "")),
     "edf": (_edf_bytes(), lambda data: edf.read(data, "a.edf", "a", "")),
 }
 

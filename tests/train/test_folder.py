@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
+from armlet_runtime.formats import export_recording
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording, Stream, write_recording
+from armlet_runtime.recording import Label, Recording, Stream, write_recording
 from armlet_train import data, folder
 from armlet_train.recipes import DataRecipe
 
@@ -85,6 +86,25 @@ def test_parquet_and_mcap_are_as_good_as_csv(study: Path) -> None:
     starts = before.starts(labelled=False, every=1)
     for name, windows in before.windows(starts).items():
         np.testing.assert_array_equal(after.windows(starts)[name], windows)
+
+
+def test_an_exported_recording_is_a_folder_of_samples(study: Path) -> None:
+    times = (np.arange(10) * 200_000_000).astype(np.int64)
+    values = np.random.default_rng(1).normal(size=(10, 3)).astype(np.float32)
+    stream = Stream(Modality("acc", ("x", "y", "z"), "g", 5.0), times, values)
+    recording = Recording("dora-1", "dora", {}, {"acc": stream}, [Label(0, 10**9, "rest")])
+    export_recording(recording, study / "samples" / "dora-1", "csv")
+    rows = (study / "samples" / "dora-1" / "labels.csv").read_text().splitlines()
+    table = study / "labels.csv"
+    table.write_text("\n".join([*table.read_text().splitlines(), *rows[1:]]) + "\n")
+    about = study / "dataset.toml"
+    about.write_text(about.read_text().replace('train = ["anna"]', 'train = ["anna", "dora"]'))
+    assert folder.check(study).mistakes == []
+    _, entries = folder.open_folder(study)
+    read = next(entry for entry in entries if entry.name == "dora-1").read()
+    np.testing.assert_array_equal(read.streams["acc"].values, values)
+    np.testing.assert_array_equal(read.streams["acc"].times_ns, times)
+    assert read.labels == recording.labels
 
 
 def test_people_without_splits_are_split_by_their_names(study: Path) -> None:

@@ -25,7 +25,7 @@ import tomllib
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError, MissingExtraError
-from armlet_runtime.formats.samples import LABEL_COLUMNS, TIME
+from armlet_runtime.formats.samples import ABOUT, LABEL_COLUMNS, LABELS, TIME
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Label, Recording, Stream, read_recording
 
@@ -384,8 +384,12 @@ def _check_labels(path: Path, name: str, rows: list[_Row], streams: dict[str, St
 
 
 def _sample_files(path: Path, name: str) -> list[Path]:
+    """The files of samples; what an export puts beside them is for people, and for its import."""
     folder = path / SAMPLES / name
-    return sorted(file for file in folder.iterdir() if not file.name.startswith(".")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    files = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in files if file.name != ABOUT and file.stem != LABELS)
 
 
 def _streams(path: Path, name: str, modalities: tuple[Modality, ...], mistakes: _Mistakes) -> dict[str, Stream]:

@@ -71,7 +71,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
             began = _began(edf)
             record_s = float(edf.data_record_duration)
     except Exception as error:  # edfio raises whatever the bytes lead it to
-        raise mistake(file, f"is a damaged EDF file: {type(error).__name__} {error}".split("\n")[0]) from error
+        raise mistake(file, f"is a damaged EDF file: {type(error).__name__} {error}") from error
     if not signals or not all(len(values) for *_, values in signals):
         raise mistake(file, "holds no signals")
     onsets = _record_onsets(data, file) if data[192:197] == b"EDF+D" else None

@@ -46,7 +46,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
                 times.setdefault(channel.topic, []).append(message.log_time)
                 rows.setdefault(channel.topic, []).append(numbers)
     except Exception as error:  # mcap, zstd and lz4 raise whatever the bytes lead them to
-        raise mistake(file, f"is a damaged MCAP file: {type(error).__name__} {error}".split("\n")[0]) from error
+        raise mistake(file, f"is a damaged MCAP file: {type(error).__name__} {error}") from error
     streams: dict[str, Stream] = {}
     for topic, found in rows.items():
         stream = _stream(topic, times[topic], found)

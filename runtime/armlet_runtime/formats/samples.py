@@ -299,7 +299,7 @@ def _parquet_table(data: bytes, file: str) -> Table:
             for name, kind in zip(table.column_names, table.schema.types, strict=True)
         ]
     except Exception as error:  # Arrow raises several kinds on bytes that it cannot read
-        raise mistake(file, f"is a damaged Parquet file: {error}".split("\n")[0]) from error
+        raise mistake(file, f"is a damaged Parquet file: {error}") from error
     return Table(file, tuple(names), list(range(1, table.num_rows + 1)), columns)
 
 

@@ -67,7 +67,7 @@ def mistake(file: str, problem: str, row: int | None = None, column: str | None 
     place = [file]
     place += [f"row {row}"] if row is not None else []
     place += [f"column {column}"] if column is not None else []
-    return DataError(f"{', '.join(place)}: {problem}")
+    return DataError(printable(f"{', '.join(place)}: {problem}"))
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,15 @@ class Table:
         return self.names[column] or str(column + 1)
 
 
+def printable(text: str) -> str:
+    """Text on one line, whatever characters a file that somebody brought has put into it."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+
+
 def shown(text: str) -> str:
-    """Text of a file that somebody brought, fit for a sentence."""
-    printable = "".join(one if one.isprintable() else "\ufffd" for one in text.strip())
-    return printable if len(printable) <= 40 else f"{printable[:37]}..."
+    """A cell of a file that somebody brought, short enough for a sentence."""
+    clean = printable(text.strip())
+    return clean if len(clean) <= 40 else f"{clean[:37]}..."
 
 
 def decode(data: bytes, file: str) -> str:
@@ -282,8 +287,8 @@ def _decimal(text: str) -> Decimal | None:
         number = Decimal(text.strip())
     except InvalidOperation:
         return None
-    # A number of a thousand digits is no time, and its products would overflow.
-    return number if number.is_finite() and abs(number) < _FARTHEST_NS else None
+    # A number of a thousand digits is no time, and its products would overflow, as abs() of it does.
+    return number if number.is_finite() and number.copy_abs() < _FARTHEST_NS else None
 
 
 def _nanoseconds(number: Decimal, scale: int) -> int | None:
