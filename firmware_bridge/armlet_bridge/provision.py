@@ -186,7 +186,7 @@ def _own_wheel(root: Path, probe: Probe) -> Path | str:
 
 
 def _uv(arguments: list[str], probe: Probe) -> None:
-    command = [sys.executable, "-m", "uv", "--quiet", *arguments]
+    command = [sys.executable, "-m", "uv", "--quiet", "--no-python-downloads", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " ".join(done.stderr.split())

@@ -125,7 +125,7 @@ class Kind:
 
 KINDS = {
     "virt": Kind(
-        ("-M", "virt", "-cpu", "cortex-a76", "-smp", "2", "-m", "1024"),
+        ("-M", "virt", "-cpu", "cortex-a76", "-m", "1024"),
         ("-drive", "file={disk},format=raw,if=none,id=disk", "-device", "virtio-blk-device,drive=disk"),
         "virtio-net-device",
         ("virtio_mmio", "virtio_blk", "virtio_net", "crc32c_generic", "ext4"),
@@ -287,7 +287,7 @@ class Machine:
         self.process = subprocess.Popen(
             [
                 "qemu-system-aarch64", *(option.format(**fill) for option in (*kind.options, *kind.disk_options)),
-                "-accel", "tcg,thread=multi", "-kernel", self.system / "vmlinuz", "-initrd", self.system / "initrd",
+                "-accel", "tcg", "-icount", "shift=0", "-kernel", self.system / "vmlinuz", "-initrd", self.system / "initrd",
                 "-append", line, "-netdev", forward, "-device", f"{kind.network},netdev=net",
                 "-display", "none", "-monitor", "none", "-serial", f"file:{self.console}", "-no-reboot",
             ],
