@@ -34,10 +34,12 @@ def load_plain(folder: Path, kind: str) -> Program:
 
 
 def manifest(folder: Path, kind: str) -> str:
-    """For ``bare_process.py``: files and shapes of armlet's int8 .pte programs, as JSON."""
+    """For ``bare_process.py``: files and shapes of armlet's int8 .pte programs, and the plain one, as JSON."""
 
     def part(name: str, inputs: Shapes, outputs: Shapes) -> dict[str, object]:
         return {"file": str(folder / f"{kind}_{name}_int8.pte"), "inputs": inputs, "outputs": outputs}
 
     encoders = {name: part(name, {"window": WINDOW}, {"token": (1, TOKEN)}) for name in MODALITIES}
-    return json.dumps({"encoders": encoders, "aggregator": part("aggregator", {"tokens": TOKENS}, RESULTS)})
+    aggregator = part("aggregator", {"tokens": TOKENS}, RESULTS)
+    plain = str(folder / f"{kind}_plain_int8.pte")
+    return json.dumps({"encoders": encoders, "aggregator": aggregator, "plain": plain})

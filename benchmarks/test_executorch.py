@@ -111,6 +111,29 @@ def test_against_executorchs_own_runtime(
         goal(f"{what}: the same, bundle verified", whole / other, None, f"{whole:.1f} / {other:.1f} {unit}")
 
 
+@pytest.mark.benchmark(group="ExecuTorch: a decision")
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_plain_way(
+    benchmark: BenchmarkFixture, programs: Path, tmp_path: Path, kind: str, goal: Goal
+) -> None:
+    """Fresh processes in turns: armlet's programs on its engine, and the plain export on ExecuTorch's own runtime."""
+    pytest.importorskip("executorch.runtime", reason="ExecuTorch's own runtime needs torch")
+    (tmp_path / "manifest.json").write_text(manifest(programs, kind))
+    found: list[dict[str, float]] = []
+
+    def turn() -> None:
+        times = {}
+        for whose in ("armlet", "plain"):
+            command = [sys.executable, str(HERE / "bare_process.py"), whose, str(tmp_path / "manifest.json")]
+            done = subprocess.run([*command, str(time.monotonic_ns())], capture_output=True, check=True)
+            times[whose] = json.loads(done.stdout.splitlines()[-1])["decision_us"]
+        found.append(times)
+
+    benchmark.pedantic(turn, rounds=FRESH_PROCESSES)  # type: ignore[no-untyped-call]
+    figures = f"{median(found, 'armlet'):.1f} / {median(found, 'plain'):.1f} us"
+    goal(f"{kind}, a decision: armlet / plain .pte, executorch.runtime", ratio(found, "armlet", "plain"), None, figures)
+
+
 @pytest.mark.benchmark(group="ExecuTorch: int8")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("quiet_core")

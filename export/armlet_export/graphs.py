@@ -149,7 +149,9 @@ def shorten(graph: fx.GraphModule) -> None:
     with a constant row, which takes them as they lie.
     """
     for node in list(graph.graph.nodes):
-        if node.target is aten.mean.dim and not _is_dequantised(_source_of_moves(node)):
+        # Not a pool right behind a convolution, whose channels come last there as the pool wants them.
+        moved = node.target is aten.mean.dim and _source(node).target in MOVES
+        if moved and not _is_dequantised(_source_of_moves(node)):
             with graph.graph.inserting_before(node):
                 build = _Builder(graph, node)
                 *outer, height, width = build.shape(_source(node))  # as the rewrite of a mean makes it

@@ -169,6 +169,9 @@ def test_a_mean_over_tokens_takes_them_as_they_lie() -> None:
     shorten(graph)
     assert targets(graph) == {aten.permute.default, aten.linear.default, aten.reshape.default}
     torch.testing.assert_close(graph(values), values.mean(1))
+    pool = capture(of(lambda x, c: c(x).mean(2), nn.Conv1d(6, 4, 3)), values)
+    shorten(pool)
+    assert aten.mean.dim in targets(pool)
 
 
 def test_a_folded_batch_norm_can_be_trained() -> None:
