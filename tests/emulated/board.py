@@ -5,8 +5,10 @@ here, a few files that their installation would have written are written, and th
 boots with a small first file system that holds its drivers, then runs from the disk, which keeps what was written when
 QEMU is killed.
 
-Two machines: ``virt`` with two Cortex-A76 (the Raspberry Pi 5's cores), and ``raspi3b``, a Raspberry Pi 3 Model B with
-its own device tree, SD card and a network over USB, and like it without a clock that runs while it is off.
+Two machines: ``virt`` with a Cortex-A76 (the Raspberry Pi 5's core), and ``raspi3b``, a Raspberry Pi 3 Model B with
+its own device tree, SD card and a network over USB, and like it without a clock that runs while it is off. Their clocks
+count instructions, a nanosecond each, so that a board's limits (how long a golden run may take) do not depend on what
+else the host does.
 """
 
 from __future__ import annotations
@@ -287,7 +289,8 @@ class Machine:
         self.process = subprocess.Popen(
             [
                 "qemu-system-aarch64", *(option.format(**fill) for option in (*kind.options, *kind.disk_options)),
-                "-accel", "tcg", "-icount", "shift=0", "-kernel", self.system / "vmlinuz", "-initrd", self.system / "initrd",
+                "-accel", "tcg", "-icount", "shift=0",
+                "-kernel", self.system / "vmlinuz", "-initrd", self.system / "initrd",
                 "-append", line, "-netdev", forward, "-device", f"{kind.network},netdev=net",
                 "-display", "none", "-monitor", "none", "-serial", f"file:{self.console}", "-no-reboot",
             ],
