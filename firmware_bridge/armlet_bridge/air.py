@@ -140,6 +140,12 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         for sender, receiver, action in held:
             self._deliver(sender, receiver, action)
 
+    def remove_controller(self, controller: AirController) -> None:
+        """Take a controller off the air, and what is known of its links."""
+        super().remove_controller(controller)
+        gone = {str(controller.public_address), str(controller.random_address)}
+        self._supervision_s = {ends: s for ends, s in self._supervision_s.items() if not gone & set(ends)}
+
     def forget(self, controller: AirController) -> None:
         """A controller fell silent without a word (reset, power cut): its peers' links end by supervision timeout."""
         loop = asyncio.get_running_loop()

@@ -76,6 +76,8 @@ DEAF_S = 5.0
 TAKE_OVER_S = 30.0
 # Of two adapters that hear a wearable, sightings older than this do not count.
 SIGHTING_S = 5.0
+# BlueZ sometimes gives a connection before it has the services; a wearable without a known one is asked so often.
+UNKNOWN_TRIES = 3
 # Wearables that are kept in mind; one that was never connected and was heard longest ago makes room for a new one.
 MAX_LINKS = 32
 
@@ -266,6 +268,7 @@ class Link:
     newest_ns: int = 0
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     heard_at: float = 0.0
+    unknown: int = 0
     pair: bool = False
     sightings: dict[_Adapter, _Sighting] = field(default_factory=dict)
     adapter: _Adapter | None = None
@@ -604,7 +607,11 @@ class Session:
         """Start what is wanted of a wearable; one profile that fails does not keep the others from starting."""
         known = profiles_of_services(service.uuid for service in client.services)
         if not known:
+            link.unknown += 1
+            if link.unknown < UNKNOWN_TRIES:
+                raise BleakError(f"Service Discovery of '{link.name}' brought none that armlet knows")
             raise PacketError(f"'{link.name}' has no service that armlet knows")
+        link.unknown = 0
         started: list[Profile] = []
         failure: Exception | None = None
         for profile in [one for one in known if wanted.wants(*one.carries)] or known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -72,7 +73,7 @@ async def drive(
     """
     newest_ns = 0
     wanted_ns: int | None = None
-    with _until_signal() as stop:
+    with _until_signal() as stop, _started():
         async with aclosing(turns(session, lambda: wanted_ns, stop, duration_s)) as each:
             async for packets, newest_ns in each:
                 wanted_ns = turn(packets, newest_ns)
@@ -109,6 +110,21 @@ async def play(
             next_ns = packets[index].arrival_ns if index < len(packets) else ended_ns
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), min(TURN_S, max(next_ns - now_ns, 0) / 1e9 / speed))
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    """Leave what start-up made out of the garbage collections of the run.
+
+    They are shorter then, and come before much has gathered: a full one waits until a quarter more objects live than at
+    the one before.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -158,7 +158,7 @@ async def test_what_is_no_wearable_is_refused_and_holds_up_nobody() -> None:
             await run.until(lambda: run.streaming("Acc"), 10)
             link = session.links["Toaster"]
             assert link.problem == "'Toaster' has no service that armlet knows"
-            assert (link.failures, link.attempts) == ({"refused": 1}, 1)
+            assert (link.failures, link.attempts) == ({"stale": 2, "refused": 1}, 3)
         toaster.power_off()
         assert play.wearables["Acc"].sent == 0
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -78,16 +79,19 @@ def daemon() -> Iterator[Daemon]:
     one.kill()
 
 
-async def powered(seconds: float = 30.0) -> None:
-    """Return when BlueZ has a usable adapter."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            (await get_global_bluez_manager()).get_default_adapter()
-            return
-        except (BleakError, OSError, EOFError) as error:
-            assert time.monotonic() < end, f"BlueZ has no adapter: {error}"
-            await asyncio.sleep(0.1)
+async def powered(daemon: Daemon) -> None:
+    """Return when BlueZ has a usable adapter. A ``bluetoothd`` that starts while one is plugged in can miss it."""
+    for _ in range(5):
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            try:
+                (await get_global_bluez_manager()).get_default_adapter()
+                return
+            except (BleakError, OSError, EOFError):
+                await asyncio.sleep(0.1)
+        daemon.kill()
+        daemon.start()
+    raise AssertionError("BlueZ has no adapter")
 
 
 @dataclass
@@ -120,13 +124,13 @@ class Worn:
 
 
 @asynccontextmanager
-async def worn(*specs: WearableSpec, seconds: float = 120.0) -> AsyncIterator[Worn]:
+async def worn(daemon: Daemon, *specs: WearableSpec, seconds: float = 120.0) -> AsyncIterator[Worn]:
     air = AirLink()
     async with AsyncExitStack() as stack:
         play = await stack.enter_async_context(put_on(counting(seconds), air, list(specs)))
         ports = [KernelPort(air)]
         stack.callback(lambda: ports[-1].close())
-        await powered()
+        await powered(daemon)
         run = Run(Session(SystemBluetooth()))
         try:
             yield Worn(run, play, air, ports)
@@ -136,8 +140,8 @@ async def worn(*specs: WearableSpec, seconds: float = 120.0) -> AsyncIterator[Wo
 
 
 async def test_three_wearables_stream_each_sample_once(daemon: Daemon) -> None:
-    async with worn(ACC, GYRO, STRAP, seconds=3.0) as on:
-        await on.run.until(lambda: on.run.streaming("Acc", "Gyro", "Strap"), 20)
+    async with worn(daemon, ACC, GYRO, STRAP, seconds=3.0) as on:
+        await on.run.until(lambda: on.run.streaming("Acc", "Gyro", "Strap"), 40)
         await on.play.run()
         await on.run.until(
             lambda: len(on.run.of("Acc")) == len(on.run.of("Gyro")) == 75 and len(on.run.of("Strap")) > 2
@@ -149,8 +153,8 @@ async def test_three_wearables_stream_each_sample_once(daemon: Daemon) -> None:
 
 async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> None:
     """https://github.com/hbldh/bleak/issues/2002"""
-    async with worn(ACC, GYRO) as on:
-        await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 20)
+    async with worn(daemon, ACC, GYRO) as on:
+        await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 40)
         playing = asyncio.ensure_future(on.play.run())
         gyro, link = on.play.wearables["Gyro"].controller, on.run.session.links["Gyro"]
         for loss in range(5):
@@ -169,14 +173,14 @@ async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> 
 
 async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
     """bluetoothd takes a new attempt down with the end of the old link: https://github.com/hbldh/bleak/issues/1489"""
-    async with worn(ACC) as on:
-        await on.run.until(lambda: on.run.streaming("Acc"), 20)
+    async with worn(daemon, ACC) as on:
+        await on.run.until(lambda: on.run.streaming("Acc"), 40)
         playing = asyncio.ensure_future(on.play.run())
         link = on.run.session.links["Acc"]
         for _ in range(15):
             await on.play.wearables["Acc"].hang_up()
             await on.run.until(lambda: not on.run.streaming("Acc"), 10)
-            await on.run.until(lambda: on.run.streaming("Acc"), 20)
+            await on.run.until(lambda: on.run.streaming("Acc"), 40)
         print(f"{link.attempts} attempts, {link.connections} connections, {link.failures}")
         assert link.connections == 16
         heard = len(on.run.of("Acc"))
@@ -187,29 +191,26 @@ async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
 
 async def test_a_killed_bluetoothd_is_got_over_in_the_same_process(daemon: Daemon) -> None:
     """No callback, and ``is_connected`` stays true."""
-    async with worn(ACC, GYRO) as on:
-        await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 20)
+    async with worn(daemon, ACC, GYRO) as on:
+        await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 40)
         playing = asyncio.ensure_future(on.play.run())
-        for _ in range(2):
-            daemon.kill()
-            began = time.monotonic()
-            await on.run.until(lambda: not on.run.streaming("Acc") and not on.run.streaming("Gyro"), 2)
-            seen = time.monotonic() - began
-            await asyncio.sleep(1.5)
-            daemon.start()
-            began, heard = time.monotonic(), (len(on.run.of("Acc")), len(on.run.of("Gyro")))
-            await on.run.until(
-                lambda heard=heard: len(on.run.of("Acc")) > heard[0] + 5 and len(on.run.of("Gyro")) > heard[1] + 5,  # type: ignore[misc]
-                30,
-            )
-            print(f"noticed after {seen:.3f} s; samples of both {time.monotonic() - began:.2f} s after its restart")
+        daemon.kill()
+        began = time.monotonic()
+        await on.run.until(lambda: not on.run.streaming("Acc") and not on.run.streaming("Gyro"), 2)
+        seen = time.monotonic() - began
+        await asyncio.sleep(1.5)
+        daemon.start()
+        await powered(daemon)
+        began, heard = time.monotonic(), (len(on.run.of("Acc")), len(on.run.of("Gyro")))
+        await on.run.until(lambda: len(on.run.of("Acc")) > heard[0] + 5 and len(on.run.of("Gyro")) > heard[1] + 5, 30)
+        print(f"noticed after {seen:.3f} s; samples of both {time.monotonic() - began:.2f} s after its restart")
         on.samples_once("Acc", "acc")
         playing.cancel()
 
 
 async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> None:
-    async with worn(ACC) as on:
-        await on.run.until(lambda: on.run.streaming("Acc"), 20)
+    async with worn(daemon, ACC) as on:
+        await on.run.until(lambda: on.run.streaming("Acc"), 40)
         playing = asyncio.ensure_future(on.play.run())
         for _ in range(2):
             on.ports[-1].close()
@@ -237,7 +238,7 @@ async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -
         play = await stack.enter_async_context(put_on(counting(60.0), air, [ACC, GYRO]))
         for _ in range(2):
             stack.callback(KernelPort(air).close)
-        await powered()
+        await powered(daemon)
         scanned = await armlet("wearables", "scan", "--seconds", "3")
         assert all(f"{name:24} " in scanned for name in ("Acc", "Gyro")) and scanned.count(" -50 dBm  imu") == 2
         info = await armlet("wearables", "info", "Gyro", "--bluetooth", "system:hci0")
@@ -252,7 +253,7 @@ async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -
         adapters = [SystemBluetooth(options={"bluez": {"adapter": name}}) for name in ("hci0", "hci1")]
         run = Run(Session(adapters, names=("Ghost", "Acc", "Gyro")))
         try:
-            await run.until(lambda: run.streaming("Acc", "Gyro"), 20)
+            await run.until(lambda: run.streaming("Acc", "Gyro"), 40)
             await play.run(duration_s=1.0)
             await run.until(lambda: len(run.of("Acc")) == len(run.of("Gyro")) == 25)
             links = run.session.links
@@ -267,15 +268,15 @@ def test_armlet_run_decides_through_a_link_loss(daemon: Daemon) -> None:
     bundle, played = Path(os.environ["ARMLET_BUNDLE"]), os.environ["ARMLET_PLAYED"]
     armlet = [sys.executable, "-m", "armlet_runtime"]
     air = subprocess.Popen(
-        [*armlet, "wearables", "simulate", played, "--listen", "vhci", "--duration", "14", "--link-loss", "gyro:5:8"],
+        [*armlet, "wearables", "simulate", played, "--listen", "vhci", "--duration", "10", "--link-loss", "gyro:3:6"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     screen, theirs = pty.openpty()
     try:
         assert air.stdout is not None and "on the air at system" in air.stdout.readline()
-        asyncio.run(powered())
+        asyncio.run(powered(daemon))
         live = subprocess.Popen(
-            [*armlet, "run", bundle, "--key", bundle.with_name("signing.key.pub"), "--duration", "18",
+            [*armlet, "run", bundle, "--key", bundle.with_name("signing.key.pub"), "--duration", "15",
              "--wearables", "Armlet-Acc,Armlet-Gyro,Armlet-Hr", "--record", "/run/live.mcap",
              "--decisions", "/run/live.jsonl", "--json", "/run/live.json"],
             stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm"},
@@ -293,7 +294,8 @@ def test_armlet_run_decides_through_a_link_loss(daemon: Daemon) -> None:
     subsets = [one["subset"] for one in summary["transitions"]]
     print(subsets, summary["latency_s"], summary["memory"])
     # A host that is busy stalls the guest, and a stalled guest has no sensor at all; so those are left out.
-    assert "acc+gyro acc acc+gyro" in " ".join(one for one in subsets if one != "none")
+    kept = [one for one, _ in groupby(one for one in subsets if one != "none")]
+    assert kept[-3:] == ["acc+gyro", "acc", "acc+gyro"]
     counts = {name: one["profiles"]["imu"] for name, one in summary["wearables"].items() if name != "Armlet-Hr"}
     assert counts["Armlet-Gyro"]["connections"] == 2 and counts["Armlet-Acc"]["connections"] == 1
     assert all(one["duplicated"] == one["malformed"] == one["implausible"] == 0 for one in counts.values())
