@@ -352,8 +352,32 @@ def recorded_windows(
     return found
 
 
+def taken_for(model: BundleModel, windows: Sequence[Mapping[str, Float32]]) -> str | None:
+    """The class of the bundle that the model is sure all windows of an example are, so that it shows nothing new.
+
+    Args:
+        model: The bundle's model.
+        windows: As for :func:`make_example`.
+    """
+    names = [modality.name for modality in model.manifest.modalities]
+    found = [
+        one for tokens in windows for one in _decided(model, tuple(name for name in names if name in tokens), [tokens])
+    ]
+    labels = {label for sure, label, _ in found if sure > SURE}
+    return labels.pop() if len(labels) == 1 and all(sure > SURE for sure, _, _ in found) else None
+
+
 def _new_points(model: BundleModel, subset: tuple[str, ...], windows: Sequence[Mapping[str, Float32]]) -> list[Float32]:
     """Embeddings of the windows that the model is not sure of; of the one it is least sure of if there are none."""
+    found = _decided(model, subset, windows)
+    unsure = [embedding for sure, _, embedding in found if sure <= SURE]
+    return unsure or [embedding for _, _, embedding in sorted(found, key=lambda one: one[0])[:1]]
+
+
+def _decided(
+    model: BundleModel, subset: tuple[str, ...], windows: Sequence[Mapping[str, Float32]]
+) -> list[tuple[float, str, Float32]]:
+    """Of each window that has a number for a score: probability of the best class, its label, and the embedding."""
     confidence = model.manifest.confidence
     temperature = confidence.temperature[subset_name(subset)] if confidence is not None else 1.0
     found = []
@@ -362,6 +386,6 @@ def _new_points(model: BundleModel, subset: tuple[str, ...], windows: Sequence[M
             logits, embedding = model.aggregate({name: tokens[name] for name in subset})
         except NotANumberError:
             continue
-        found.append((max(softmax(logits.tolist(), temperature)), embedding))
-    unsure = [embedding for sure, embedding in found if sure <= SURE]
-    return unsure or [embedding for _, embedding in sorted(found, key=lambda one: one[0])[:1]]
+        label = model.manifest.labels[int(logits.argmax())]
+        found.append((max(softmax(logits.tolist(), temperature)), label, embedding))
+    return found

@@ -28,6 +28,7 @@ from armlet_runtime.enrolment import (
     make_example,
     read_layer,
     recorded_windows,
+    taken_for,
 )
 from armlet_runtime.errors import BundleError, EnrolmentError
 from armlet_runtime.live import RECENT_WINDOWS, LiveCore
@@ -114,6 +115,10 @@ def test_what_the_model_is_sure_of_says_nothing_new(model: CountingModel, bank: 
     sure.__dict__.update(model.__dict__, manifest=msgspec.structs.replace(model.manifest, confidence=sharp))
     assert {len(found) for found in make_example(sure, bank, windows, "here").prototypes.values()} == {1}
     assert len(make_example(model, bank, windows, "here").prototypes["acc"]) == 8 and len(set(logits)) == 8
+    # And a person is told that an example shows nothing new.
+    label = model.manifest.labels[int(np.argmax(embedding(model, windows[0], "acc+gyro")[0]))]
+    assert taken_for(sure, windows[:1]) == label and taken_for(model, windows[:1]) is None
+    assert taken_for(sure, [{"acc": windows[0]["acc"]}]) in model.manifest.labels and taken_for(sure, []) is None
 
 
 def test_an_example_has_no_subset_that_it_did_not_see(model: CountingModel, bank: Bank) -> None:  # noqa: F811

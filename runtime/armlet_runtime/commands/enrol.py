@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
-    from ..enrolment import Bank, changing, check_name, layer_path, left_behind, make_example, read_layer
+    from ..enrolment import Bank, changing, check_name, layer_path, left_behind, make_example, read_layer, taken_for
     from ..errors import UsageError
     from ..model import BundleModel
     from ..outputs import write_json
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         )  # what is wrong with it is said before anybody is asked to move
         model = BundleModel.from_bundle(bundle, args.engine)
         windows, source = _live(args, model) if args.recording is None else _recorded(args, model)
+        if (label := taken_for(model, windows)) is not None:
+            print(f"the model is sure that all of this is '{label}': '{args.name}' will hardly be told from it")
         example = make_example(model, bank, windows, source)
     if args.list:
         layer = read_layer(path, bundle.digest, bundle.manifest)
