@@ -178,7 +178,7 @@ def _faulty(shape: tuple[int, ...], weight: NDArray[np.float32], fault: Fault, g
         "starts": np.array([0]), "ends": np.array([1]), "axes": np.array([1]),
         "low": np.array([[low]], np.float32), "high": np.array([[high]], np.float32),
         "one": np.array(1), "two": np.array(2), "least": np.array(-(2**63)), "zero": np.array(0, np.float32),
-        "turns": np.array(4_000_000), "yes": np.array(True), "token.weight": weight,
+        "turns": np.array(2_500_000), "yes": np.array(True), "token.weight": weight,
     }  # fmt: skip
     if fault.kind == "crash":
         nodes += [node("Mul", ["hits", "two"], ["twice"]), node("Sub", ["one", "twice"], ["divisor"])]
