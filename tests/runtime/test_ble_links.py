@@ -150,6 +150,7 @@ async def test_what_is_no_wearable_is_refused_and_holds_up_nobody() -> None:
             scan_response_data=name,
             advertising_interval_min=100,
             advertising_interval_max=100,
+            auto_restart=True,
         )
         bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
         session = Session(bluetooth, ("Toaster", "Acc"))
