@@ -12,12 +12,15 @@ counts for nothing. Whether a window is ``unknown`` is asked of the bundle's cla
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .errors import UsageError
 from .manifest import UNKNOWN, HiddenMarkov, Majority, Manifest
@@ -80,7 +83,7 @@ class Decider:
         self.enrolled = tuple(classes)
         self.labels = (*manifest.labels, *classes)
         self._temperature = confidence.temperature if confidence is not None else {}
-        self._prototypes = [_by_subset(examples) for examples in classes.values()]
+        self._prototypes = _by_subset(classes.values())
         self._smoother = _smoother(manifest.smoothing, self.labels, len(classes), unknown_below)
 
     def decide(self, subset: str, logits: Sequence[float], embedding: Sequence[float]) -> Verdict:
@@ -94,8 +97,9 @@ class Decider:
         scores = softmax(logits, self._temperature.get(subset, 1.0))
         best = max(range(len(scores)), key=scores.__getitem__)
         raw = self.labels[best] if scores[best] >= self.unknown_below else UNKNOWN
-        if self._prototypes:
-            times = [_nearness(prototypes.get(subset, ()), embedding) for prototypes in self._prototypes]
+        if self.enrolled:
+            known = self._prototypes.get(subset)
+            times = known.nearness(embedding) if known is not None else [0.0] * len(self.enrolled)
             nearest = max(range(len(times)), key=times.__getitem__)
             if times[nearest] > 1:
                 raw = self.labels[len(scores) + nearest]
@@ -191,20 +195,46 @@ def _with_one_more(model: HiddenMarkov) -> HiddenMarkov:
     return HiddenMarkov(tuple(rows), prior, model.evidence)
 
 
-def _by_subset(examples: Sequence[Example]) -> dict[str, list[Prototype]]:
-    found: dict[str, list[Prototype]] = {}
-    for example in examples:
-        for subset, prototypes in example.prototypes.items():
-            found.setdefault(subset, []).extend(prototypes)
-    return found
+class _Prototypes:
+    """The prototypes of all enrolled classes in one subset."""
+
+    def __init__(self, classes: Sequence[Sequence[Prototype]]) -> None:
+        self._classes = classes
+        every = [one for prototypes in classes for one in prototypes]
+        self._points = np.array([one.embedding for one in every])
+        self._weights = np.array([one.radius for one in every]) ** -2
+        self._ends = list(itertools.accumulate(map(len, classes)))
+
+    def nearness(self, embedding: Sequence[float]) -> list[float]:
+        """Of each class, how many times as probable as the bundle's best it is; 0 where it has no prototype."""
+        away = self._points - np.array(embedding)
+        squares = np.einsum("ij,ij->i", away, away) * self._weights
+        times = []
+        for prototypes, end in zip(self._classes, self._ends, strict=True):
+            if not prototypes:
+                times.append(0.0)
+                continue
+            one = prototypes[int(squares[end - len(prototypes) : end].argmin())]
+            # The distance itself by the C library: NumPy's sums differ between its releases in the last bit.
+            distance = math.dist(one.embedding, embedding) / one.radius
+            times.append(min(NEAREST, max(distance, 1e-3) ** -STEEPNESS))
+        return times
 
 
-def _nearness(prototypes: Sequence[Prototype], embedding: Sequence[float]) -> float:
-    """How many times as probable as the bundle's best a class is; 0 in a subset in which it has no prototype."""
-    if not prototypes:
-        return 0.0
-    distance = min(math.dist(one.embedding, embedding) / one.radius for one in prototypes)
-    return min(NEAREST, max(distance, 1e-3) ** -STEEPNESS)
+def _by_subset(classes: Iterable[Sequence[Example]]) -> dict[str, _Prototypes]:
+    """Subset to the prototypes of all classes in it, for the subsets in which there are any."""
+    every = list(classes)
+    subsets = {
+        subset
+        for examples in every
+        for example in examples
+        for subset, prototypes in example.prototypes.items()
+        if prototypes
+    }
+    return {
+        subset: _Prototypes([[one for example in mine for one in example.prototypes.get(subset, ())] for mine in every])
+        for subset in sorted(subsets)
+    }
 
 
 def softmax(logits: Sequence[float], temperature: float = 1.0) -> tuple[float, ...]:

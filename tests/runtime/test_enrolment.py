@@ -129,6 +129,9 @@ def test_an_example_has_no_subset_that_it_did_not_see(model: CountingModel, bank
         "gyro", *embedding(model, tokens(4)[0], "gyro")
     )
     assert verdict.scores[-1] == 0.0 and verdict.label != "wave"
+    empty = Decider(model.manifest, None, layer_of(wave=Example("here", "litert", 1, {"gyro": ()}), jump=example))
+    assert empty.decide("gyro", *embedding(model, tokens(4)[0], "gyro")).scores[-2:] == (0.0, 0.0)
+    assert empty.decide("acc", *embedding(model, tokens(4)[0], "acc")).label == "jump"
     assert make_example(model, bank, tokens(5, 100), "here").windows == MAX_WINDOWS
     with pytest.raises(EnrolmentError, match="no window with a sensor"):
         make_example(model, bank, [], "here")
