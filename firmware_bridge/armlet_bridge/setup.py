@@ -21,7 +21,7 @@ from armlet_runtime.service import UNIT, unit_text
 from armlet_runtime.slots import Board as Description
 from armlet_runtime.trust import Trust
 
-from .boards import PREFIX, Board, Target, connect, login
+from .boards import PREFIX, Board, LinkError, Target, connect, login
 from .provision import PROBE, Environment, Probe, gather, read_probe
 
 INSTALL = f"""
@@ -137,6 +137,7 @@ async def setup(
         say: Called with one sentence a step.
 
     Raises:
+        LinkError: The board cannot be reached, or was lost; it is as it was then.
         DeployError: The board cannot run armlet, or a step failed; it is as it was then.
     """
     async with login(target, host_key) as connection:
@@ -227,6 +228,8 @@ async def remove(target: Target, host_key: str | None = None) -> tuple[str, ...]
 async def _run(connection: Any, command: str, given: bytes) -> str:
     """Run a command on the board with something on its standard input; what it printed."""
     done = await connection.run(command, input=given, encoding=None)
+    if done.exit_status is None:
+        raise LinkError("the link to the board was lost in the middle; it is as it was: set it up again")
     if done.exit_status != 0:
         said = bytes(done.stderr).decode(errors="replace").strip().splitlines()
         raise DeployError(f"the board could not do its part ({said[-1] if said else f'status {done.exit_status}'})")

@@ -333,12 +333,16 @@ class Machine:
             self.process = None
 
     def write_ssh_config(self, home: Path) -> None:
-        """Have ``ssh://board`` mean this machine for whoever has that home, its host key known."""
+        """Have ``ssh://board`` mean this machine for whoever has that home.
+
+        On a busy host its time passes slowly, and a link that answers late is not lost yet.
+        """
         folder = home / ".ssh"
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         (folder / "config").write_text(
             f"Host board\n  HostName 127.0.0.1\n  Port {self.port}\n  User pi\n"
             f"  IdentityFile {self.system / 'id_ed25519'}\n  UserKnownHostsFile {folder / 'known_hosts'}\n"
+            f"  ServerAliveCountMax 100\n"
         )
 
     @property
