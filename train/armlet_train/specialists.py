@@ -19,8 +19,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from armlet_runtime.files import write_atomic
 from armlet_runtime.metrics import macro_f1
@@ -73,15 +71,6 @@ class MadeReport(msgspec.Struct, frozen=True):
     parameters: int
     seconds: float
     rows: list[Row]
-
-
-class Specialist(finetune.Finetuning):
-    """A model that learns its whole set of modalities and no smaller one."""
-
-    def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy."""
-        logits, _ = self.model(windows, present)
-        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)}
 
 
 def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[int, int], None]) -> MadeReport:
@@ -189,7 +178,7 @@ def _specialist(
     numbers = {name: normalisation[name] for name in subset}
     model = runs.build_model(recipe, alone.modalities)
     expected = checkpoints.fingerprint(recipe.finetune, subset, checkpoints.state_digest(model))
-    objective = Specialist(model, recipe.finetune)
+    objective = finetune.Finetuning(model, msgspec.structs.replace(recipe.finetune, subsets="whole"))
     source, augment = Source(alone, device), Augment(recipe.finetune.augment, numbers, device)
     # As many steps as the one model has, also where fewer windows have a modality of the subset.
     steps = steps_per_epoch(corpus, recipe.finetune.batch, labelled=True)
