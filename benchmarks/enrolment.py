@@ -10,7 +10,7 @@ turn, from the windows that a live run would cut around it, and looked for among
 the other people. The old classes are scored with and without the new one, on the windows that are theirs from end to
 end. Of validation people, who are in the bundle's bank, a wearer's own windows are left out of it.
 
-The rules of :mod:`armlet_runtime.enrolment` were chosen on validation people; ``--split test`` was run once, after it.
+The rules of :mod:`armlet_runtime.enrolment` were chosen on validation people; test people were looked at after that.
 """
 
 from __future__ import annotations
