@@ -49,6 +49,8 @@ from . import skipped_idle
 
 TOLERANCE_NS = 20_000_000
 """A sample further than this from the time at which it was taken is at a wrong time."""
+ACTIVE = 0.75
+"""Share of the packets that may be touched: while no link is lost, or about to be."""
 CALM_S = 1.0
 """No packet is touched for so long before and after a link fault."""
 
@@ -79,7 +81,7 @@ SPECS = (
     Spec("Imu", "imu", "acc", 50.0, XYZ, "g", 0.003, 1000),
     Spec("Imu", "imu", "gyro", 50.0, XYZ, "rad/s", 0.01, 1000),
     Spec("Polar H10 1", "polar", "ecg", 130.0, ("ecg",), "mV", 0.002, 2000),
-    Spec("Movesense 2", "movesense", "ecg", 125.0, ("ecg",), "mV", movesense.ECG_MV * 2, 4000),
+    Spec("Movesense 2", "movesense", "ecg", 512.0, ("ecg",), "mV", movesense.ECG_MV * 2, 4000),
     Spec("Muse-3", "muse", "eeg", 256.0, tuple(muse.EEG_UUIDS.values()), "uV", muse.EEG_UV, 2000),
 )
 CUTS = {"polar": 2, "movesense": 3}
@@ -181,7 +183,7 @@ class Soak:
     def __init__(self, model: BundleModel, seconds: float, faults: int, seed: int) -> None:
         self.rng = random.Random(seed)
         self.seconds = seconds
-        packets = seconds * (50.0 + 4.0 + 125 / 16 + 256 / 12 * 4)
+        packets = seconds * (50.0 + 4.0 + 512 / 16 + 256 / 12 * 4) * ACTIVE
         # Every packet after a fault is left alone.
         self.share = 1 / max(1.2, packets / max(faults, 1) - 1)
         self.faults = faults
@@ -207,7 +209,7 @@ class Soak:
                 await wearable.power_on()
                 self.worn[name] = Worn(wearable, specs[0].profile, random.Random(self.rng.random()))
             air.tamper = lambda sender, value: (
-                self.worn[sender].tamper(value, self.share) if sender in self.worn else [value]
+                self.worn[sender].tamper(value, 0.0 if self._over else self.share) if sender in self.worn else [value]
             )
             yield
 
@@ -217,7 +219,7 @@ class Soak:
         async with self.wearables(air):
             adapter = Adapter(air)
             await adapter.plug()
-            session = Session(adapter, tuple(self.worn))
+            session = Session(adapter, tuple(self.worn), {"acc": None, "gyro": None, "eeg": None, "ecg": 512.0})
             breaking = asyncio.ensure_future(self._break_all(session, adapter))
             with suppress(asyncio.CancelledError):
                 await drive(session, self._turn, self.seconds)
@@ -283,6 +285,11 @@ class Soak:
         one.playing = asyncio.ensure_future(one.wearable.play(at_ns, round(self.seconds * 1e9), now_ns))
 
     @property
+    def _over(self) -> bool:
+        # A lost packet is counted when the next one comes.
+        return time.monotonic_ns() > self.start_ns + (self.seconds - 3) * 1e9
+
+    @property
     def _enough(self) -> bool:
         return time.monotonic_ns() > self.start_ns + (self.seconds - 15) * 1e9
 
@@ -293,7 +300,7 @@ class Soak:
             async with one.calm:
                 await self._until_streaming(session, name)
                 one.calm_now = False
-            await asyncio.sleep(rng.uniform(5, 30))
+            await asyncio.sleep(rng.uniform(10, 40))
             async with one.calm:
                 one.calm_now = True
                 await asyncio.sleep(CALM_S)

@@ -121,6 +121,7 @@ def _started() -> Iterator[None]:
     """
     gc.collect()
     gc.freeze()
+    gc.collect()  # counts how many live, which are none now
     try:
         yield
     finally:

@@ -68,13 +68,13 @@ class Presence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             that is slower than two samples in this time, two of its periods hold instead.
         min_coverage: Share of the window's samples that must have been received to be, or stay, present.
         return_coverage: Share that an absent modality needs to come back; not below ``min_coverage`` (hysteresis). The
-            default brings a window of 2.56 s back 2 s after its sensor at the latest, with hops of 0.32 s.
+            default brings windows of 2.56 s, with hops of 0.32 s, back within 2 s of their sensor's link.
         max_wait_s: How long after the window's end a decision waits for the samples of present streams.
     """
 
     stale_after_s: float = 0.5
     min_coverage: float = 0.6
-    return_coverage: float = 0.65
+    return_coverage: float = 0.64
     max_wait_s: float = 0.2
 
 

@@ -122,8 +122,8 @@ class SampleRing:
         """The window of ``samples`` samples of ``modality`` (the model's rate) that ends at ``end_ns`` (host)."""
         # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
         times, values = self.samples(end_ns)
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():  # a sample that is no number was not received
+        if not np.isfinite(values).all():  # a sample that is no number was not received
+            finite = np.isfinite(values).all(axis=1)
             times, values = times[finite], values[finite]
         grid = sample_times(0.0, modality.rate_hz, samples)
         filled, covered = resample(times / 1e9, values, grid, self._period_ns / 1e9)
@@ -147,6 +147,8 @@ class SampleRing:
             if stop:
                 parts.append((times[:stop], values[:stop]))
                 before = int(times[0])
+        if len(parts) == 1:
+            return parts[0]
         parts.reverse()
         return np.concatenate([times for times, _ in parts]), np.concatenate([values for _, values in parts])
 

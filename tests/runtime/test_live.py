@@ -175,21 +175,19 @@ def test_a_sensor_that_never_comes_is_not_waited_for(model: CountingModel) -> No
     assert max(decision.decided_ns - decision.window_end_ns for decision in decisions) <= 40_000_000
 
 
-def test_coverage_has_hysteresis(model: CountingModel) -> None:
-    """0.64 of a window is enough to stay (min_coverage 0.6), not to come (return_coverage 0.65)."""
+def test_coverage_has_hysteresis(model: CountingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.68 of a window is enough to stay (min_coverage 0.6), not to come (return_coverage 0.7)."""
+    presence = Presence(min_coverage=0.6, return_coverage=0.7)
+    monkeypatch.setattr(model, "manifest", msgspec.structs.replace(model.manifest, presence=presence))
 
     def thinned(from_s: float) -> list[Decision]:
-        # 16 of the 25 packets of a window.
-        gyro = [
-            p
-            for i, p in enumerate(samples("G", "gyro", 0, 12))
-            if i / 25 < from_s or (i % 25 % 3 != 2 and i % 25 != 24)
-        ]
+        # 17 of the 25 packets of a window.
+        gyro = [p for i, p in enumerate(samples("G", "gyro", 0, 12)) if i / 25 < from_s or i % 25 % 3 != 2]
         parts = [link_up("A", "acc", START_NS), samples("A", "acc", 0, 12), link_up("G", "gyro", START_NS + 2), gyro]
         return feed(LiveCore(model), in_order(*parts))
 
     stays, comes = thinned(4.0), thinned(0.0)
-    assert all(0.62 <= decision.coverage["gyro"] < 0.65 for decision in stays[10:] + comes[2:])
+    assert all(0.65 < decision.coverage["gyro"] < 0.69 for decision in stays[10:] + comes[2:])
     assert {decision.subset for decision in stays} == {("acc", "gyro")}
     assert {decision.subset for decision in comes} == {("acc",)}
 
