@@ -381,8 +381,8 @@ class Soak:
                 "implausible": (0, total["implausible"]),
             }
         faults = sum(sum(n for kind, n in one.done.items() if kind != "swallowed") for one in self.worn.values())
-        # The first third is warming up.
-        late = np.array(self.resident[len(self.resident) // 3 :], np.float64)
+        # The first half is warming up.
+        late = np.array(self.resident[len(self.resident) // 2 :], np.float64)
         slope = float(np.polyfit(late[:, 0], late[:, 1] / 1024, 1)[0]) if len(late) > 2 else None
         hop_ns = self.core._hop_ns
         return {
@@ -403,6 +403,7 @@ class Soak:
             "dropped_packets": session.dropped,
             "resident_mib": resident_bytes() / 2**20,
             "resident_slope_kib_per_minute": slope,
+            "resident_kib_by_minute": [n // 1024 for _, n in self.resident[5::6]],
         }
 
 
