@@ -157,13 +157,17 @@ def _cubic(
     f: Float32,
 ) -> Float32:
     """Between ``left`` and ``right``, ``f`` (m, 1) of the way; always in this order, so that all give the same bits."""
-    g, h, e = f - 1, f - 2, f + 1
-    return (
-        values.take(before, axis=0) * (-f * g * h / 6)
-        + values.take(left, axis=0) * (e * g * h / 2)
-        + values.take(right, axis=0) * (-e * f * h / 2)
-        + values.take(after, axis=0) * (e * f * g / 6)
+    g: Float32 = f - np.float32(1)
+    h: Float32 = f - np.float32(2)
+    e: Float32 = f + np.float32(1)
+    six, two = np.float32(6), np.float32(2)
+    value: Float32 = (
+        values.take(before, axis=0) * (-f * g * h / six)
+        + values.take(left, axis=0) * (e * g * h / two)
+        + values.take(right, axis=0) * (-e * f * h / two)
+        + values.take(after, axis=0) * (e * f * g / six)
     )
+    return value
 
 
 def fill_gaps(values: Float32, covered: Bool) -> Float32:
