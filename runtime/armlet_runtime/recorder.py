@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
 from .errors import DataError
-from .recording import ENDED_NS, Packet, RecordingWriter
+from .recording import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
 
 # Of one connection so many packets are remembered that gave no samples: a dozen commands with their answers, and room.
 _REMEMBERED = 200
@@ -42,8 +41,7 @@ class Recorder:
         """
         if self._path is not None:
             raise DataError(f"{self._path} is being recorded already")
-        began = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
-        self._writer = RecordingWriter.create(path, path.stem, "", {"began": began, **meta})
+        self._writer = RecordingWriter.create(path, path.stem, "", {BEGAN: now_text(), **meta})
         self._path = path
         for packet in sorted((one for said in self._said.values() for one in said), key=lambda one: one.arrival_ns):
             self._writer.packet(packet)

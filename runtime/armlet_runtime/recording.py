@@ -21,6 +21,7 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -35,6 +36,9 @@ from .modalities import Modality
 
 ENDED_NS = "ended_ns"
 """Key of :attr:`Recording.meta`: host's monotonic clock at the end of a live run, up to which a replay decides."""
+
+BEGAN = "began"
+"""Key of :attr:`Recording.meta`: when it began, ISO 8601; UTC if it ends in Z, else the local time of the place."""
 
 # A live writer closes a chunk after so much of the packets' time: a killed run loses no more than this.
 FLUSH_NS = 1_000_000_000
@@ -110,6 +114,11 @@ class Recording:
     labels: list[Label] = field(default_factory=list)
     packets: list[Packet] = field(default_factory=list)
     truncated: bool = False
+
+
+def now_text() -> str:
+    """This moment, as :data:`BEGAN` has it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class _PacketMessage(msgspec.Struct, forbid_unknown_fields=True):

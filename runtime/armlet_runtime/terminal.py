@@ -26,8 +26,9 @@ REFRESH_S = 0.5
 # Height of a signal, in eighths of a line; where the terminal has no such characters, in tenths of a grey.
 _BLOCKS, _GREYS = " ▁▂▃▄▅▆▇█", " .:-=+*%@"
 
-# Of the lower half of the screen: without it, wearables and signals show no more than so many.
-_MOST_LABELS = 7
+# Lines that are neither of a label nor of a signal nor of a wearable, the one for notices included; and the fewest
+# labels that are shown, however many of the others there are.
+_FIXED_LINES, _FEWEST_LABELS = 10, 3
 
 _STYLES = {"streaming": "green", "linked": "green", "missing": "red", "gone": "red", "refused": "red"}
 
@@ -163,7 +164,8 @@ def frame(
     from rich.text import Text
 
     state = monitor.state(now_ns)
-    lines = [_header(state, width), *_decision(state), Text(), *_scores(state, width, blocks), Text()]
+    room = max(height - _FIXED_LINES - len(state.signals) - len(state.wearables), _FEWEST_LABELS)
+    lines = [_header(state, width), *_decision(state), Text(), *_scores(state, width, room, blocks), Text()]
     seen = subsets_line(monitor.timeline, len(modalities), width - 10)
     lines.append(Text.assemble(("subsets  ", "dim"), seen))
     for modality, signal in zip(modalities, state.signals, strict=True):
@@ -223,13 +225,14 @@ def _decision(state: State) -> list[Text]:
     return [Text(), Text.assemble(" ", what, about), Text(f" {times}", "dim")]
 
 
-def _scores(state: State, width: int, blocks: bool) -> list[Text]:
+def _scores(state: State, width: int, height: int, blocks: bool) -> list[Text]:
     from rich.text import Text
 
     if not state.scores:
         return [Text(" no scores", "dim")]
     pairs = list(zip(state.labels, state.scores, strict=False))
-    kept = sorted(range(len(pairs)), key=lambda index: -pairs[index][1])[:_MOST_LABELS]
+    most = height if len(pairs) <= height else height - 1
+    kept = sorted(range(len(pairs)), key=lambda index: -pairs[index][1])[:most]
     best = kept[0]
     lines = []
     for index in sorted(kept):

@@ -61,7 +61,7 @@ def test_everything_fits_80_by_24(model: BundleModel) -> None:
                 line.truncate(width, overflow="ellipsis")
                 assert line.cell_len <= width
     text = "\n".join(line.plain for line in frame(monitor, model.manifest.modalities, end_ns, 80, 24))
-    assert text.endswith("and 7 more") and text.count("streaming") == 7
+    assert text.endswith("and 6 more") and text.count("streaming") == 8
 
 
 def test_what_is_shown_of_a_replay(model: BundleModel) -> None:

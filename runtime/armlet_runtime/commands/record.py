@@ -39,7 +39,7 @@ async def _record(args: argparse.Namespace) -> int:
     from ..ble import Session, open_bluetooth
     from ..driver import drive
     from ..outputs import write_json
-    from ..recording import ENDED_NS, Packet, RecordingWriter
+    from ..recording import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
     from ..view import LineView
 
     counts: Counter[str] = Counter()
@@ -49,7 +49,7 @@ async def _record(args: argparse.Namespace) -> int:
         session = Session(
             bluetooth, wearable_names(args), complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S
         )
-        with RecordingWriter.create(args.out, args.out.stem, args.person) as writer:
+        with RecordingWriter.create(args.out, args.out.stem, args.person, {BEGAN: now_text()}) as writer:
 
             def turn(packets: list[Packet], now_ns: int) -> None:
                 for packet in packets:

@@ -143,8 +143,10 @@ def _received(times_ns: Any, rate_hz: float) -> float:
 
 
 def _show(about: dict[str, Any]) -> None:
+    from ..recording import BEGAN
+
     who = f" of {about['person']}" if about["person"] else ""
-    when = f", begun {about['meta']['began']}" if "began" in about["meta"] else ""
+    when = f", begun {about['meta'][BEGAN]}" if BEGAN in about["meta"] else ""
     print(f"{about['name']}{who}: {about['duration_s']:.1f} s{when}")
     if about["truncated"]:
         print("It has no end: its writer was killed, and this is all up to the last whole second.")

@@ -70,7 +70,8 @@ def read_bytes(
     if data.startswith(b"\x89MCAP0"):
         _no_columns(source, wanted, time)
         try:
-            return replace(read_recording(source), name=name)
+            recording = read_recording(source)
+            return replace(recording, name=name, person=person or recording.person)
         except ForeignRecordingError:
             return foreign_mcap.read(data, file, name, person)
     if edf.is_ours(data):

@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import DataError, MissingExtraError
 from ..files import write_atomic
 from ..modalities import Modality
-from ..recording import Label, Recording, Stream
+from ..recording import BEGAN, Label, Recording, Stream
 from ..windows import Bool, Float32, fill_gaps, resample
 from .table import Int64, canonical, iso_ns, mistake
 
@@ -98,7 +98,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
         for onset, duration, text in annotations
         if 0 <= onset < 4e9 and 0 <= (duration or 0) < 4e9 and text and not text.startswith(_LACKS)
     ]
-    meta = {"source": file} | ({"began": began} if began else {})
+    meta = {"source": file} | ({BEGAN: began} if began else {})
     return Recording(name, person, meta, streams, sorted(labels, key=lambda one: one.start_ns))
 
 
@@ -197,7 +197,7 @@ def write(path: Path, recording: Recording) -> None:
             signals.append(_signal(edfio, modality, channel, column))
     for label in recording.labels:
         annotations.append(edfio.EdfAnnotation(label.start_ns / 1e9, (label.end_ns - label.start_ns) / 1e9, label.name))
-    began = iso_ns(recording.meta.get("began", ""))
+    began = iso_ns(recording.meta.get(BEGAN, ""))
     day = datetime.fromtimestamp(began // 10**9, timezone.utc) if began is not None else None
     buffer = io.BytesIO()
     try:

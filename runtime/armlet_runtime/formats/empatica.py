@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..modalities import Modality
-from ..recording import Label, Recording, Stream
+from ..recording import BEGAN, Label, Recording, Stream
 from ..wearables.heart_rate import MODALITY as HR
 from ..wearables.heart_rate import RR_MODALITY as RR
 from ..wearables.profile import XYZ
@@ -113,7 +113,7 @@ def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
     return Recording(
         name,
         person,
-        {"source": "Empatica E4", "began": iso_text(began)},
+        {"source": "Empatica E4", BEGAN: iso_text(began)},
         {key: Stream(one.modality, one.times_ns - began, one.values) for key, one in streams.items()},
         [Label(at, at + _PRESS_NS, "tag") for at in sorted(presses) if at >= 0],
     )

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from ..modalities import Modality
-from ..recording import Recording, Stream
+from ..recording import BEGAN, Recording, Stream
 from .table import assumed, canonical, iso_text, mistake, rate_of
 
 # Later times are no times, and would not fit into int64.
@@ -59,7 +59,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
         raise mistake(file, f"holds no topic of numbers in JSON, only {told or 'no messages'}")
     began = min(int(stream.times_ns[0]) for stream in streams.values())
     # Smaller than 1973 in nanoseconds: a clock that began with the machine or the recording.
-    meta = {"source": file} | ({"began": iso_text(began)} if began >= 10**17 else {})
+    meta = {"source": file} | ({BEGAN: iso_text(began)} if began >= 10**17 else {})
     meta |= assumed(streams.values())
     since = {key: replace(one, times_ns=one.times_ns - began) for key, one in streams.items()}
     return Recording(name, person, meta, since)

@@ -27,7 +27,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..modalities import Modality
-from ..recording import Label, Recording, Stream
+from ..recording import BEGAN, Label, Recording, Stream
 from ..wearables import UNITS
 from ..wearables.heart_rate import MODALITY as HR
 from ..wearables.heart_rate import RR_MODALITY as RR
@@ -96,7 +96,7 @@ def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recordin
     return Recording(
         name,
         person,
-        {"source": "Polar Sensor Logger", "began": iso_text(began).removesuffix("Z"), "began_zone": "local"},
+        {"source": "Polar Sensor Logger", BEGAN: iso_text(began).removesuffix("Z")},
         {key: replace(stream, times_ns=stream.times_ns - began) for key, stream in found.items()},
         _labels(marks, began),
     )

@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import DataError, MissingExtraError, UsageError
 from ..files import write_atomic
 from ..modalities import Modality
-from ..recording import Label, Recording, Stream
+from ..recording import BEGAN, Label, Recording, Stream
 from ..wearables import UNITS
 from ..wearables.profile import XYZ
 from .table import (
@@ -134,7 +134,7 @@ def read_samples(
     if not absolute and began < 0:
         raise table.wrong(0, clock, "times count from 0")
     # Times since 1970 become a beginning and times since then; others are the recording's own clock already.
-    shift, meta = (began, {"began": iso_text(began)}) if absolute else (0, {})
+    shift, meta = (began, {BEGAN: iso_text(began)}) if absolute else (0, {})
     untold = [one for one in streams if one.modality.name not in told]
     return Recording(
         name,
