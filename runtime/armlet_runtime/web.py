@@ -16,6 +16,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -315,7 +316,7 @@ async def serve_page(
             process_request=page.answer, max_size=MAX_COMMAND_BYTES, compression=None, logger=quiet, server_header=None,
         )  # fmt: skip
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else None
         raise UsageError(f"--web {address.host}:{address.port} cannot be listened on: {why or error}") from error
     try:
         port = next(iter(server.sockets)).getsockname()[1]
