@@ -55,6 +55,8 @@ ANSWER_S = 3.0
 STOP_S = 1.0
 # BlueZ takes about 2 s to end a link.
 DISCONNECT_S = 5.0
+# How long a cancelled supervisor has to end its link, before it is cancelled again.
+CANCEL_S = STOP_S + DISCONNECT_S + 1.0
 # A wearable that sent and is silent for so long is gone, whatever the link says (after a crash of bluetoothd the link
 # looks alive for ever); before its first packet a wearable may take longer.
 SILENCE_S = 5.0
@@ -316,6 +318,7 @@ class Session:
         self._packets: deque[Packet] = deque()
         self._arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -334,9 +337,13 @@ class Session:
         try:
             await self._failed
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # Python's wait_for loses a cancellation that comes together with what it waits for, such as the end of a
+            # link when the adapter goes at the same time: the supervisor would go on for ever.
+            self._ending = True
+            while self._tasks:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.wait(self._tasks, timeout=CANCEL_S)
 
     def take(self) -> list[Packet]:
         """What the wearables sent and what became of their links since the last call, in order of arrival."""
@@ -504,7 +511,7 @@ class Session:
     async def _serve(self, link: Link) -> None:
         """Connect each time the wearable is heard, and stay until its link is lost."""
         in_a_row = 0
-        while True:
+        while not self._ending:
             await link.heard.wait()
             trouble: Trouble | None = None
             try:

@@ -21,7 +21,21 @@ import armlet_runtime.ble as ble
 from armlet_bridge.air import AirController, AirLink
 from armlet_bridge.bumble_backend import open_bluetooth as open_bumble
 from armlet_bridge.virtual import Play, VirtualWearable, WearableSpec, put_on
-from armlet_runtime.ble import AWAY, BUSY, CUT, LOCKED, REFUSED, STALE, Session, Trouble, open_bluetooth, trouble_of
+from armlet_runtime.ble import (
+    AWAY,
+    BUSY,
+    CANCEL_S,
+    CUT,
+    DISCONNECT_S,
+    LOCKED,
+    REFUSED,
+    STALE,
+    STOP_S,
+    Session,
+    Trouble,
+    open_bluetooth,
+    trouble_of,
+)
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Recording, Stream
@@ -199,3 +213,22 @@ async def test_adapters_are_named_with_a_plus() -> None:
     async with open_bluetooth("system+system:hci1") as adapters:
         assert [dict(one.options) for one in adapters] == [{}, {"bluez": {"adapter": "hci1"}}]
         assert [one.interval_ms("C0:00:00:00:00:00") for one in adapters] == [None, None]
+
+
+async def test_a_session_ends_whatever_happens_to_its_links_meanwhile() -> None:
+    """A cancellation that comes just when the link ends must not be lost."""
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(worn(air, "One"))
+        bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
+        device = play.wearables["One"]._device
+        for turns in range(0, 24, 2):
+            run = Run(Session(bluetooth, ("One",)))
+            await run.until(lambda run=run: run.streaming("One"), 10)
+            ending = [asyncio.ensure_future(one.disconnect()) for one in list(device.connections.values())]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            run.task.cancel()
+            await asyncio.wait({run.task}, timeout=STOP_S + DISCONNECT_S + CANCEL_S)
+            assert run.task.done(), turns
+            await asyncio.gather(*ending, return_exceptions=True)
