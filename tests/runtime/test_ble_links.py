@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ async def test_a_session_ends_whatever_happens_to_its_links_meanwhile() -> None:
         device = play.wearables["One"]._device
         for turns in range(0, 24, 2):
             run = Run(Session(bluetooth, ("One",)))
-            await run.until(lambda run=run: run.streaming("One"), 10)
+            await run.until(partial(run.streaming, "One"), 10)
             ending = [asyncio.ensure_future(one.disconnect()) for one in list(device.connections.values())]
             for _ in range(turns):
                 await asyncio.sleep(0)

@@ -268,7 +268,6 @@ async def test_the_page_in_a_browser(
                 await tab.evaluate("document.getElementById('record').click()")
                 await tab.wait_for("document.getElementById('said').textContent.startsWith('Recording to')")
                 await tab.wait_for("points.some(p => p.subset.length === 1)")
-                await tab.wait_for("state.wearables.some(w => w.name === 'Armlet-Gyro' && w.state !== 'streaming')")
                 await tab.wait_for("points.at(-1).subset.length === 2")
                 await tab.evaluate(
                     "document.getElementById('name').value = '<b>jump</b>';"
@@ -300,7 +299,7 @@ async def test_the_page_in_a_browser(
     model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
     assert main(["replay", str(recording), *model, "--decisions", str(tmp_path / "d.jsonl")]) == 0
     subsets = {"+".join(line["subset"]) for line in lines(tmp_path / "d.jsonl")}
-    assert {"acc", "acc+gyro"} <= subsets
+    assert "acc+gyro" in subsets  # begun when all links were up already, and yet decoded
 
 
 async def test_a_replay_on_a_page(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
