@@ -122,9 +122,9 @@ class Worn:
         steps = np.diff(np.rint(values[:, 0] * 1000)) % 1000
         assert (steps >= 1).all()
         late_ms = np.diff(times) / 1e6 - steps * 20
-        # Within what a host that is busy delays the first packet of a link; the count begins anew after 20 s.
+        # Within what a host that is busy delays the first packets of a link; the count begins anew after 20 s.
         late_ms = (late_ms + 10_000) % 20_000 - 10_000
-        assert np.ptp(np.cumsum(late_ms)) < 200
+        assert np.ptp(np.cumsum(late_ms)) < 1000
 
 
 @asynccontextmanager
@@ -188,7 +188,7 @@ async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
         print(f"{link.attempts} attempts, {link.connections} connections, {link.failures}")
         assert link.connections == 16
         heard = len(on.run.of("Acc"))
-        await on.run.until(lambda: len(on.run.of("Acc")) > heard + 10)
+        await on.run.until(lambda: len(on.run.of("Acc")) > heard + 10, 20)
         on.samples_once("Acc", "acc")
         playing.cancel()
 
