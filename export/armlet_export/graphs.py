@@ -142,36 +142,6 @@ def weighted_nodes(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
                 yield node, str(weight.target)
 
 
-def shorten(graph: fx.GraphModule) -> None:
-    """Put in as few operators as can be for what only moves values; for one window, of a graph already rewritten.
-
-    What moves rounded values goes on to move them as integers. A mean of float values over tokens becomes a product
-    with a constant row, which takes them as they lie.
-    """
-    for node in list(graph.graph.nodes):
-        # Not a pool right behind a convolution, whose channels come last there as the pool wants them.
-        moved = node.target is aten.mean.dim and _source(node).target in MOVES
-        if moved and not _is_dequantised(_source_of_moves(node)):
-            with graph.graph.inserting_before(node):
-                build = _Builder(graph, node)
-                *outer, height, width = build.shape(_source(node))  # as the rewrite of a mean makes it
-                rows = build.reshape(_source(node), [*outer, height * width])
-                node.replace_all_uses_with(build.reshape(build.row_mean(rows), build.shape(node)))
-            graph.graph.erase_node(node)
-    for node in list(graph.graph.nodes):
-        if node.target in MOVES and _is_dequantised(_source_of_moves(node)):
-            _move_floats(graph, node)
-    for node in list(graph.graph.nodes):
-        if node.target in MOVES and not all(user.target in MOVES for user in node.users):
-            _fewest_moves(graph, node)
-    graph.graph.eliminate_dead_code()
-    for node in list(graph.graph.nodes):
-        if node.target in MOVES and _is_dequantised(_source(node)):
-            _move_integers(graph, node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
 # ------------------------------------------------------------------------------------------- building nodes
 
 
@@ -248,18 +218,14 @@ class _Builder:
         """The node itself if the order is the one that it has."""
         return node if list(order) == sorted(order) else self(aten.permute.default, node, list(order))
 
-    def row_mean(self, node: fx.Node, plus: float = 0.0) -> fx.Node:
-        """Mean over the last axis, which is kept, as a ``linear`` with one constant row (long ones in two steps).
-
-        ``plus`` is added to it.
-        """
+    def row_mean(self, node: fx.Node) -> fx.Node:
+        """Mean over the last axis, which is kept, as a ``linear`` with one constant row (long ones in two steps)."""
         *outer, size = self.shape(node)
         step = next((step for step in range(math.isqrt(size), 7, -1) if size % step == 0), 1) if size > LONG_ROW else 1
         if step > 1:
             parts = self.row_mean(self.reshape(node, [*outer, size // step, step]))
-            return self.row_mean(self.reshape(parts, [*outer, size // step]), plus)
-        bias = (self.constant(torch.tensor([plus])),) if plus else ()
-        return self(aten.linear.default, node, self.constant(torch.full((1, size), 1 / size)), *bias)
+            return self.row_mean(self.reshape(parts, [*outer, size // step]))
+        return self(aten.linear.default, node, self.constant(torch.full((1, size), 1 / size)))
 
     def affine(self, node: fx.Node, weight: object, bias: object, shape: Sequence[int]) -> fx.Node:
         """``node * weight + bias``, each of which may be missing, seen in a shape that broadcasts."""
@@ -425,8 +391,9 @@ def _batch_norm(build: _Builder, node: fx.Node) -> fx.Node:
 def _normalised(build: _Builder, rows: fx.Node, epsilon: float) -> fx.Node:
     """Rows (last axis) of mean zero and deviation one."""
     centred = build(aten.sub.Tensor, rows, build.row_mean(rows))
-    variance = build.row_mean(build(aten.mul.Tensor, centred, centred), plus=epsilon)
-    return build(aten.mul.Tensor, centred, build(aten.rsqrt.default, variance))
+    variance = build.row_mean(build(aten.mul.Tensor, centred, centred))
+    shifted = build(aten.add.Tensor, variance, build.constant(torch.tensor([epsilon])))
+    return build(aten.mul.Tensor, centred, build(aten.rsqrt.default, shifted))
 
 
 def _layer_norm(build: _Builder, node: fx.Node) -> fx.Node:
@@ -752,120 +719,6 @@ def _expand(build: _Builder, node: fx.Node) -> fx.Node | None:
 def _nothing(build: _Builder, node: fx.Node) -> fx.Node | None:
     source = _source(node)
     return source if source.meta["val"].dtype == node.meta["val"].dtype else None
-
-
-# --------------------------------------------------------------------------------------------- moves of values
-
-_QUANTISE = "quantized_decomposed.quantize_per_tensor.default"
-_DEQUANTISE = "quantized_decomposed.dequantize_per_tensor.default"
-
-
-def _is_dequantised(node: fx.Node) -> bool:
-    return str(node.target) == _DEQUANTISE
-
-
-def _source_of_moves(node: fx.Node) -> fx.Node:
-    source = _source(node)
-    while source.target in MOVES:
-        source = _source(source)
-    return source
-
-
-def _move_floats(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Leave out the rounding behind a move of rounded values: it changes nothing."""
-    scale = _source_of_moves(node).args[1:]
-    for quantise in list(node.users):
-        if str(quantise.target) == _QUANTISE and quantise.args[1:] == scale:
-            for dequantise in list(quantise.users):
-                if _is_dequantised(dequantise) and dequantise.args[1:] == scale:
-                    dequantise.replace_all_uses_with(node)
-                    graph.graph.erase_node(dequantise)
-            if not quantise.users:
-                graph.graph.erase_node(quantise)
-
-
-def _move_integers(graph: fx.GraphModule, node: fx.Node) -> None:
-    """The rounding behind a move of rounded values, which tells an engine to move integers."""
-    source = _source(node)
-    quantise: Any = _source(source).target
-    dequantise: Any = source.target
-    with graph.graph.inserting_after(node):
-        rounded = graph.graph.call_function(quantise, (node, *source.args[1:]))
-    with graph.graph.inserting_after(rounded):
-        moved = graph.graph.call_function(dequantise, (rounded, *source.args[1:]))
-    moved.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(moved, delete_user_cb=lambda user: user is not rounded)
-
-
-def _fewest_moves(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Replace a chain of moves by one ``permute`` between two ``reshape``, each only if it is needed."""
-    chain = [node]
-    while (source := _source(chain[-1])).target in MOVES and len(source.users) == 1:
-        chain.append(source)
-    with graph.graph.inserting_before(node):
-        build = _Builder(graph, node)
-        after = build.shape(node)
-        places = torch.arange(math.prod(after)).reshape(build.shape(source))
-        for move in reversed(chain):
-            places = move.target(places, *move.args[1:])  # type: ignore[operator]
-        loops = _loops(places.flatten().tolist())
-        sizes, strides = zip(*loops, strict=True) if loops else ((), ())
-        if math.prod(sizes) != places.numel() or not torch.equal(
-            torch.arange(places.numel()).as_strided(sizes, strides).flatten(), places.flatten()
-        ):
-            return  # axes were joined and cut elsewhere: no nest of loops walks so
-        fewest = chain
-        for cut in (loops, _cut_loops(loops, after)):
-            made = _moves(build, source, cut, after)
-            if len(made) < len(fewest):
-                fewest = made
-        if fewest is not chain:
-            node.replace_all_uses_with(fewest[0] if fewest else source)
-
-
-def _moves(build: _Builder, source: fx.Node, loops: Sequence[tuple[int, int]], after: Sequence[int]) -> list[fx.Node]:
-    """Moves that walk over the source in these loops, the last one first."""
-    order = sorted(range(len(loops)), key=lambda place: -loops[place][1])  # as they lie in the source
-    shape, turn = [loops[place][0] for place in order], [order.index(place) for place in range(len(order))]
-    if [size for size in after if size != 1] == [size for size, _ in loops]:
-        # Axes of length one from the start, so that no reshape is needed for them at the end.
-        units = len(after) - len(loops)
-        lone, rest = iter(range(units)), iter(turn)
-        shape, turn = [1] * units + shape, [next(lone) if size == 1 else units + next(rest) for size in after]
-    made = []
-    last = build.reshape(build.permute(build.reshape(source, shape), turn), after)
-    while last is not source:
-        made.append(last)
-        last = _source(last)
-    return made
-
-
-def _loops(places: Sequence[int]) -> list[tuple[int, int]]:
-    """A walk over memory as nested loops, the outermost first: length and stride of each, none of length one."""
-    found: list[tuple[int, int]] = []
-    done = 1
-    while done < len(places):
-        stride, length = places[done], 2
-        while length * done < len(places) and places[length * done] == length * stride:
-            length += 1
-        found.insert(0, (length, stride))
-        done *= length
-    return found
-
-
-def _cut_loops(loops: Sequence[tuple[int, int]], shape: Sequence[int]) -> list[tuple[int, int]]:
-    """The same loops, cut where the axes of ``shape`` are, as far as that can be."""
-    axes = [size for size in shape if size != 1]
-    cut: list[tuple[int, int]] = []
-    for length, stride in loops:
-        pieces: list[int] = []
-        while axes and math.prod(pieces) < length:
-            pieces.append(axes.pop(0))
-        if math.prod(pieces) != length:
-            return list(loops)
-        for place, piece in enumerate(pieces):
-            cut.append((piece, stride * math.prod(pieces[place + 1 :])))
-    return cut
 
 
 _Rewrite = Callable[[_Builder, fx.Node], fx.Node | None]

@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 
 from armlet_runtime.errors import ExportError
 
-from .graphs import capture, rewrite, shorten
+from .graphs import capture, rewrite
 from .programs import (
     FLOAT32,
     TFLITE_WEIGHTED,
@@ -173,7 +173,6 @@ def _delegated(graph: fx.GraphModule, example: Tensor) -> tuple[bytes, dict[str,
     fixed = program.module(check_guards=False)
     assert isinstance(fixed, fx.GraphModule)
     rewrite(fixed)
-    shorten(fixed)
     with _partitioner_reasons() as reasons:
         edge = to_edge_transform_and_lower(torch.export.export(fixed, (example,)), partitioner=[XnnpackPartitioner()])
         # Inputs are read where the caller has them: nothing is copied, and no memory planned for them. Outputs are

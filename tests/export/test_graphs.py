@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from armlet_export.graphs import MOVES, aten, capture, shorten, weighted_nodes
-from armlet_export.quantise import convert, prepare
+from armlet_export.graphs import aten, capture, weighted_nodes
 from armlet_runtime.errors import ExportError
 
 from .modules import Attention, CrissCross, Norms, vary
@@ -117,61 +116,6 @@ def test_softmax_is_over_the_last_axis() -> None:
 def test_a_transpose_that_changes_nothing_is_left_out() -> None:
     graph = capture(of(lambda x: x.transpose(1, -2).permute(0, 1, 2) * 2), torch.randn(2, 3, 4))
     assert targets(graph) == {aten.mul.Tensor}
-
-
-def heads(values: Tensor) -> Tensor:
-    """Tokens (B, 6, 8) to the keys of four heads, transposed for the product."""
-    return values.reshape(-1, 6, 4, 2).transpose(1, 2).reshape(-1, 6, 2).transpose(1, 2)
-
-
-MOVED = {
-    "heads": (heads, 2),
-    "back": (lambda x: heads(x).transpose(1, 2).reshape(1, 4, 6, 2).transpose(1, 2).reshape(1, 6, 8), 0),
-    "to the plane of a pool": (lambda x: x.transpose(1, 2).reshape(1, 8, 1, 6).permute(0, 2, 3, 1), 1),
-    "twice": (
-        lambda x: x.reshape(1, 2, 3, 4, 2).permute(0, 3, 2, 1, 4).flatten(1, 2).reshape(3, 4, 4).permute(2, 0, 1), 3,
-    ),
-    "cut across": (lambda x: x.transpose(1, 2).reshape(1, 3, 16).permute(0, 2, 1), 4),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MOVED)
-def test_moves_are_few_and_move_the_same(name: str) -> None:
-    function, most = MOVED[name]
-    values = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    graph = capture(of(lambda x: function(x) * 2), values)
-    shorten(graph)
-    assert sum(node.target in MOVES for node in graph.graph.nodes) <= most
-    torch.testing.assert_close(graph(values), function(values) * 2, rtol=0, atol=0)
-
-
-def test_rounded_values_are_moved_as_integers() -> None:
-    values = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    prepared = prepare(of(lambda x, c: heads(c(x)) * 2, nn.Linear(8, 8)), values)
-    prepared(torch.cat([values, -values]))
-    program = torch.export.export(convert(prepared), (values,)).module(check_guards=False)
-    assert isinstance(program, fx.GraphModule)
-    with torch.no_grad():
-        wanted = program(values)
-    shorten(program)
-    moves = [node for node in program.graph.nodes if node.target in MOVES]
-    assert len(moves) == 2
-    for node in moves:
-        assert "dequantize" in str(node.args[0]) and ["quantize" in str(user) for user in node.users] == [True]
-    with torch.no_grad():
-        torch.testing.assert_close(program(values), wanted, rtol=0, atol=0)
-
-
-def test_a_mean_over_tokens_takes_them_as_they_lie() -> None:
-    values = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
-    graph = capture(of(lambda x: x.mean(1)), values)
-    assert aten.mean.dim in targets(graph)
-    shorten(graph)
-    assert targets(graph) == {aten.permute.default, aten.linear.default, aten.reshape.default}
-    torch.testing.assert_close(graph(values), values.mean(1))
-    pool = capture(of(lambda x, c: c(x).mean(2), nn.Conv1d(6, 4, 3)), values)
-    shorten(pool)
-    assert aten.mean.dim in targets(pool)
 
 
 def test_a_folded_batch_norm_can_be_trained() -> None:
