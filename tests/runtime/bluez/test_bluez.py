@@ -30,7 +30,7 @@ def linux() -> Path:
         raise AssertionError(f"{error.cmd[0]}: {error.stderr[-2000:]}") from error
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_on_real_bluez(linux: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
