@@ -173,12 +173,26 @@ def _delegated(graph: fx.GraphModule, example: Tensor) -> tuple[bytes, dict[str,
     fixed = program.module(check_guards=False)
     assert isinstance(fixed, fx.GraphModule)
     rewrite(fixed)
+    _keep_apart(fixed)
     with _partitioner_reasons() as reasons:
         edge = to_edge_transform_and_lower(torch.export.export(fixed, (example,)), partitioner=[XnnpackPartitioner()])
         # Inputs are read where the caller has them: nothing is copied, and no memory planned for them. Outputs are
         # planned, for executorch-numpy-runtime 1.4.0 ends the process if they are not.
         planning = MemoryPlanningPass(alloc_graph_input=False)
         return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer), reasons
+
+
+def _keep_apart(graph: fx.GraphModule) -> None:
+    """Write a ReLU as ``(x + |x|) / 2`` where ``x`` is wanted, too: ExecuTorch 1.5 puts it into the layer of both."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.relu.default and len(node.args[0].users) > 1:
+            with graph.graph.inserting_before(node):
+                size = graph.graph.call_function(torch.ops.aten.abs.default, node.args)
+                both = graph.graph.call_function(torch.ops.aten.add.Tensor, (node.args[0], size))
+                half = graph.graph.call_function(torch.ops.aten.mul.Tensor, (both, 0.5))
+            node.replace_all_uses_with(half)
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 @contextmanager

@@ -247,6 +247,15 @@ def test_an_output_is_given_as_the_int8_copy_that_a_layer_takes(tiny: Tiny, name
         assert np.abs(mine - reference.numpy()).max() <= 1.01 * np.ptp(reference.numpy()) / 255
 
 
+def test_a_relu_goes_into_the_layer_whose_values_before_it_are_an_output(tiny: Tiny) -> None:
+    """ExecuTorch 1.5, int8: the embedding came out without its negative half."""
+    part, values = tiny_part("Embedded", "int8"), inputs("Embedded")
+    with torch.no_grad():
+        wanted = part.reference()(values)[1].numpy()
+    embedding = run_tiny("executorch", tiny("Embedded", "int8", "executorch"), part, values)[1]
+    assert wanted.min() < 0 and np.abs(embedding - wanted).max() <= 1.01 * np.ptp(wanted) / 255
+
+
 def test_litert_torch_folds_a_factor_into_a_layer_whose_ranges_were_learnt(tiny: Tiny) -> None:
     """The scale of attention's scores would land in the query's weights: all int8 weights are those trained."""
     part = tiny_part("Attention", "int8")

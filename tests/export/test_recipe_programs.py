@@ -96,7 +96,7 @@ def test_a_recipe_s_part_is_int8(name: str, part: str, engines: tuple[str, ...])
         assert made.program.int8_weight_share >= 0.95
         if engine == "executorch":
             assert made.program.delegates == 1 and made.program.outside == {}
-        # The logits. (ExecuTorch 1.5 gives Mu-MAE's embedding with the ReLU in it that only the head's input has.)
+        # The logits; on the embedding beside them see test_known_faults.py.
         for mine, wanted in outputs_of(engine, given, made)[:1]:
             steps = (mine - wanted).abs() / (wanted.max() - wanted.min()) * 255
             # A rounding that falls to the other side early may move what comes out by some steps.
