@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from armlet_runtime.modalities import Modality
@@ -54,6 +55,7 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+@pytest.mark.timeout(0)  # a corpus of 20 GiB takes its time
 def test_reader_is_faster_than_the_step_and_memory_stays_flat(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     recipe = load_recipe(find_recipe("hapt"))
