@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from armlet_runtime.bundle import open_bundle
 from armlet_runtime.deciding import Decider
-from armlet_runtime.enrolment import Bank, Example, Layer, make_example
+from armlet_runtime.enrolment import Bank, make_example
 from armlet_runtime.errors import ArmletError
+from armlet_runtime.layers import Example, Layer
 from armlet_runtime.machine import describe
 from armlet_runtime.metrics import confusion_matrix, f1_per_class
 from armlet_runtime.modalities import subset_name, subsets

@@ -13,7 +13,7 @@ from .errors import EnrolmentError
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .engines.base import Float32
-    from .enrolment import Example, Layer
+    from .layers import Example, Layer
     from .live import LiveCore
     from .recorder import Recorder
 
@@ -78,7 +78,7 @@ class RunControls:
         Raises:
             EnrolmentError: It cannot be learned; the classes are as they were.
         """
-        from .enrolment import check_name
+        from .layers import check_name
 
         bundle = self._bundle()
         check_name(name, bundle.manifest)
@@ -98,7 +98,8 @@ class RunControls:
 
     def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer]:
         """In a thread, on a model of its own: the run's serves one thread, and has decisions to make."""
-        from .enrolment import Bank, changing, layer_path, make_example, read_layer
+        from .enrolment import Bank, make_example
+        from .layers import changing, layer_path, read_layer
         from .model import BundleModel
 
         model = BundleModel.from_bundle(bundle, self._engine)

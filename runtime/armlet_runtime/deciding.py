@@ -26,7 +26,7 @@ from .errors import UsageError
 from .manifest import UNKNOWN, HiddenMarkov, Majority, Manifest
 
 if TYPE_CHECKING:
-    from .enrolment import Example, Layer, Prototype
+    from .layers import Example, Layer, Prototype
 
 
 @dataclass(frozen=True)

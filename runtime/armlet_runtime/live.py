@@ -43,7 +43,7 @@ from .recording import Packet
 from .streams import Cut, SampleRing, Wearable
 
 if TYPE_CHECKING:
-    from .enrolment import Layer
+    from .layers import Layer
 
 # Beyond the window and the wait, samples are kept for so long, for windows that a busy host decides late.
 KEEP_MARGIN_NS = 1_000_000_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .bundle import Bundle, open_bundle
-from .enrolment import Layer, layer_path, read_layer
 from .errors import UsageError
+from .layers import Layer, layer_path, read_layer
 from .manifest import CertificateRow, decode_certificate
 from .model import BundleModel, programs_of
 from .slots import bundle_path

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from .decisions import Decision
 from .modalities import subset_name
 from .screen import LinkView, Monitor, State, one_line, subsets_line
-from .view import LineView, certified_text
+from .view import JournalView, LineView, certified_text
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from .manifest import CertificateRow
     from .modalities import Modality
     from .summary import Summary
 
@@ -267,3 +268,22 @@ def _cells(text: str, width: int) -> str:
     from rich.cells import set_cell_size
 
     return set_cell_size(text, width)
+
+
+def make_view(monitor: Monitor, modalities: Sequence[Modality], certified: Mapping[str, CertificateRow]) -> LineView:
+    """What fits standard output: a screen on a terminal, sentences in the journal, else lines.
+
+    Args:
+        monitor: What a screen shows.
+        modalities: Of the model.
+        certified: See :class:`LineView`.
+    """
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return TerminalView(monitor, modalities)
+    return JournalView(certified) if _is_journal(sys.stdout.fileno()) else LineView(certified)
+
+
+def _is_journal(file: int) -> bool:
+    """Whether a file is the journal: systemd puts its device and inode into the environment (systemd.exec(5))."""
+    status = os.fstat(file)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

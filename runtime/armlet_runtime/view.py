@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .decisions import Decision
 from .modalities import subset_name
-from .screen import LinkView, Monitor, one_line
+from .screen import LinkView, one_line
 
 if TYPE_CHECKING:
     from .manifest import CertificateRow
-    from .modalities import Modality
     from .summary import Summary
 
 
@@ -114,27 +112,6 @@ class JournalView(LineView):
         if self._told.get(name) != sentence:
             self._told[name] = sentence
             print(f"{weight}{one_line(sentence)}", flush=True)
-
-
-def make_view(monitor: Monitor, modalities: Sequence[Modality], certified: Mapping[str, CertificateRow]) -> LineView:
-    """What fits standard output: a screen on a terminal, sentences in the journal, else lines.
-
-    Args:
-        monitor: What a screen shows.
-        modalities: Of the model.
-        certified: See :class:`LineView`.
-    """
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        from .terminal import TerminalView
-
-        return TerminalView(monitor, modalities)
-    return JournalView(certified) if _is_journal(sys.stdout.fileno()) else LineView(certified)
-
-
-def _is_journal(file: int) -> bool:
-    """Whether a file is the journal: systemd puts its device and inode into the environment (systemd.exec(5))."""
-    status = os.fstat(file)
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def certified_text(row: CertificateRow | None) -> str:

@@ -13,10 +13,9 @@ import pytest
 
 from armlet_runtime.cli import main
 from armlet_runtime.deciding import Decider
-from armlet_runtime.enrolment import (
-    MAX_WINDOWS,
-    REACH,
-    Bank,
+from armlet_runtime.enrolment import MAX_WINDOWS, REACH, Bank, make_example, recorded_windows, taken_for
+from armlet_runtime.errors import BundleError, EnrolmentError
+from armlet_runtime.layers import (
     Example,
     Layer,
     LayerWatch,
@@ -25,12 +24,8 @@ from armlet_runtime.enrolment import (
     check_name,
     layer_path,
     left_behind,
-    make_example,
     read_layer,
-    recorded_windows,
-    taken_for,
 )
-from armlet_runtime.errors import BundleError, EnrolmentError
 from armlet_runtime.live import RECENT_WINDOWS, LiveCore
 from armlet_runtime.manifest import UNKNOWN, Confidence, HiddenMarkov, Majority
 from armlet_runtime.model import BundleModel

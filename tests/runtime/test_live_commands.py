@@ -22,7 +22,8 @@ import pytest
 
 from armlet_runtime.cli import main
 from armlet_runtime.decisions import Decision
-from armlet_runtime.enrolment import Bank, Layer, make_example, recorded_windows
+from armlet_runtime.enrolment import Bank, make_example, recorded_windows
+from armlet_runtime.layers import Layer
 from armlet_runtime.live import LiveCore
 from armlet_runtime.manifest import Confidence, HiddenMarkov
 from armlet_runtime.modalities import Modality

@@ -134,7 +134,7 @@ def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_journal_is_known_by_its_device_and_inode() -> None:
     read, write = os.pipe()
     status = os.fstat(write)
-    code = "from armlet_runtime.view import make_view; print(type(make_view(None, (), {})).__name__)"
+    code = "from armlet_runtime.terminal import make_view; print(type(make_view(None, (), {})).__name__)"
     for stream, expected in ((f"{status.st_dev}:{status.st_ino}", "JournalView"), ("1:2", "LineView")):
         subprocess.run(
             [sys.executable, "-c", code], stdout=write, env={**os.environ, "JOURNAL_STREAM": stream}, check=True

@@ -12,7 +12,7 @@ from .model_arguments import add_engine_option, add_key_option, load_bundle
 
 if TYPE_CHECKING:
     from ..engines.base import Float32
-    from ..enrolment import Layer
+    from ..layers import Layer
     from ..model import BundleModel
 
 NAME = "enrol"
@@ -59,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
-    from ..enrolment import Bank, changing, check_name, layer_path, left_behind, make_example, read_layer, taken_for
+    from ..enrolment import Bank, make_example, taken_for
     from ..errors import UsageError
+    from ..layers import changing, check_name, layer_path, left_behind, read_layer
     from ..model import BundleModel
     from ..outputs import write_json
 

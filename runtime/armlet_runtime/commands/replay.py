@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from ..recording import ENDED_NS, Packet, read_recording
     from ..screen import Monitor
     from ..summary import Tally, since_process_start_s
-    from ..view import LineView, make_view
+    from ..terminal import make_view
+    from ..view import LineView
     from ..web import Page, parse_address, serve_page
 
     recording = read_recording(args.recording)

@@ -75,8 +75,8 @@ async def _run(
     from ..controls import RunControls
     from ..decisions import Decision
     from ..driver import drive
-    from ..enrolment import LayerWatch, layer_path, left_behind
     from ..errors import ArmletError, WearableError
+    from ..layers import LayerWatch, layer_path, left_behind
     from ..live import NOT_A_NUMBER, LiveCore
     from ..modalities import subset_name
     from ..notify import Notifier
@@ -89,7 +89,7 @@ async def _run(
     from ..sinks import open_sinks
     from ..slots import SCHEME
     from ..summary import Tally
-    from ..view import make_view
+    from ..terminal import make_view
     from ..web import parse_address, serve_page
 
     layer = enrolled(args.bundle, bundle)
