@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ class _Run:
     clock: ClockFit
     starts: deque[int] = field(default_factory=deque)
     chunks: deque[tuple[NDArray[np.int64], Float32]] = field(default_factory=deque)
+    # The first so many chunks as they were put together for the window before: packets are many and small.
+    _together: tuple[NDArray[np.int64], Float32] = (np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+    _in_together: int = 0
 
     @property
     def newest_ns(self) -> int:
@@ -40,6 +44,8 @@ class _Run:
             return False
         self.starts.insert(at, first)
         self.chunks.insert(at, (times_ns, values))
+        if at < self._in_together:
+            self._in_together = 0
         return True
 
     def _squeeze(self, at: int, before_ns: int) -> bool:
@@ -53,13 +59,31 @@ class _Run:
             return False
         squeezed = first + np.arange(len(times)) * ((before_ns - first) / len(times))
         self.chunks[at] = (squeezed.astype(np.int64), values)
+        if at < self._in_together:
+            self._in_together = 0
         return True
 
     def forget_before(self, device_ns: int) -> None:
         """Drop the chunks that end before a device time; the newest chunk stays."""
         while len(self.chunks) > 1 and int(self.chunks[0][0][-1]) < device_ns:
             self.starts.popleft()
-            self.chunks.popleft()
+            times, _ = self.chunks.popleft()
+            if self._in_together:
+                self._together = (self._together[0][len(times) :], self._together[1][len(times) :])
+                self._in_together -= 1
+
+    def samples(self) -> tuple[NDArray[np.int64], Float32]:
+        """Device times (n,) and values (n, channels) of all chunks, to be read only."""
+        parts = list(islice(self.chunks, self._in_together, None))
+        if self._in_together:
+            parts.insert(0, self._together)
+        if len(parts) > 1 or not self._in_together:
+            self._together = (
+                np.concatenate([times for times, _ in parts]),
+                np.concatenate([values for _, values in parts]),
+            )
+            self._in_together = len(self.chunks)
+        return self._together
 
 
 @dataclass(frozen=True)
@@ -140,8 +164,8 @@ class SampleRing:
         parts: list[tuple[NDArray[np.int64], Float32]] = []
         before: int | None = None
         for run in reversed(self._runs):
-            times = run.clock.to_host(np.concatenate([chunk[0] for chunk in run.chunks])) - end_ns
-            values = np.concatenate([chunk[1] for chunk in run.chunks])
+            device_ns, values = run.samples()
+            times = run.clock.to_host(device_ns) - end_ns
             # Runs follow each other; where the estimates of their clocks make them overlap, the newer run holds.
             stop = len(times) if before is None else int(np.searchsorted(times, before, side="left"))
             if stop:

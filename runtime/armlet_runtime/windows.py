@@ -7,6 +7,7 @@ treated otherwise in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -54,29 +55,36 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         Computed in float64 and rounded once, so that machines whose libraries differ in the last bit agree.
         """
-        mean = np.asarray(self.mean, np.float64)[:, None]
-        std = np.asarray(self.std, np.float64)[:, None]
-        normal = (window - mean) / std
+        normal = (window - _column(self.mean)) / _column(self.std)
         if self.knee is not None:
             normal = np.arcsinh(normal / self.knee) / np.arcsinh(1 / self.knee)
         return np.ascontiguousarray(normal, dtype=np.float32)
 
     def undo(self, window: Float32) -> Float32:
         """The window (..., channels, samples) in physical units that normalises to ``window``."""
-        mean = np.asarray(self.mean, np.float64)[:, None]
-        std = np.asarray(self.std, np.float64)[:, None]
         normal = window.astype(np.float64)
         if self.knee is not None:
             normal = np.sinh(normal * np.arcsinh(1 / self.knee)) * self.knee
-        return np.ascontiguousarray(normal * std + mean, dtype=np.float32)
+        return np.ascontiguousarray(normal * _column(self.std) + _column(self.mean), dtype=np.float32)
 
 
+@cache
+def _column(numbers: tuple[float, ...]) -> Float64:
+    """(n, 1), made once: a live loop asks for the same few hop after hop."""
+    column = np.asarray(numbers, np.float64)[:, None]
+    column.setflags(write=False)
+    return column
+
+
+@cache
 def sample_times(end_s: float, rate_hz: float, count: int) -> Float64:
     """The ``count`` grid times (s) of a window that ends at ``end_s``: the last one lies one period before the end.
 
     So two windows one length apart share no sample.
     """
-    return end_s - np.arange(count, 0, -1, dtype=np.float64) / rate_hz
+    times = end_s - np.arange(count, 0, -1, dtype=np.float64) / rate_hz
+    times.setflags(write=False)
+    return times
 
 
 def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float) -> tuple[Float32, Bool]:
