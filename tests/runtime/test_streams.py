@@ -254,6 +254,25 @@ def test_memory_stays_bounded() -> None:
     assert 250 <= len(times) == len(values) <= 260  # 5 s at 50 Hz, and the chunk at the edge
 
 
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=60), st.integers(20, 2_000))
+def test_looking_at_the_samples_changes_nothing(order: list[int], keep_ms: int) -> None:
+    """A ring that is looked at after every packet holds what one holds that is looked at once, whatever comes when."""
+    modality = Modality("acc", ("x",), "g", RATE_HZ)
+    clock = ClockFit()
+    clock.observe(START_NS, START_NS)
+    looked, blind = SampleRing(modality, keep_ms * 1_000_000), SampleRing(modality, keep_ms * 1_000_000)
+    for place in order:
+        # Three samples each, which reach into the next packet's first period when they are stamped a little late.
+        first = START_NS + place * 3 * PERIOD_NS + (place % 5) * 1_000_000
+        times = first + np.arange(3) * PERIOD_NS
+        values = np.full((3, 1), place, np.float32)
+        assert looked.add(clock, times, values) == blind.add(clock, times.copy(), values)
+        seen_times, seen = looked.samples(0)
+        assert (np.diff(seen_times) > 0).all() and len(seen_times) == len(seen)
+    for one, other in zip(looked.samples(0), blind.samples(0), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_heart_rate_lies_at_its_arrivals() -> None:
     wearable = Wearable("strap", keep_ns=5_000_000_000)
     wearable.connected()
