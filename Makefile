@@ -13,7 +13,7 @@ test: lint
 
 # The runtime on real BlueZ, in a user-mode Linux that is built first (once, and kept in $ARMLET_CACHE or ~/.cache/armlet).
 test-bluez: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/runtime/bluez -s
+	BLUEZ=1 $(BIN)/python -m pytest tests/runtime/bluez -s
 
 # Both machines under QEMU, with the power cut KILLS times; DEMO=demo plays what `make demo` left there.
 KILLS ?= 20

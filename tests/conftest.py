@@ -8,6 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A test asks the same in every run, so that what failed once can be seen to fail; with `--hypothesis-profile search` it
+# looks for what nobody has thought of yet.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search")
+settings.load_profile("same")
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -17,9 +18,13 @@ from . import kernel
 
 GUEST = Path(__file__).with_name("guest.py")
 
-pytestmark = pytest.mark.skipif(
-    bool(kernel.missing()), reason=f"needs the Debian packages {', '.join(kernel.missing())}: apt-get install them"
-)
+pytestmark = [
+    # Debian's bluetoothd 5.66 crashes now and then, and a busy machine stretches what BlueZ gives little time for.
+    pytest.mark.skipif("BLUEZ" not in os.environ, reason="'make test-bluez' runs it"),
+    pytest.mark.skipif(
+        bool(kernel.missing()), reason=f"needs the Debian packages {', '.join(kernel.missing())}: apt-get install them"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
