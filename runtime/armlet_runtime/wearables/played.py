@@ -25,9 +25,6 @@ SOURCE = "armlet.played"
 
 _HEAD = struct.Struct("<BH")
 
-LONGEST_NS = (1 << 32) - 1
-"""What one packet can span."""
-
 
 def encode_info(modalities: list[Modality]) -> bytes:
     """The packet that goes before all others."""
