@@ -172,6 +172,7 @@ def open_live(
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
+        DeployError: The slot cannot be taken back to what it had before a probation that nobody watches.
         EngineError: The engine cannot be used here.
         EnrolmentError: The classes enrolled for it cannot be read.
         UsageError: The floor or the threshold is none.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import Bundle, open_bundle
+from .bundle import Bundle
 from .errors import UsageError
 from .layers import Layer, layer_path, read_layer
 from .manifest import CertificateRow, decode_certificate
 from .model import BundleModel, programs_of
-from .slots import bundle_path
-from .trust import trusted_keys
+from .probation import open_settled
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,14 @@ class Opened:
 
     Attributes:
         model: Its model, on one engine.
-        digest: Its digest.
+        bundle: Itself.
         certified: Subset to its row of the certificate, for the engine that runs.
         layer: The classes that were enrolled for it.
     """
 
     model: BundleModel
-    digest: str
-    certified: Mapping[str, CertificateRow]
+    bundle: Bundle
+    certified: dict[str, CertificateRow]
     layer: Layer
 
 
@@ -43,14 +42,16 @@ def open_model(bundle: str, keys: Sequence[Path] = (), engine: str | None = None
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
+        DeployError: The slot cannot be taken back to what it had.
         EngineError: The engine cannot be used here.
         EnrolmentError: The classes enrolled for it cannot be read.
         UsageError: The floor is no share.
     """
-    check_floor(floor)
-    opened = open_bundle(bundle_path(bundle), trusted_keys(keys))
+    if floor is not None and not 0 <= floor <= 1:
+        raise UsageError(f"--floor {floor:g}: macro-F1 lies between 0 and 1")
+    opened = open_settled(bundle, keys)
     model, certified = certified_model(opened, engine)
-    return Opened(model, opened.digest, certified, enrolled(bundle, opened))
+    return Opened(model, opened, certified, enrolled(bundle, opened))
 
 
 def certified_model(bundle: Bundle, engine: str | None) -> tuple[BundleModel, dict[str, CertificateRow]]:
@@ -73,13 +74,3 @@ def enrolled(path: str, bundle: Bundle) -> Layer:
         EnrolmentError: They cannot be read.
     """
     return read_layer(layer_path(path, bundle.digest), bundle.digest, bundle.manifest)
-
-
-def check_floor(floor: float | None) -> None:
-    """Refuse a macro-F1 that is none.
-
-    Raises:
-        UsageError: It is not between 0 and 1.
-    """
-    if floor is not None and not 0 <= floor <= 1:
-        raise UsageError(f"--floor {floor:g}: macro-F1 lies between 0 and 1")

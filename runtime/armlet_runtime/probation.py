@@ -38,6 +38,7 @@ from .slots import (
     LIVE,
     LOCK,
     REPORT,
+    SCHEME,
     STATE,
     Report,
     SlotState,
@@ -144,6 +145,25 @@ def settle(folder: Path) -> bool:
     except OSError as error:
         raise DeployError(f"cannot take {folder} back to what it had: {error.strerror or error}") from error
     return True
+
+
+def open_settled(bundle: str, keys: Sequence[Path] = ()) -> Bundle:
+    """The verified bundle that a person names: a file, or ``file:FOLDER`` for the one in use in a slot.
+
+    Of a slot whose new bundle was on probation when the power was cut, it is the one before.
+
+    Args:
+        bundle: As it was given.
+        keys: Public keys to trust; empty for those of this home.
+
+    Raises:
+        BundleError: The bundle cannot be trusted or used.
+        DeployError: The slot cannot be taken back to what it had.
+        KeyFileError: A key cannot be read.
+    """
+    if bundle.startswith(SCHEME):
+        settle(Path(bundle.removeprefix(SCHEME)))
+    return open_bundle(bundle_path(bundle), trusted_keys(keys))
 
 
 # --- the deploy's side ----------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
-    from ..manifest import CertificateRow
     from ..model import BundleModel
 
 
@@ -42,23 +41,10 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load_bundle(args: argparse.Namespace) -> Bundle:
-    """The verified bundle that the arguments name.
+    """The verified bundle that the arguments name; errors as for :func:`armlet_runtime.probation.open_settled`."""
+    from ..probation import open_settled
 
-    Of a slot whose new bundle was on probation when the power was cut, it is the one before.
-
-    Raises:
-        BundleError: The bundle cannot be trusted or used.
-        DeployError: The slot cannot be taken back to what it had.
-        KeyFileError: A key cannot be read.
-    """
-    from ..bundle import open_bundle
-    from ..probation import settle
-    from ..slots import SCHEME, bundle_path
-    from ..trust import trusted_keys
-
-    if args.bundle.startswith(SCHEME):
-        settle(Path(args.bundle.removeprefix(SCHEME)))
-    return open_bundle(bundle_path(args.bundle), trusted_keys(args.key))
+    return open_settled(args.bundle, args.key)
 
 
 def add_floor_option(parser: argparse.ArgumentParser) -> None:
@@ -90,23 +76,6 @@ def add_web_option(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="show it on a page too (default: 127.0.0.1:8765, for this machine only; another address asks for a token)",
     )
-
-
-def load_certified(args: argparse.Namespace) -> tuple[BundleModel, Bundle, dict[str, CertificateRow]]:
-    """The model that the arguments name, its verified bundle, and what
-    :func:`armlet_runtime.opened.certified_model` gives with it.
-
-    Raises:
-        BundleError: The bundle cannot be trusted or used.
-        EngineError: The engine cannot be used here.
-        UsageError: The floor is no share.
-    """
-    from ..opened import certified_model, check_floor
-
-    check_floor(args.floor)
-    bundle = load_bundle(args)
-    model, certified = certified_model(bundle, args.engine)
-    return model, bundle, certified
 
 
 def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:

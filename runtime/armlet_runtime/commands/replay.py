@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option, load_certified
+from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
 
 NAME = "replay"
 HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from ..driver import play
     from ..errors import DataError
     from ..live import LONGEST_SILENCE_NS, LiveCore
-    from ..opened import enrolled
+    from ..opened import open_model
     from ..outputs import Lines, write_json
     from ..playing import packets_of
     from ..recording import ENDED_NS, Packet, read_recording
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     recording = read_recording(args.recording)
     if recording.truncated:
         print(f"armlet: {args.recording} has no end (its writer was killed): replaying what there is", file=sys.stderr)
-    model, bundle, certified = load_certified(args)
+    opened = open_model(args.bundle, args.key, args.engine, args.floor)
+    model, certified = opened.model, opened.certified
     try:
         packets, said = packets_of(recording, model.manifest.modalities)
     except DataError as error:
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
         raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
     ready_s = since_process_start_s()
-    core = LiveCore(model, None, args.floor, certified, args.unknown_below, enrolled(args.bundle, bundle))
+    core = LiveCore(model, None, args.floor, certified, args.unknown_below, opened.layer)
     tally = Tally()
     monitor = Monitor(core, model, certified, live=False)
     speed = args.speed if args.speed is not None or args.web is None else 1.0
@@ -115,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
         finally:
             view.close()
     ran_s = (time.monotonic_ns() - began_ns) / 1e9
-    summary = tally.summary(model, bundle.digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor)
+    summary = tally.summary(
+        model, opened.bundle.digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor
+    )
     view.end(summary)
     if args.json:
         write_json(args.json, summary)

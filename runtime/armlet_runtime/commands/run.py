@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
-from .model_arguments import (
-    add_floor_option,
-    add_model_arguments,
-    add_unknown_option,
-    add_web_option,
-    load_certified,
-)
+from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
-    from ..manifest import CertificateRow
-    from ..model import BundleModel
+    from ..opened import Opened
 
 NAME = "run"
 HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
@@ -59,15 +51,14 @@ def run(args: argparse.Namespace) -> int:
     """Run until the duration is over or Ctrl-C."""
     import asyncio
 
+    from ..opened import open_model
     from ..summary import since_process_start_s
 
-    model, bundle, certified = load_certified(args)
-    return asyncio.run(_run(args, model, bundle, certified, since_process_start_s()))
+    opened = open_model(args.bundle, args.key, args.engine, args.floor)
+    return asyncio.run(_run(args, opened, since_process_start_s()))
 
 
-async def _run(
-    args: argparse.Namespace, model: BundleModel, bundle: Bundle, certified: dict[str, CertificateRow], ready_s: float
-) -> int:
+async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     import time
     from contextlib import AsyncExitStack, ExitStack
 
@@ -92,7 +83,7 @@ async def _run(
     from ..terminal import make_view
     from ..web import parse_address, serve_page
 
-    layer = enrolled(args.bundle, bundle)
+    model, bundle, certified, layer = opened.model, opened.bundle, opened.certified, opened.layer
     if not layer.changes and (others := left_behind(layer_path(args.bundle, bundle.digest))):
         print(f"classes were enrolled for another bundle ({', '.join(others)}): this one needs them enrolled again")
     core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below, layer)
