@@ -99,7 +99,7 @@ class RunControls:
     def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer]:
         """In a thread, on a model of its own: the run's serves one thread, and has decisions to make."""
         from .enrolment import Bank, make_example
-        from .layers import changing, layer_path, read_layer
+        from .layers import change_layer, layer_path
         from .model import BundleModel
 
         model = BundleModel.from_bundle(bundle, self._engine)
@@ -108,7 +108,4 @@ class RunControls:
         finally:
             model.close()
         path = layer_path(self._path, bundle.digest)
-        with changing(path, bundle.digest, bundle.manifest) as write:
-            layer = read_layer(path, bundle.digest, bundle.manifest).enrol(name, example)
-            write(layer)
-        return example, layer
+        return example, change_layer(path, bundle.digest, bundle.manifest, lambda layer: layer.enrol(name, example))

@@ -11,8 +11,7 @@ import fcntl
 import glob
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -194,29 +193,25 @@ def _fits(prototype: Prototype, size: int) -> bool:
     )
 
 
-@contextmanager
-def changing(path: Path, digest: str, manifest: Manifest) -> Iterator[Callable[[Layer], None]]:
-    """Hold off all other changes to the layers in a folder; the function in the block writes the new layer.
+def change_layer(path: Path, digest: str, manifest: Manifest, change: Callable[[Layer], Layer]) -> Layer:
+    """Write what ``change`` makes of the layer in a file, holding off all other changes to the layers in its folder.
 
     Raises:
-        EnrolmentError: The file cannot be written; it is as it was.
+        EnrolmentError: The layer cannot be read (see :func:`read_layer`), changed or written; it is as it was.
     """
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise EnrolmentError(f"cannot keep enrolled classes in {path.parent}: {error.strerror}") from error
-
-    def write(layer: Layer) -> None:
-        try:
-            write_atomic(path, msgspec.json.format(msgspec.json.encode(layer), indent=1) + b"\n")
-        except OSError as error:
-            raise EnrolmentError(f"cannot write the enrolled classes to {path}: {error.strerror}") from error
-
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        yield write
+        layer = change(read_layer(path, digest, manifest))
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(layer), indent=1) + b"\n")
+    except OSError as error:
+        raise EnrolmentError(f"cannot write the enrolled classes to {path}: {error.strerror}") from error
     finally:
         os.close(folder)
+    return layer
 
 
 class LayerWatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from armlet_runtime.layers import (
     Layer,
     LayerWatch,
     Prototype,
-    changing,
+    change_layer,
     check_name,
     layer_path,
     left_behind,
@@ -195,8 +196,7 @@ def test_the_file_is_bound_to_its_bundle(model: CountingModel, bank: Bank, tmp_p
     path = layer_path(f"file:{tmp_path}", digest)
     assert read_layer(path, digest, manifest) == Layer(1, digest)
     layer = Layer(1, digest).enrol("wave", make_example(model, bank, tokens(1), "here"))
-    with changing(path, digest, manifest) as write:
-        write(layer)
+    assert change_layer(path, digest, manifest, lambda before: layer) == layer
     assert read_layer(path, digest, manifest) == layer
     # A slot that was switched to another bundle says what it left behind; other files are none of it.
     (tmp_path / "n.enrolled-abababababababab.json").touch()
@@ -228,11 +228,8 @@ def test_the_file_is_bound_to_its_bundle(model: CountingModel, bank: Bank, tmp_p
     for name in ("", " ", "a\nb", "x" * 65):
         with pytest.raises(EnrolmentError, match="cannot name a class"):
             check_name(name, manifest)
-    with (
-        pytest.raises(EnrolmentError, match="cannot keep enrolled classes"),
-        changing(tmp_path / "no" / "f", digest, manifest),
-    ):
-        pass
+    with pytest.raises(EnrolmentError, match="cannot keep enrolled classes"):
+        change_layer(tmp_path / "no" / "f", digest, manifest, lambda before: layer)
 
 
 def test_a_run_notices_what_another_process_enrols(model: CountingModel, bank: Bank, tmp_path: Path) -> None:  # noqa: F811
@@ -242,10 +239,9 @@ def test_a_run_notices_what_another_process_enrols(model: CountingModel, bank: B
         return watch.look(path, digest, model.manifest)
 
     assert look() is None and look() is None
-    layer = Layer(1, digest).enrol("wave", make_example(model, bank, tokens(1), "here"))
-    for one in (layer, layer.undo()):
-        with changing(path, digest, model.manifest) as write:
-            write(one)
+    example = make_example(model, bank, tokens(1), "here")
+    for change in (partial(Layer.enrol, name="wave", example=example), Layer.undo):
+        one = change_layer(path, digest, model.manifest, change)
         assert look() == one and look() is None
     path.write_text("nonsense")
     with pytest.raises(EnrolmentError, match="does not hold enrolled classes"):

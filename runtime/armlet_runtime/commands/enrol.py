@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
     from ..enrolment import Bank, make_example, taken_for
     from ..errors import UsageError
-    from ..layers import changing, check_name, layer_path, left_behind, read_layer
+    from ..layers import Layer, change_layer, check_name, layer_path, left_behind, read_layer
     from ..model import BundleModel
     from ..outputs import write_json
 
@@ -74,28 +75,23 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--recording FILE and --at S go together: where in the recording the example begins")
     bundle = load_bundle(args)
     path = layer_path(args.bundle, bundle.digest)
-    example = None
+    layer = read_layer(path, bundle.digest, bundle.manifest)  # what is wrong with it is said before anybody moves
+    change: Callable[[Layer], Layer] | None = None
     if teaching:
         check_name(args.name, bundle.manifest)
         bank = Bank(bundle.manifest, bundle.read)
-        read_layer(
-            path, bundle.digest, bundle.manifest
-        )  # what is wrong with it is said before anybody is asked to move
         model = BundleModel.from_bundle(bundle, args.engine)
         windows, source = _live(args, model) if args.recording is None else _recorded(args, model)
         if (label := taken_for(model, windows)) is not None:
             print(f"the model is sure that all of this is '{label}': '{args.name}' will hardly be told from it")
         example = make_example(model, bank, windows, source)
-    if args.list:
-        layer = read_layer(path, bundle.digest, bundle.manifest)
-    else:
-        with changing(path, bundle.digest, bundle.manifest) as write:
-            layer = read_layer(path, bundle.digest, bundle.manifest)
-            if example is not None:
-                layer = layer.enrol(args.name, example)
-            else:
-                layer = layer.undo() if args.undo else layer.remove(args.remove)
-            write(layer)
+        change = partial(Layer.enrol, name=args.name, example=example)
+    elif args.undo:
+        change = Layer.undo
+    elif args.remove:
+        change = partial(Layer.remove, name=args.remove)
+    if change is not None:
+        layer = change_layer(path, bundle.digest, bundle.manifest, change)
     _show(layer, [modality.name for modality in bundle.manifest.modalities])
     print(f"{path}: revision {layer.revision}")
     if others := left_behind(path):
