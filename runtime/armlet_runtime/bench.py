@@ -23,8 +23,8 @@ import numpy as np
 from . import engines
 from .bundle import Bundle, open_bundle
 from .errors import EngineError, UsageError
-from .fresh import FreshStart, physical_windows
-from .golden import golden_windows
+from .fresh import FreshStart
+from .golden import golden_windows, physical_windows
 from .machine import Machine, describe
 from .model import BundleModel, choose_engine
 from .trust import trusted_keys
@@ -160,7 +160,7 @@ def bench(
 
 def cases(bundle: Bundle, model: BundleModel) -> dict[str, Callable[[int], object]]:
     """What is measured, as calls that take the number of a golden window; see :class:`EngineFigures`."""
-    windows = physical_windows(bundle)
+    windows = physical_windows(bundle.manifest, bundle.read)
     tokens = {name: [model.encode(name, window) for window in windows[name]] for name in windows}
 
     def encoder(name: str) -> Callable[[int], object]:

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from .bundle import Bundle, open_bundle
-from .engines.base import Float32
+from .bundle import open_bundle
 from .errors import ArmletError
-from .golden import golden_windows
+from .golden import physical_windows
 from .machine import peak_resident_bytes, resident_bytes
 from .model import BundleModel
 from .trust import trusted_keys
@@ -43,22 +41,12 @@ class FreshStart(msgspec.Struct, frozen=True):
     peak_bytes: int
 
 
-def physical_windows(bundle: Bundle) -> dict[str, Float32]:
-    """The golden windows in physical units: modality name to (n, channels, samples)."""
-    windows = {}
-    for name, normalised in golden_windows(bundle.manifest, bundle.read).items():
-        normalisation = bundle.manifest.normalisation[name]
-        std, mean = (np.asarray(part, np.float32)[:, None] for part in (normalisation.std, normalisation.mean))
-        windows[name] = normalised * std + mean
-    return windows
-
-
 def main(argv: Sequence[str]) -> int:
     """Decide, and print the figures."""
     path, engine, started_ns, *key_files = argv
     try:
         bundle = open_bundle(Path(path), trusted_keys([Path(key) for key in key_files]))
-        windows = physical_windows(bundle)
+        windows = physical_windows(bundle.manifest, bundle.read)
         before = resident_bytes()
         model = BundleModel.from_bundle(bundle, engine)
         first = {name: array[0] for name, array in windows.items()}

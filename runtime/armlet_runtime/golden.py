@@ -178,6 +178,15 @@ def golden_windows(manifest: Manifest, read: Callable[[str], bytes]) -> dict[str
     }
 
 
+def physical_windows(manifest: Manifest, read: Callable[[str], bytes]) -> dict[str, Float32]:
+    """The golden windows in physical units: modality name to (n, channels, samples); arguments and errors as for
+    :func:`golden_windows`.
+    """
+    return {
+        name: manifest.normalisation[name].undo(windows) for name, windows in golden_windows(manifest, read).items()
+    }
+
+
 def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult:
     """Run the golden windows in every subset, compare with the logits that the same engine gave at export, and look at
     :data:`ODD_INPUTS`.

@@ -339,17 +339,15 @@ def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
         BundleError: The bundle cannot be trusted or used.
         EngineError: The engine failed.
     """
-    from .golden import golden_windows
+    from .golden import physical_windows
     from .live import NOT_A_NUMBER, LiveCore
     from .model import BundleModel
 
     bundle = open_bundle(path, trusted_keys(keys))
     manifest = bundle.manifest
     model = BundleModel.from_bundle(bundle)
-    signals = {
-        name: np.concatenate(list(manifest.normalisation[name].undo(windows)), axis=1).T
-        for name, windows in golden_windows(manifest, bundle.read).items()
-    }
+    windows = physical_windows(manifest, bundle.read)
+    signals = {name: np.concatenate(list(parts), axis=1).T for name, parts in windows.items()}
     at_ns, fed_at = 1_000_000_000, time.perf_counter_ns()
     core = LiveCore(model, lambda: at_ns + time.perf_counter_ns() - fed_at)
     report = Report(bundle.digest)

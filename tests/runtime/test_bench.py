@@ -14,8 +14,7 @@ import pytest
 
 from armlet_runtime.bench import BenchReport, bench, cases, fresh_start
 from armlet_runtime.errors import EngineError, UsageError
-from armlet_runtime.fresh import physical_windows
-from armlet_runtime.golden import golden_windows
+from armlet_runtime.golden import golden_windows, physical_windows
 from armlet_runtime.machine import describe, peak_resident_bytes, resident_bytes
 from armlet_runtime.model import BundleModel
 
@@ -73,7 +72,7 @@ def test_what_is_measured_is_the_real_decision(small_bundle: Any) -> None:
     bundle = small_bundle.open()
     model = BundleModel.from_bundle(bundle, "litert")
     parts = cases(bundle, model)
-    windows = physical_windows(bundle)
+    windows = physical_windows(bundle.manifest, bundle.read)
     decided = parts["decision"](2)
     assert isinstance(decided, tuple)
     logits, _ = decided
