@@ -13,17 +13,17 @@ import datetime
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from armlet_runtime import child
 from armlet_runtime.admission import admit
 from armlet_runtime.bundle import Bundle, open_bundle
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.files import chunks, write_atomic
-from armlet_runtime.health import Health
+from armlet_runtime.health import MODULE, Health
 from armlet_runtime.probation import ProbationError, flush, locked, switch, take_back, watch, write_state
 from armlet_runtime.slots import (
     BUNDLE,
@@ -208,11 +208,8 @@ def _sweep(folder: Path, place: str) -> None:
 
 def _check_health(path: Path, keys: Sequence[Path]) -> Health:
     """The health check of a bundle in a process of its own, as the board's runtime would load it."""
-    command = [sys.executable, "-m", "armlet_runtime.health", str(path)]
-    for key in keys:
-        command += ["--key", str(key)]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False)
+        ran = child.run(MODULE, path, keys, HEALTH_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise HealthError(f"the golden run took more than {HEALTH_TIMEOUT_S:.0f} s; {_AS_IT_WAS}") from None
     if ran.returncode < 0:
@@ -220,8 +217,7 @@ def _check_health(path: Path, keys: Sequence[Path]) -> Health:
         why = "this CPU lacks an instruction that the engine uses" if name == "SIGILL" else "the engine crashed on it"
         raise HealthError(f"the golden run took its process down ({name}): {why}; {_AS_IT_WAS}")
     if ran.returncode not in (0, 1):
-        said = ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"]
-        raise HealthError(f"the golden run could not be made: {said[-1]}; {_AS_IT_WAS}")
+        raise HealthError(f"the golden run could not be made: {child.last_words(ran)}; {_AS_IT_WAS}")
     health = msgspec.json.decode(ran.stdout, type=Health)
     golden = health.golden
     if golden.max_difference > golden.tolerance:

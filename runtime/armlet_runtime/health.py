@@ -6,7 +6,6 @@ makes the golden run, and times whole decisions: a board too slow for the bundle
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,15 @@ from pathlib import Path
 
 import msgspec
 
+from . import child
 from .bundle import open_bundle
 from .engines.base import Float32
-from .errors import ArmletError
 from .golden import GoldenResult, golden_run, golden_windows
 from .manifest import decode_certificate
 from .model import BundleModel
-from .slots import bundle_path
 from .trust import trusted_keys
+
+MODULE = "armlet_runtime.health"
 
 DECISIONS = 40
 """How many decisions are timed: the 95th percentile is then the third slowest."""
@@ -86,17 +86,13 @@ def _decision_s(model: BundleModel, windows: Mapping[str, Float32]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was found as JSON; 0 passed, 1 failed, 2 with one sentence for an error."""
-    parser = argparse.ArgumentParser(prog="python -m armlet_runtime.health", description=check.__doc__)
-    parser.add_argument("bundle", help="bundle, or file:SLOT")
-    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
-    args = parser.parse_args(argv)
-    try:
-        health = check(bundle_path(args.bundle), args.key)
-    except ArmletError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(msgspec.json.encode(health).decode())
-    return 0 if health.passed else 1
+
+    def look(path: Path, keys: Sequence[Path]) -> int:
+        health = check(path, keys)
+        print(msgspec.json.encode(health).decode())
+        return 0 if health.passed else 1
+
+    return child.main(MODULE, look, argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the runtime in its next turn or at its start, also after a power cut, the board'
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import signal
@@ -28,8 +27,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from . import child
 from .bundle import Bundle, open_bundle
-from .errors import ArmletError, BundleError, DeployError
+from .errors import BundleError, DeployError
 from .files import write_atomic
 from .manifest import Manifest
 from .slots import (
@@ -47,6 +47,8 @@ from .slots import (
     read_state,
 )
 from .trust import trusted_keys
+
+MODULE = "armlet_runtime.probation"
 
 DECISIONS = 3
 """Decisions that a bundle must make before it is confirmed."""
@@ -224,19 +226,14 @@ def _read_report(folder: Path) -> Report | None:
 
 def _try(folder: Path, keys: Sequence[Path], end: float) -> str:
     """Have a process of its own decide with the slot's bundle."""
-    command = [sys.executable, "-m", "armlet_runtime.probation", f"file:{folder}"]
-    for key in keys:
-        command += ["--key", str(key)]
     try:
-        left = max(end - time.monotonic(), 0.0)
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+        ran = child.run(MODULE, f"{SCHEME}{folder}", keys, max(end - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
         raise ProbationError(f"it made no decisions within {PATIENCE_S:.0f} s") from None
     if ran.returncode < 0:
         raise ProbationError(f"it took its process down ({signal.Signals(-ran.returncode).name}) when it decided live")
     if ran.returncode != 0:
-        said = ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"]
-        raise ProbationError(said[-1])
+        raise ProbationError(child.last_words(ran))
     return ran.stdout.strip()
 
 
@@ -382,20 +379,16 @@ def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """One sentence of what was decided; 1 if it was not enough, 2 for an error."""
-    parser = argparse.ArgumentParser(prog="python -m armlet_runtime.probation")
-    parser.add_argument("bundle", help="bundle, or file:SLOT")
-    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
-    args = parser.parse_args(argv)
-    try:
-        report = decide_on_golden_windows(bundle_path(args.bundle), args.key)
-    except ArmletError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if report.failed:
-        print(report.failed, file=sys.stderr)
-        return 1
-    print(f"{report.decisions} decisions on golden windows, the slowest after {report.latency_s * 1e3:.0f} ms")
-    return 0
+
+    def look(path: Path, keys: Sequence[Path]) -> int:
+        report = decide_on_golden_windows(path, keys)
+        if report.failed:
+            print(report.failed, file=sys.stderr)
+            return 1
+        print(f"{report.decisions} decisions on golden windows, the slowest after {report.latency_s * 1e3:.0f} ms")
+        return 0
+
+    return child.main(MODULE, look, argv)
 
 
 if __name__ == "__main__":
