@@ -127,8 +127,9 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
             def take(packet: Packet) -> list[Decision]:
                 recorder.write(packet)
                 decisions = core.packet(packet)
-                counts = core.wearables[packet.wearable].counts.values()
-                recorder.remember(packet, sum(one.samples for one in counts))
+                if page is not None:  # nothing else begins a recording later
+                    counts = core.wearables[packet.wearable].counts.values()
+                    recorder.remember(packet, sum(one.samples for one in counts))
                 return decisions
 
             def out(decisions: list[Decision]) -> None:
