@@ -58,8 +58,8 @@ from armlet_runtime.slots import (
 from armlet_runtime.trust import trusted_keys
 
 from . import frames
-from .deploy import RESERVE_BYTES, NoRoomError, deploy, roll_back
-from .updates import Result, State, Update, result_of
+from .deploy import RESERVE_BYTES, deploy, roll_back
+from .updates import NoMemoryError, NoRoomError, Result, State, UnsupportedError, Update, result_of
 
 INSTALLING = ".installing"
 HOME, SLOT, INCOMING, FRONT, UPDATE, LOG = "home", "slot", "incoming", "front", "update.json", "update.log"
@@ -78,22 +78,6 @@ class Wanted(msgspec.Struct, frozen=True):
     sha256: str
     size: int
     have: int
-
-
-class NoMemoryError(DeployError):
-    """The board's memory is too full for the bundle."""
-
-
-class UnsupportedError(DeployError):
-    """The board has no engine for the bundle."""
-
-
-RESULTS: dict[type[ArmletError], Result] = {
-    NoRoomError: Result.NOT_ENOUGH_STORAGE,
-    NoMemoryError: Result.OUT_OF_MEMORY,
-    UnsupportedError: Result.UNSUPPORTED_PACKAGE,
-}
-"""Results of what only a board can find out, besides :func:`armlet_bridge.updates.result_of`."""
 
 
 class Agent:
@@ -315,7 +299,7 @@ class Agent:
         except (ArmletError, OSError) as error:
             path.unlink(missing_ok=True)
             if isinstance(error, ArmletError):
-                self._set(State.IDLE, RESULTS.get(type(error), result_of(error)), front.digest, str(error))
+                self._set(State.IDLE, result_of(error), front.digest, str(error))
                 return
             result = Result.NOT_ENOUGH_STORAGE if error.errno == errno.ENOSPC else Result.UPDATE_FAILED
             self._set(State.IDLE, result, front.digest, f"the bundle cannot be put together: {error.strerror or error}")
@@ -439,7 +423,7 @@ def serve(agent: Agent, source: BinaryIO, sink: BinaryIO) -> None:
             for message in _handle(agent, request, payload):
                 answer(message)
         except ArmletError as error:
-            answer({"error": str(error), "result": int(RESULTS.get(type(error), result_of(error)))})
+            answer({"error": str(error), "result": int(result_of(error))})
         except OSError as error:
             answer({"error": f"the board says: {error.strerror or error}", "result": int(Result.UPDATE_FAILED)})
 

@@ -39,16 +39,14 @@ from armlet_runtime.slots import (
 )
 from armlet_runtime.trust import Trust, trusted_keys
 
+from .updates import NoRoomError
+
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
 RESERVE_BYTES = 1 << 20
 # The check takes a second or two; a bundle that makes it hang is given up within half a minute.
 HEALTH_TIMEOUT_S = 25.0
 
 _AS_IT_WAS = "the slot keeps what it had"
-
-
-class NoRoomError(DeployError):
-    """The disk is too full for the bundle."""
 
 
 class HealthError(DeployError):

@@ -14,6 +14,7 @@ from armlet_runtime.errors import (
     ArmletError,
     BundleError,
     CorruptBundleError,
+    DeployError,
     NewerSchemaError,
     SignatureError,
     TrailingBytesError,
@@ -61,8 +62,30 @@ class Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: float
 
 
+class NoRoomError(DeployError):
+    """A disk is too full for the bundle."""
+
+
+class NoMemoryError(DeployError):
+    """A board's memory is too full for the bundle."""
+
+
+class UnsupportedError(DeployError):
+    """A board has no engine for the bundle."""
+
+
+RESULTS: dict[type[ArmletError], Result] = {
+    NoRoomError: Result.NOT_ENOUGH_STORAGE,
+    NoMemoryError: Result.OUT_OF_MEMORY,
+    UnsupportedError: Result.UNSUPPORTED_PACKAGE,
+}
+"""Results of errors that have one of their own."""
+
+
 def result_of(error: ArmletError) -> Result:
     """The result that an error stands for."""
+    if type(error) in RESULTS:
+        return RESULTS[type(error)]
     if isinstance(error, (SignatureError, CorruptBundleError, TruncatedBundleError, TrailingBytesError)):
         return Result.INTEGRITY_CHECK_FAILED
     if isinstance(error, (AdmissionError, NewerSchemaError)):

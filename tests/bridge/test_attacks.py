@@ -25,9 +25,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from armlet_bridge import frames, setup
-from armlet_bridge.agent import RESULTS, Agent, NoMemoryError, UnsupportedError
+from armlet_bridge.agent import Agent
 from armlet_bridge.boards import PREFIX
-from armlet_bridge.deploy import NoRoomError
+from armlet_bridge.updates import RESULTS, NoMemoryError, NoRoomError, UnsupportedError
 from armlet_runtime import keys, trust
 from armlet_runtime.bundle import DOMAIN, MAGIC, MAX_FRONT, MAX_HEADER, Front, open_bundle, open_front, write_bundle
 from armlet_runtime.envelope import MAX_BYTES, open_envelope
