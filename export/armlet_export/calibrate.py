@@ -95,7 +95,7 @@ def fit(names: Sequence[str], people: Scored, logits: Sequence[Float32], max_unk
     """
     temperature, right = {}, []
     for place, subset in enumerate(subsets(names)):
-        there = present(names, people, subset)
+        there = people.having(names, subset)
         every = np.concatenate([engine[place][there] for engine in logits])
         truth = np.tile(people.truth[there], len(logits))
         fitted = temperature[subset_name(subset)] = fit_temperature(every, truth)
@@ -118,7 +118,7 @@ def measure(
     """
     plain, calibrated, unknown = {}, {}, {}
     for place, subset in enumerate(subsets(names)):
-        there = present(names, certified, subset)
+        there = certified.having(names, subset)
         if not there.any():
             continue
         name = subset_name(subset)
@@ -132,9 +132,3 @@ def measure(
         plain[name] = expected_calibration_error(probabilities(mine, 1.0), truth)
         calibrated[name] = expected_calibration_error(shares, truth)
     return Calibration(plain, calibrated, unknown)
-
-
-def present(names: Sequence[str], people: Scored, subset: Sequence[str]) -> NDArray[np.bool_]:
-    """(n,) which windows have all modalities of a subset."""
-    there: NDArray[np.bool_] = np.all(people.present[:, [names.index(name) for name in subset]], axis=1)
-    return there

@@ -132,7 +132,7 @@ def compare(
     classes = logits.shape[2]
     rows = []
     for place, subset in enumerate(subsets(names)):
-        there = scored.present[:, [names.index(name) for name in subset]].all(axis=1)
+        there = scored.having(names, subset)
         if not there.any():
             continue
         mine, reference, quantised = logits[place][there], float_logits[place][there], quantised_logits[place][there]

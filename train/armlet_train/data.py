@@ -389,6 +389,10 @@ class Scored:
     people: NDArray[np.str_]
     present: Bool
 
+    def having(self, names: Sequence[str], subset: Sequence[str]) -> Bool:
+        """(n,) which windows have every modality of a subset; ``names``: of all modalities, in their order."""
+        return np.asarray(self.present[:, [names.index(name) for name in subset]].all(axis=1))
+
 
 def window_spec(recipe: DataRecipe) -> WindowSpec:
     """The windows of the live loop."""

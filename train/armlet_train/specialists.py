@@ -116,7 +116,7 @@ def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[in
             return {name: _score(scored, names, subset, predicted)}
 
         special = _once(folder / f"{name}.json", specialist)
-        rows.append(Row(name, int(_having(scored, names, subset).sum()), figures[name], special[name]))
+        rows.append(Row(name, int(scored.having(names, subset).sum()), figures[name], special[name]))
     parameters = sum(parameter.numel() for parameter in runs.build_model(recipe, corpus.modalities).parameters())
     people = len(corpus.wearers) + len(validation.wearers) + len(test.wearers)
     said = f"MADE data: {people} simulated people, no measurements"
@@ -197,15 +197,10 @@ def _specialist(
     return objective.average.requires_grad_(True).cpu().eval()
 
 
-def _having(scored: Scored, names: list[str], subset: tuple[str, ...]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """(windows,) which have every modality of a subset."""
-    return np.asarray(scored.present[:, [names.index(name) for name in subset]].all(axis=1))
-
-
 def _score(
     scored: Scored, names: list[str], subset: tuple[str, ...], predicted: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> float:
-    having = _having(scored, names, subset)
+    having = scored.having(names, subset)
     return macro_f1(scored.truth[having], predicted[having], int(scored.truth.max()) + 1)
 
 
