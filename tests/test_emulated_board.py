@@ -32,8 +32,8 @@ from armlet_runtime.engines.executorch_shim import cache_folder
 from armlet_runtime.golden import golden_windows, run_subsets
 from armlet_runtime.model import BundleModel
 
+from . import sshd
 from .emulated import board as emulated
-from .emulated import loopback
 from .emulated.loopback import Loopback
 
 MACHINES = os.environ.get("MACHINES", "loopback").split(",")
@@ -146,7 +146,7 @@ def npy(array: np.ndarray) -> bytes:
 
 def _machine(name: str, folder: Path) -> emulated.Machine | Loopback:
     if name == Loopback.machine:
-        if (why := loopback.missing()) is not None:
+        if (why := sshd.missing()) is not None:
             pytest.skip(why)
         return Loopback(folder)
     if missing := emulated.missing_packages():

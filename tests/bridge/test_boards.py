@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,8 @@ from armlet_runtime.bundle import open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.slots import current_bundle
 from armlet_runtime.trust import trusted_keys
+
+from ..sshd import Sshd, missing
 
 MakeBundle = Callable[..., Path]
 
@@ -231,52 +231,19 @@ async def test_whom_a_board_trusts_is_not_changed_by_a_second_setup(
             await trust_owner(board, "ssh://b", trusted_keys([tmp_path / "stranger.pub"]))
 
 
-class Sshd:
-    """OpenSSH's server, whose every login works in a folder that stands for the board's home.
-
-    On loopback, or at ``address`` in the network namespace that the command ``inside`` enters.
-    """
-
-    def __init__(self, folder: Path, address: str = "127.0.0.1", inside: Sequence[str] = ()) -> None:
-        self.home = folder / "home"
-        self.home.mkdir(parents=True)
-        self.key = folder / "id_ed25519"
-        for path in (folder / "host_key", self.key):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-        login = folder / "login.sh"
-        login.write_text(f'#!/bin/sh\ncd {self.home} && HOME={self.home} exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
-        login.chmod(0o755)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        config = folder / "sshd_config"
-        config.write_text(
-            f"ListenAddress {address}:{self.port}\nHostKey {folder / 'host_key'}\nPidFile none\nStrictModes no\n"
-            f"AuthorizedKeysFile {self.key}.pub\nForceCommand {login}\nUsePAM no\nPasswordAuthentication no\n"
-        )
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, where it has never been started
-        command = [str(shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin")), "-D", "-e", "-f", str(config)]
-        self.process = subprocess.Popen([*inside, *command], stderr=subprocess.DEVNULL)
-        self.fingerprint = subprocess.run(
-            ["ssh-keygen", "-lf", str(folder / "host_key.pub")], capture_output=True, text=True, check=True
-        ).stdout.split()[1]
-
-
 def need_sshd() -> None:
     """Skip the test where OpenSSH's server cannot be started."""
-    if shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin") is None or shutil.which("ssh-keygen") is None:
-        pytest.skip("OpenSSH's server is not installed: apt-get install openssh-server")
-    if os.geteuid() != 0:
-        pytest.skip("OpenSSH's server wants its folder /run/sshd, which only root may make")
+    if (why := missing()) is not None:
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     need_sshd()
     server = Sshd(tmp_path_factory.mktemp("sshd"))
+    server.start()
     yield server
-    server.process.terminate()
-    server.process.wait()
+    server.stop()
 
 
 def test_a_board_is_set_up_and_deployed_to_over_ssh(

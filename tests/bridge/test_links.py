@@ -19,8 +19,9 @@ from armlet_runtime import keys
 from armlet_runtime.bundle import open_bundle
 from armlet_runtime.slots import current_bundle
 
+from ..sshd import Sshd
 from .bad_link import BadLink, why_not
-from .test_boards import Sshd, need_sshd
+from .test_boards import need_sshd
 
 MakeBundle = Callable[..., Path]
 PORT = 7654
@@ -118,6 +119,7 @@ async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
     """OpenSSH's server at the other end of a link that loses one packet in a hundred, and for a while all."""
     need_sshd()
     server = Sshd(tmp_path / "sshd", link.address, link.inside())
+    server.start()
     try:
         prefix = server.home / boards.PREFIX
         prefix.mkdir(parents=True)
@@ -150,5 +152,4 @@ async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
         assert done.bytes_sent <= done.bytes_bundle + 2 * 300 * done.links_lost, "what had arrived was not sent again"
         assert open_bundle(current_bundle(prefix / "slot"), None).digest == done.digest
     finally:
-        server.process.terminate()
-        server.process.wait()
+        server.stop()

@@ -12,7 +12,7 @@ import pytest
 
 from armlet_bridge.boards import LinkError, Target, login
 
-from .test_boards import Sshd
+from ..sshd import Sshd
 from .test_boards import sshd as sshd  # the fixture
 
 BOARD = Target("board")

@@ -22,6 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import sshd
+
 DEBIAN = "bookworm"
 TOOLS = {
     "qemu-system-aarch64": "qemu-system-arm", "mmdebstrap": "mmdebstrap", "ssh-keygen": "openssh-client",
@@ -337,18 +339,9 @@ class Machine:
 
         On a busy host its time passes slowly, and a link that answers late is not lost yet.
         """
-        folder = home / ".ssh"
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        (folder / "config").write_text(
-            f"Host board\n  HostName 127.0.0.1\n  Port {self.port}\n  User pi\n"
-            f"  IdentityFile {self.system / 'id_ed25519'}\n  UserKnownHostsFile {folder / 'known_hosts'}\n"
-            f"  ServerAliveCountMax 100\n"
-        )
+        sshd.write_config(home, self.port, "pi", self.system / "id_ed25519", "ServerAliveCountMax 100")
 
     @property
     def fingerprint(self) -> str:
         """Of its host key."""
-        told = subprocess.run(
-            ["ssh-keygen", "-lf", self.system / "host_key.pub"], check=True, capture_output=True, text=True
-        )
-        return told.stdout.split()[1]
+        return sshd.fingerprint(self.system / "host_key.pub")
