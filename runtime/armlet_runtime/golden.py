@@ -201,7 +201,7 @@ def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult
     logits, _ = run_subsets(model, windows)
     member = manifest.golden.logits[stored_under]
     stored = load_array(read(member), member, logits.shape)
-    precisions = {ref.precision for ref in (*programs.encoders.values(), programs.aggregator)}
+    precisions = {ref.precision for ref in programs.programs}
     tolerance = manifest.golden.tolerance.get(stored_under)
     if tolerance is None:
         tolerance = 0.0 if precisions == {"int8"} else FLOAT_TOLERANCE

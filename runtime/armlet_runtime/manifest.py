@@ -17,8 +17,8 @@ from .errors import NewerSchemaError, SchemaError
 from .modalities import Modality, subset_name, subsets
 from .windows import Normalisation, WindowSpec
 
-SCHEMA = 3
-"""3 since scores are calibrated; 2 since programs have precisions other than int8 and fp32, and golden outputs
+SCHEMA = 4
+"""4 since encoders can be incremental; 3 since scores are calibrated; 2 since programs have precisions other than int8 and fp32, and golden outputs
 tolerances. Older ones are still read."""
 
 MAX_MAJORITY = 1000
@@ -34,6 +34,9 @@ PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
 MAX_MODALITIES = 12
 """A golden run goes through all 2^n - 1 subsets; a few bytes of manifest must not ask a board for a million runs."""
 
+HOP_SLACK = 1e-6
+"""Samples by which a hop may be off a whole number of them, for the rounding of seconds."""
+
 MAX_RELEASE = (1 << 53) - 1
 """Largest release: what every JSON reader keeps exactly."""
 
@@ -48,16 +51,43 @@ class ProgramRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of :data:`PRECISIONS`."""
 
 
+class StepProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An encoder's next window from the state that the window before left, and from few samples.
+
+    Attributes:
+        program: Inputs ``window`` (1, channels, head + tail) float32, normalised, and ``state`` (1, columns, features);
+            outputs ``token`` (1, token_dim) and the next ``state``. An encoder that has one gives ``state`` as well.
+        hop: Samples from one window to the next.
+        head: First samples of the window that it reads.
+        tail: Last samples of the window that it reads, joined to the first ones.
+        rests_on: First sample of a window that its state rests on, and the one after the last. The state is right for a
+            next window that has the same samples ``hop`` earlier.
+    """
+
+    program: ProgramRef
+    hop: int
+    head: int
+    tail: int
+    rests_on: tuple[int, int]
+
+
 class EnginePrograms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All programs for one engine.
 
     Encoders: modality name to program; input ``window`` (1, channels, samples) float32, normalised; output ``token``
     (1, token_dim). Aggregator: input ``tokens`` (1, modalities * token_dim), in the manifest's modality order with mask
-    tokens in place of absent ones; outputs ``logits`` (1, labels) and ``embedding`` (1, embedding_dim).
+    tokens in place of absent ones; outputs ``logits`` (1, labels) and ``embedding`` (1, embedding_dim). Steps: modality
+    name to what makes its encoder incremental; none before schema 4.
     """
 
     encoders: dict[str, ProgramRef]
     aggregator: ProgramRef
+    steps: dict[str, StepProgram] = {}
+
+    @property
+    def programs(self) -> tuple[ProgramRef, ...]:
+        """Every program: encoders, steps, aggregator."""
+        return (*self.encoders.values(), *(step.program for step in self.steps.values()), self.aggregator)
 
 
 class Presence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -286,7 +316,7 @@ def named_members(manifest: Manifest) -> list[str]:
     named += [manifest.bank] if manifest.bank is not None else []
     named += [*manifest.golden.windows.values(), *manifest.golden.logits.values()]
     for programs in manifest.engines.values():
-        named += [ref.member for ref in (*programs.encoders.values(), programs.aggregator)]
+        named += [ref.member for ref in programs.programs]
     return sorted(set(named))
 
 
@@ -357,17 +387,43 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         for modality in manifest.modalities:
             ref = programs.encoders[modality.name]
             window = (1, len(modality.channels), manifest.window.samples(modality))
-            if ref.inputs != {"window": window} or ref.outputs != {"token": token}:
-                yield f"the encoder of '{modality.name}' for {engine} must take window {window} and give token {token}"
+            made: dict[str, tuple[int, ...]] = {"token": token}
+            if modality.name in programs.steps:
+                made["state"] = programs.steps[modality.name].program.inputs.get("state", ())
+            if ref.inputs != {"window": window} or ref.outputs != made:
+                told = " and ".join(f"{name} {shape}" for name, shape in made.items())
+                yield f"the encoder of '{modality.name}' for {engine} must take window {window} and give {told}"
         outputs = {"logits": (1, len(manifest.labels)), "embedding": (1, manifest.embedding_dim)}
         tokens = (1, len(names) * manifest.token_dim)
         if programs.aggregator.inputs != {"tokens": tokens} or programs.aggregator.outputs != outputs:
             yield f"the aggregator for {engine} must take tokens {tokens} and give {outputs}"
-        for ref in (*programs.encoders.values(), programs.aggregator):
+        if not set(programs.steps) <= set(names):
+            yield f"the step programs for {engine} are not of its modalities"
+        for modality in manifest.modalities:
+            if modality.name in programs.steps and not _steps_fit(manifest, modality, programs.steps[modality.name]):
+                yield f"the step program of '{modality.name}' for {engine} does not fit its windows"
+        for ref in programs.programs:
             if ref.precision not in PRECISIONS:
                 yield f"the program {ref.member} has the precision '{ref.precision}', not {', '.join(PRECISIONS)}"
         if engine not in manifest.golden.logits:
             yield f"there are no golden logits for {engine}"
+
+
+def _steps_fit(manifest: Manifest, modality: Modality, step: StepProgram) -> bool:
+    """Whether every sample of a window is read by the step program, or one that the state before rests on."""
+    samples, (oldest, newest) = manifest.window.samples(modality), step.rests_on
+    state = step.program.inputs.get("state", ())
+    shapes = {"window": (1, len(modality.channels), step.head + step.tail), "state": state}
+    return (
+        abs(manifest.window.hop_s * modality.rate_hz - step.hop) < HOP_SLACK
+        and step.hop >= 1
+        and 0 <= oldest - step.hop <= step.head < samples - step.tail <= newest - step.hop
+        and newest <= samples
+        and len(state) == 3
+        and min(state) > 0
+        and step.program.inputs == shapes
+        and step.program.outputs == {"token": (1, manifest.token_dim), "state": state}
+    )
 
 
 def _confidence_problems(manifest: Manifest, confidence: Confidence) -> Iterator[str]:

@@ -35,6 +35,7 @@ from armlet_runtime.manifest import (
     GoldenRef,
     Manifest,
     ProgramRef,
+    StepProgram,
     decode_manifest,
     encode_manifest,
     named_members,
@@ -236,7 +237,7 @@ def test_newer_schemas_are_told_apart(tiny: bytes) -> None:
     with pytest.raises(NewerSchemaError, match=r"header of schema 2.*update armlet"):
         verify(forge({"schema": 2, "parts": []}, b""))
     newer = json.dumps({"schema": SCHEMA + 1, "anything": "else"}).encode()
-    with pytest.raises(NewerSchemaError, match=r"b\.armlet: the manifest is of schema 4.*update armlet"):
+    with pytest.raises(NewerSchemaError, match=r"b\.armlet: the manifest is of schema 5.*update armlet"):
         verify(forge_members({"manifest.json": newer} | MEMBERS))
 
 
@@ -308,9 +309,43 @@ def with_encoder(ref: ProgramRef) -> Manifest:
     return changed(engines={"litert": EnginePrograms({"hr": ref}, programs.aggregator)})
 
 
+def with_step(state: tuple[int, ...] = (1, 1, 3), **fields: Any) -> Manifest:
+    """Windows of 8 samples every 2; the state rests on samples 3 to 6, a step reads the first two and the last four."""
+    window, token = {"window": (1, 1, 8)}, {"token": (1, 2)}
+    program = ProgramRef("s1", {"window": (1, 1, 6), "state": state}, token | {"state": state}, "int8")
+    step = msgspec.structs.replace(StepProgram(program, hop=2, head=2, tail=4, rests_on=(3, 7)), **fields)
+    encoder = ProgramRef("e", window, token | {"state": (1, 1, 3)}, "int8")
+    programs = EnginePrograms({"hr": encoder}, tiny_manifest().engines["litert"].aggregator, {"hr": step})
+    return changed(window=WindowSpec(4.0, 1.0), engines={"litert": programs})
+
+
+def test_a_manifest_with_steps_is_read_again_and_names_their_programs() -> None:
+    manifest = with_step()
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+    assert named_members(manifest) == sorted([*MEMBERS, "s1"])
+
+
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
+        (with_step(state=(1, 2, 3)), r"must take window \(1, 1, 8\) and give token \(1, 2\) and state \(1, 2, 3\)"),
+        (with_step(hop=1), "step program of 'hr' for litert does not fit"),
+        (with_step(head=0), "does not fit"),
+        (with_step(tail=3), "does not fit"),
+        (with_step(head=3), "does not fit"),
+        (with_step(rests_on=(1, 7)), "does not fit"),
+        (with_step(rests_on=(3, 9)), "does not fit"),
+        (with_step(rests_on=(3, 5)), "does not fit"),
+        (
+            changed(
+                engines={
+                    "litert": msgspec.structs.replace(
+                        tiny_manifest().engines["litert"], steps={"acc": with_step().engines["litert"].steps["hr"]}
+                    )
+                }
+            ),
+            "the step programs for litert are not of its modalities",
+        ),
         (changed(schema=0), "schema 0 does not exist"),
         (changed(modalities=()), "at least one modality"),
         (changed(modalities=tiny_manifest().modalities * 2), "none twice"),
@@ -342,7 +377,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(manifest: Manifest, words
 @pytest.mark.parametrize("change", ['"name"', '"labels"', '"rate_hz"'])
 def test_a_manifest_must_match_its_struct(change: str) -> None:
     renamed = encode_manifest(tiny_manifest()).replace(change.encode(), b'"unheard_of"')
-    with pytest.raises(SchemaError, match="does not follow schema 3"):
+    with pytest.raises(SchemaError, match="does not follow schema 4"):
         verify(forge_members({"manifest.json": renamed} | MEMBERS))
 
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     programs = Table("engine", "program", "precision", "KiB", box=box.SIMPLE_HEAD)
     programs.columns[-1].justify = "right"
     for engine, parts in manifest.engines.items():
-        for ref in (*parts.encoders.values(), parts.aggregator):
+        for ref in parts.programs:
             programs.add_row(engine, ref.member, ref.precision, f"{bundle.sizes[ref.member] / 1024:.1f}")
     console.print(programs)
 

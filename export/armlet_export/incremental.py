@@ -1,0 +1,172 @@
+"""Incremental encoders: a hop later most of what an encoder computed still holds, and is carried instead of computed.
+
+Of an encoder of convolutions (``kind = "conv"``), a column of the last layer that touches no padding in any layer
+depends on its samples alone. One hop later the same samples lie a hop further left, and so does the column. Anew are
+only the columns at the two ends. So a modality gets two programs:
+
+- the windowed encoder, which gives, besides the ``token``, the ``state``: the columns that will hold a hop later;
+- the *step* program, which takes the first ``head`` and the last ``tail`` samples of the next window, joined, and the
+  state before. It runs the same layers over them, throws away the columns that the seam spoiled, puts the carried ones
+  in their place, and gives token and next state.
+
+Both programs average the same columns, so float32 tokens differ by the order of sums, and int8 ones not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armlet_runtime.errors import ExportError
+from armlet_runtime.manifest import HOP_SLACK
+from armlet_train.conv import ConvEncoder
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What of a window is carried; columns are those of the last convolution, samples those of the modality.
+
+    Attributes:
+        length: Samples of a window.
+        hop: Samples from one window to the next.
+        columns: Of a window.
+        left: Columns at the left end that are computed anew: padding reaches into them.
+        right: Columns at the right end that are computed anew: padding reaches into them, or they are of new samples.
+        moved: Columns that a hop moves a column to the left.
+        head: First samples of a window that a step reads.
+        tail: Last samples of a window that a step reads.
+        rests_on: First sample that a window's state rests on, and the one after the last.
+    """
+
+    length: int
+    hop: int
+    columns: int
+    left: int
+    right: int
+    moved: int
+    head: int
+    tail: int
+    rests_on: tuple[int, int]
+
+    @property
+    def carried(self) -> int:
+        """How many columns the state holds."""
+        return self.columns - self.left - self.right
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Which columns of a window are its state: the first one, and the one after the last."""
+        first = self.left + self.moved
+        return first, first + self.carried
+
+
+def plan(layers: Sequence[tuple[int, int, int]], length: int, hop: int) -> StepPlan | None:
+    """What can be carried from one window to the next; None where a step would read no less than the window.
+
+    Args:
+        layers: Kernel, stride and padding (on both sides) of each convolution.
+        length: Samples of a window.
+        hop: Samples from one window to the next; a whole multiple of all strides together.
+    """
+    sizes = [length]
+    for kernel, stride, padding in layers:
+        sizes.append((sizes[-1] + 2 * padding - kernel) // stride + 1)
+    columns = sizes[-1]
+    # From the last layer down to the samples: column c needs the values from c * step - before, span of them.
+    step, before, span = 1, 0, 1
+    first, last = 0, columns - 1  # columns that no padding reaches into
+    for size, (kernel, stride, padding) in zip(reversed(sizes[:-1]), reversed(layers), strict=True):
+        before, span = before * stride + padding, (span - 1) * stride + kernel
+        step *= stride
+        first, last = max(first, -(-before // step)), min(last, (size - span + before) // step)
+    moved = hop // step
+    carried = last - moved - first + 1
+    if carried < 1:
+        return None
+    right = columns - first - carried
+    oldest, newest = (first + moved) * step - before, last * step - before + span
+    # Read is what the columns at the ends need, and what the state does not rest on, so that every sample of a window
+    # is either read or known to be the same; on the grid of the columns.
+    head = -(-max((first - 1) * step - before + span, oldest - hop) // step) * step if first else 0
+    start = min((columns - right) * step - before, newest - hop) // step * step
+    if head >= start:
+        return None
+    return StepPlan(length, hop, columns, first, right, moved, head, length - start, (oldest, newest))
+
+
+def plan_of(encoder: nn.Module, modality: str, length: int, hop: float) -> StepPlan | None:
+    """What an encoder can carry; None where a step would read no less than the window.
+
+    Args:
+        encoder: Without batch normalisation.
+        modality: Its name, for messages.
+        length: Samples of a window.
+        hop: Samples from one window to the next, as the recipe has them.
+
+    Raises:
+        ExportError: The encoder is of another kind, or the hop does not fit its strides.
+    """
+    if not isinstance(encoder, ConvEncoder):
+        raise ExportError(
+            f"the encoder of '{modality}' cannot be incremental: it is {type(encoder).__name__}, and only those of "
+            'kind = "conv" have columns that hold a hop later; leave out --incremental and [export] incremental'
+        )
+    convolutions = [layer for layer in encoder.layers if isinstance(layer, nn.Conv2d)]
+    layers = [(int(c.kernel_size[1]), int(c.stride[1]), int(c.padding[1])) for c in convolutions]
+    step = 1
+    for _, stride, _ in layers:
+        step *= stride
+    whole = round(hop)
+    if abs(hop - whole) > HOP_SLACK or whole < 1 or whole % step:
+        raise ExportError(
+            f"the encoder of '{modality}' cannot be incremental: its strides make one column of {step} samples, and "
+            f"[data] hop_s is {hop:g} samples, no whole multiple of that; choose another hop_s, or leave out "
+            "--incremental and [export] incremental"
+        )
+    return plan(layers, length, whole)
+
+
+class _Columns(nn.Module):
+    """The layers of an encoder, its parameters under their own names, with the columns in between at hand."""
+
+    def __init__(self, encoder: ConvEncoder, plan: StepPlan) -> None:
+        super().__init__()
+        self.layers, self.pool, self.token = encoder.layers, encoder.pool, encoder.token
+        self.flagged = encoder.flagged
+        self.plan = plan
+
+    def outputs(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Token (B, token_dim) and state (B, carried, features) of a window's columns (B, features, 1, columns)."""
+        token: Tensor = self.token(self.pool(columns).flatten(1))
+        first, end = self.plan.kept
+        state = columns[..., first:end].squeeze(2).transpose(1, 2)
+        return (F.pad(token, (0, 1), value=1.0) if self.flagged else token), state
+
+
+class Windowed(_Columns):
+    """An encoder that also gives the state to go on from."""
+
+    def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Token (B, token_dim) and state (B, carried, features) of windows (B, channels, length)."""
+        return self.outputs(self.layers(window.unsqueeze(2)))
+
+
+class Step(_Columns):
+    """An encoder of the next window."""
+
+    def forward(self, window: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Token (B, token_dim) and next state (B, carried, features).
+
+        Args:
+            window: (B, channels, head + tail) first and last samples of the window, joined.
+            state: (B, carried, features) of the window before.
+        """
+        anew = self.layers(window.unsqueeze(2))
+        carried = state.transpose(1, 2).unsqueeze(2)
+        right = anew[..., anew.shape[3] - self.plan.right :]
+        parts = [anew[..., : self.plan.left], carried, right] if self.plan.left else [carried, right]
+        return self.outputs(torch.cat(parts, dim=3))
