@@ -18,8 +18,8 @@ from .modalities import Modality, subset_name, subsets
 from .windows import Normalisation, WindowSpec
 
 SCHEMA = 4
-"""4 since encoders can be incremental; 3 since scores are calibrated; 2 since programs have precisions other than int8 and fp32, and golden outputs
-tolerances. Older ones are still read."""
+"""4 since encoders can be incremental; 3 since scores are calibrated; 2 since programs have precisions other than int8
+and fp32, and golden outputs tolerances. Older ones are still read."""
 
 MAX_MAJORITY = 1000
 """Most windows that a majority is taken of."""
