@@ -1,0 +1,252 @@
+"""The runtime's half of the soak (``soak.py``): session and live loop as in ``armlet run``, and what is looked at.
+
+``python -m benchmarks.soaked --bundle FILE --socket PATH`` is that half as a process of its own, as on a board. It says
+in lines of JSON what state its links are in, is told in one when the wearables began, and says its figures when it is
+ended by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bleak.backends.client import BaseBleakClient
+from bleak.backends.scanner import BaseBleakScanner
+from bumble.device import Device
+
+from armlet_bridge.bumble_backend import Bluetooth, open_bluetooth
+from armlet_runtime.ble import Link, Session
+from armlet_runtime.bundle import open_bundle
+from armlet_runtime.decisions import Decision
+from armlet_runtime.driver import drive
+from armlet_runtime.errors import WearableError
+from armlet_runtime.live import LiveCore
+from armlet_runtime.model import BundleModel
+from armlet_runtime.recording import Packet
+from armlet_runtime.streams import SampleRing
+from armlet_runtime.trust import trusted_keys
+from armlet_runtime.wearables import movesense, muse
+
+TOLERANCE_NS = 20_000_000
+"""A sample further than this from the time at which it was taken is at a wrong time."""
+SAMPLE_NS = 10_000_000_000
+"""Resident memory is looked at so often."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A stream of a wearable: the wearable's name and profile, the stream's rate in Hz, channels and the unit of the
+    count."""
+
+    name: str
+    profile: str
+    modality: str
+    rate_hz: float
+    channels: tuple[str, ...]
+    unit: str
+    step: float
+    turn: int  # the count begins anew after so many samples
+
+
+XYZ = ("x", "y", "z")
+SPECS = (
+    Spec("Imu", "imu", "acc", 50.0, XYZ, "g", 0.003, 1000),
+    Spec("Imu", "imu", "gyro", 50.0, XYZ, "rad/s", 0.01, 1000),
+    Spec("Polar H10 1", "polar", "ecg", 130.0, ("ecg",), "mV", 0.002, 2000),
+    Spec("Movesense 2", "movesense", "ecg", 512.0, ("ecg",), "mV", movesense.ECG_MV * 2, 4000),
+    Spec("Muse-3", "muse", "eeg", 256.0, tuple(muse.EEG_UUIDS.values()), "uV", muse.EEG_UV, 2000),
+)
+NAMES = tuple(dict.fromkeys(spec.name for spec in SPECS))
+
+
+class Adapter:
+    """An adapter that can be pulled out and put back in: what :class:`armlet_runtime.ble.Session` takes."""
+
+    options: Mapping[str, Any] = {}
+
+    def __init__(self, socket: str) -> None:
+        """``socket``: a Unix socket on which a controller answers while the adapter is in."""
+        self._transport = f"unix-client:{socket}"
+        self._now: Bluetooth | None = None
+        self.found = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Take up the controller whenever there is one; never returns."""
+        while True:
+            with suppress(WearableError):  # it is not in
+                async with open_bluetooth(self._transport) as self._now:
+                    lost = asyncio.Event()
+                    self._now.radio.device.once(Device.EVENT_FLUSH, lost.set)
+                    self.found.set()
+                    await lost.wait()
+            await asyncio.sleep(0.1)
+
+    @property
+    def scanner(self) -> type[BaseBleakScanner]:
+        assert self._now is not None
+        return self._now.scanner
+
+    @property
+    def client(self) -> type[BaseBleakClient]:
+        assert self._now is not None
+        return self._now.client
+
+    def interval_ms(self, address: str) -> float | None:
+        assert self._now is not None
+        return self._now.interval_ms(address)
+
+
+class Soaked:
+    """The runtime's half.
+
+    Attributes:
+        pid: The process in which it runs; SIGTERM ends it.
+        links: Wearable to its link, once the session is there.
+    """
+
+    def __init__(self, model: BundleModel, socket: str) -> None:
+        """``socket``: where the adapter's controller answers."""
+        self.pid = os.getpid()
+        self.links: Mapping[str, Link] = {}
+        self.core = LiveCore(model, time.monotonic_ns)
+        self._hop_ns = round(model.manifest.window.hop_s * 1e9)
+        self._socket = socket
+        self._start_ns = 0
+        self._decisions = self._missed = self._windows = self._wrong = 0
+        self._worst_ns = 0
+        self._longest_ns = 0
+        self._latest_out_ns: int | None = None
+        self._subsets: Counter[str] = Counter()
+        self._memory: list[tuple[float, int, int]] = []
+        self._memory_ns = 0
+
+    def begin(self, start_ns: int) -> None:
+        """Be told when sample 0 of every stream was taken."""
+        self._start_ns = start_ns
+
+    async def run(self) -> dict[str, Any]:
+        """Run until SIGTERM, and give the figures."""
+        adapter = Adapter(self._socket)
+        keeping = asyncio.ensure_future(adapter.keep())
+        try:
+            await adapter.found.wait()
+            session = Session(adapter, NAMES, {"acc": None, "gyro": None, "eeg": None, "ecg": 512.0})
+            self.links = session.links
+            await drive(session, self._turn)
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+        return self._figures(session)
+
+    def _turn(self, packets: list[Packet], now_ns: int) -> int | None:
+        for packet in packets:
+            self._out(self.core.packet(packet))
+        self._out(self.core.advance(now_ns))
+        if now_ns - self._memory_ns >= SAMPLE_NS:
+            self._memory_ns = now_ns
+            self._memory.append((now_ns / 60e9, *resident_kib()))
+        return self.core.due_ns()
+
+    def _out(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            now_ns = time.monotonic_ns()
+            if self._latest_out_ns is not None:
+                self._longest_ns = max(self._longest_ns, now_ns - self._latest_out_ns)
+            self._latest_out_ns = now_ns
+            self._missed += decision.index != self._decisions
+            self._decisions += 1
+            self._subsets["+".join(decision.subset)] += 1
+            for spec in SPECS:
+                wearable = self.core.wearables.get(spec.name)
+                if self._start_ns and wearable is not None and spec.modality in wearable.rings:
+                    self._check(spec, wearable.rings[spec.modality], decision.window_end_ns)
+
+    def _check(self, spec: Spec, ring: SampleRing, end_ns: int) -> None:
+        """That every sample that a window could hold lies where it was taken."""
+        times, values = ring.samples(end_ns)
+        numbers = np.rint(values[:, 0] / spec.step)
+        turn_ns = spec.turn / spec.rate_hz * 1e9
+        off = (times + float(end_ns - self._start_ns) - numbers * (1e9 / spec.rate_hz) + turn_ns / 2) % turn_ns
+        off = np.abs(off - turn_ns / 2)
+        self._windows += 1
+        self._wrong += bool((off > TOLERANCE_NS).any())
+        self._worst_ns = max(self._worst_ns, int(off.max()))
+
+    def _figures(self, session: Session) -> dict[str, Any]:
+        counted = {}
+        for name in NAMES:
+            counts = self.core.wearables[name].counts.values()
+            counted[name] = {
+                key: sum(getattr(one, key) for one in counts)
+                for key in ("duplicated", "out_of_order", "malformed", "lost", "implausible", "restarts")
+            }
+            counted[name]["connections"] = session.links[name].connections
+        return {
+            "counted": counted,
+            "decisions": self._decisions,
+            "missed": self._missed,
+            "subsets": dict(self._subsets),
+            "windows_checked": self._windows,
+            "windows_wrong": self._wrong,
+            "worst_ms": self._worst_ns / 1e6,
+            "longest_silence_hops": self._longest_ns / self._hop_ns,
+            "dropped_packets": session.dropped,
+            "memory": self._memory,
+        }
+
+
+def resident_kib() -> tuple[int, int]:
+    """Resident memory of this process, all and anonymous, in KiB.
+
+    Of ``smaps_rollup``, which counts pages. Other counts of the kernel are kept apart for each processor and may be off
+    by dozens of pages (Documentation/filesystems/proc.rst on ``statm`` and ``status``).
+    """
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    kib = {key: int(value.split()[0]) for key, value in (line.split(":") for line in lines)}
+    return kib["Rss"], kib["Anonymous"]
+
+
+async def report(soaked: Soaked) -> None:
+    """Run one, and say and hear what the other half is to know and knows."""
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        soaked.begin(int(sys.stdin.readline()))
+        loop.remove_reader(sys.stdin)
+
+    loop.add_reader(sys.stdin, told)
+    running = asyncio.ensure_future(soaked.run())
+    said = ""
+    while not running.done():
+        line = json.dumps({name: (link.state, link.connections) for name, link in soaked.links.items()})
+        if line != said:
+            print(said := line, flush=True)
+        await asyncio.wait({running}, timeout=0.05)
+    print(json.dumps({"figures": running.result()}), flush=True)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--key", type=Path, action="append", default=[])
+    parser.add_argument("--socket", required=True)
+    args = parser.parse_args()
+    model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
+    asyncio.run(report(Soaked(model, args.socket)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
