@@ -417,7 +417,7 @@ class Session:
             except (BleakError, OSError, EOFError) as error:
                 if adapter.refused_since is None:
                     adapter.refused_since = time.monotonic()
-                adapter.problem = _say(error)
+                adapter.problem = sentence_of(error)
                 if all(self._is_gone(one) for one in self._adapters):
                     raise WearableError(
                         f"Bluetooth cannot be used here ({adapter.problem}): check that an adapter is there and "
@@ -520,7 +520,7 @@ class Session:
             except (BleakError, WearableError, OSError, EOFError, asyncio.TimeoutError) as error:
                 in_a_row += 1
                 trouble = trouble_of(error)
-                link.problem = _say(error)
+                link.problem = sentence_of(error)
                 link.failures[trouble.name] = link.failures.get(trouble.name, 0) + 1
                 await self._mend(link, trouble)
             finally:
@@ -727,7 +727,7 @@ class Session:
         try:
             await asyncio.wait_for(client.disconnect(), DISCONNECT_S)
         except (BleakError, OSError, EOFError, asyncio.TimeoutError) as error:
-            link.problem = f"it did not disconnect: {_say(error)}"
+            link.problem = f"it did not disconnect: {sentence_of(error)}"
         end()
 
     def _set(self, link: Link, state: str) -> None:
@@ -753,7 +753,7 @@ def _is_address(text: str) -> bool:
     return len(parts) == 6 and all(len(part) == 2 and part.strip("0123456789abcdefABCDEF") == "" for part in parts)
 
 
-def _say(error: BaseException) -> str:
+def sentence_of(error: BaseException) -> str:
     """What an error says; its kind if it says nothing."""
     if isinstance(error, FileNotFoundError):  # of the D-Bus socket
         return "the system's D-Bus, over which BlueZ is reached, does not run"

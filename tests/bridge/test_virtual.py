@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +281,7 @@ async def test_simulate_in_a_process_of_its_own(kind: str, make_recording: MakeR
     assert process.stdout is not None
     ready = process.stdout.readline()
     assert ready.startswith("Armlet-Acc, Armlet-Gyro on the air at ")
+    assert process.stdout.readline() == "silent until all are subscribed to\n"
     async with open_bluetooth(ready.split()[-1]) as bluetooth:
         listener = Listener(bluetooth)
         await listener.start(2)
@@ -326,7 +329,10 @@ def test_scan_and_info(make_recording: MakeRecording, tmp_path: Path) -> None:
         subprocess.run([*armlet, "scan", "--seconds", "0.5", *reach], check=True, capture_output=True)
         (heard,) = json.loads((tmp_path / "out.json").read_text())
         assert (heard["name"], heard["profiles"]) == ("Imu", ["imu"])
-        subprocess.run([*armlet, "info", "Imu", *reach], check=True, capture_output=True)
+        told = subprocess.run([*armlet, "info", "Imu", *reach], check=True, capture_output=True, text=True).stdout
+        for says in ("rssi        -50 dBm", "battery     100 %", "mtu         517 bytes", "interval    15 ms"):
+            assert f"{says}\n" in told
+        assert "modality    acc (x, y, z) in g at 50 Hz\n" in told
         about = json.loads((tmp_path / "out.json").read_text())
         assert about["address"] == heard["address"]
         assert (about["maker"], about["battery"]) == ("armlet", 100)
@@ -337,7 +343,10 @@ def test_scan_and_info(make_recording: MakeRecording, tmp_path: Path) -> None:
         watch = subprocess.run(
             [*armlet, "watch", "Imu", "--duration", "6", *reach], check=True, capture_output=True, text=True
         )
-        assert "streaming  -50 dBm  battery 100 %  acc+gyro " in watch.stdout and "Hz lost 0.0%" in watch.stdout
+        last = re.fullmatch(
+            r"streaming  -50 dBm  battery 100 %  acc\+gyro ([\d.]+) Hz lost 0.0% clock .*", watch.stdout.split("\n")[-2]
+        )
+        assert last and 40 < float(last[1]) < 60, watch.stdout
         watched = json.loads((tmp_path / "out.json").read_text())
         assert (watched["profiles"], watched["mtu"]) == (["imu"], 517)
         assert watched["groups"]["imu"]["samples"] > 50 and watched["groups"]["imu"]["bound_ms"] > 0
@@ -352,3 +361,30 @@ def test_scan_and_info(make_recording: MakeRecording, tmp_path: Path) -> None:
         process.wait(10)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def test_info_of_what_has_sent_nothing(make_recording: MakeRecording, tmp_path: Path) -> None:
+    walk = make_recording(60.0)
+    beats = Stream(Modality("hr", ("bpm",), "bpm", 1.0), np.arange(60) * 10**9, np.full((60, 1), 70, np.float32))
+    write_recording(tmp_path / "walk.mcap", replace(walk, streams={**walk.streams, "hr": beats}))
+    armlet = [sys.executable, "-m", "armlet_runtime", "wearables"]
+    simulate = [*armlet, "simulate", str(tmp_path / "walk.mcap"), "--listen", "tcp-server:127.0.0.1:0"]
+    # Neither plays while the other is not subscribed to.
+    worn = ["--wearable", "hr=Strap@heart_rate", "--wearable", "acc=Printer@uart"]
+    process = subprocess.Popen([*simulate, *worn], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        reach = ["--bluetooth", f"bumble:{process.stdout.readline().split()[-1]}"]
+        strap, printer = (
+            subprocess.run([*armlet, "info", name, *reach], check=True, capture_output=True, text=True).stdout
+            for name in ("Strap", "Printer")
+        )
+        watch = subprocess.run(
+            [*armlet, "watch", "Strap", "--duration", "3", *reach], check=True, capture_output=True, text=True
+        ).stdout
+        assert watch.endswith("streaming  -50 dBm  battery 100 %  it has sent nothing yet\n")
+        assert "profiles    heart_rate\n" in strap and "modality    hr (bpm) in bpm at 1 Hz\n" in strap
+        assert "profiles    uart\n" in printer and "modality    none yet" in printer
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from armlet_runtime.ble import Link
     from armlet_runtime.modalities import Modality
     from armlet_runtime.streams import Wearable
+    from armlet_runtime.wearables import Group
 
     from ..virtual import LinkLoss, WearableSpec
 
@@ -38,6 +39,9 @@ KEEP_NS = 1_000_000_000
 
 # How often 'watch' shows a line, and over how much time it counts rates.
 WATCH_S = 1.0
+
+# What some wearables send shows only in what they send: 'info' listens for so long.
+LISTEN_S = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,9 +91,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument("--log", type=Path, metavar="FILE", help="write the events as JSON lines")
     simulate.set_defaults(act=_simulate)
 
-    scan = actions.add_parser("scan", help="list the wearables that are in reach")
-    info = actions.add_parser("info", help="connect to one wearable and show what it is")
-    watch = actions.add_parser("watch", help="connect to one wearable and show how it does, a line a second")
+    scan = actions.add_parser(
+        "scan",
+        help="list the wearables that are in reach",
+        description="List what advertises: name, address, signal strength, and the profiles that armlet reads it by; "
+        "first those that it can read.",
+    )
+    info = actions.add_parser(
+        "info",
+        help="connect to one wearable and show what it is",
+        description="Connect to one wearable and show its battery, what it says of itself, the MTU and the connection "
+        "interval agreed upon, and the modalities that it sends with their rates.",
+    )
+    watch = actions.add_parser(
+        "watch",
+        help="connect to one wearable and show how it does, a line a second",
+        description="Connect to one wearable and show once a second its link, signal strength and battery, and of each "
+        "group of modalities the rate, the share of packets lost, and the drift of its clock with its error bound.",
+    )
     for action in (info, watch):
         action.add_argument("name", metavar="NAME", help="its advertised name or address")
     for action, act in ((scan, _scan), (info, _info), (watch, _watch)):
@@ -135,7 +154,9 @@ def _simulate(args: argparse.Namespace) -> int:
                 put_on(recording, air, specs, args.samples_per_packet, args.drift_ppm, log) as wearables,
                 serve(air, args.listen) as transport,
             ):
-                print(f"{', '.join(wearables.wearables)} on the air at {transport}", flush=True)
+                names = list(wearables.wearables)
+                print(f"{', '.join(names)} on the air at {transport}", flush=True)
+                print(f"silent until {'all are' if len(names) > 1 else 'it is'} subscribed to", flush=True)
                 await wearables.run(args.start, args.duration, losses)
                 await asyncio.sleep(LINGER_S)
 
@@ -228,16 +249,26 @@ async def _listen(bluetooth_names: str, wait_s: float) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda one: (not one["profiles"], -one["rssi"], one["address"]))
 
 
+_SHOWN_UNITS = {"rssi": " dBm", "battery": " %", "mtu": " bytes", "interval": " ms"}
+
+
 def _info(args: argparse.Namespace) -> int:
     from armlet_runtime.outputs import write_json
 
     about = asyncio.run(_ask(args.bluetooth, args.name, args.seconds))
-    for key, value in about.items():
-        if key != "modalities" and value not in (None, ""):
-            print(f"{key:11} {', '.join(value) if isinstance(value, list) else value}")
+    shown = {
+        **{key: value for key, value in about.items() if key not in ("modalities", "interval_ms")},
+        "profiles": ", ".join(about["profiles"]),
+        "interval": about["interval_ms"],
+    }
+    for key, value in shown.items():
+        if value not in (None, ""):
+            print(f"{key:11} {f'{value:g}' if isinstance(value, float) else value}{_SHOWN_UNITS.get(key, '')}")
     for modality in about["modalities"]:
         channels = ", ".join(modality["channels"])
-        print(f"{'modality':11} {modality['name']} ({channels}) {modality['unit']} at {modality['rate_hz']:g} Hz")
+        print(f"{'modality':11} {modality['name']} ({channels}) in {modality['unit']} at {modality['rate_hz']:g} Hz")
+    if not about["modalities"]:
+        print(f"{'modality':11} none yet: what it sends shows when it sends, and it has sent nothing")
     if args.json:
         write_json(args.json, about)
     return 0
@@ -253,7 +284,9 @@ async def _ask(bluetooth_names: str, name: str, wait_s: float) -> dict[str, Any]
         session = Session(adapters, (name,))
         running = asyncio.ensure_future(session.run())
         wearable = Wearable(name, KEEP_NS)
-        end = asyncio.get_running_loop().time() + wait_s
+        clock = asyncio.get_running_loop().time
+        end = clock() + wait_s
+        listened = math.inf
         try:
             while True:
                 await asyncio.wait({running}, timeout=0.05)
@@ -263,20 +296,37 @@ async def _ask(bluetooth_names: str, name: str, wait_s: float) -> dict[str, Any]
                     wearable.take(packet)
                 link = session.links[name]
                 if link.state == "streaming" and link.learned:
-                    break
+                    listened = min(listened, clock() + LISTEN_S)
+                    groups = _groups(link, wearable)
+                    if all(groups.values()) or clock() > listened:
+                        break
+                    continue
                 if link.state == "refused":
                     raise WearableError(f"'{name}' cannot be used: {link.problem}")
-                if asyncio.get_running_loop().time() > end:
+                if clock() > end:
                     raise WearableError(
                         f"'{name}' did not come up in {wait_s:g} s ({link.problem or link.state}): is it on, near, and "
                         "not in use?"
                     )
-            modalities = [msgspec.to_builtins(one) for group in wearable.groups for one in group.modalities]
+            each = [modality for some in groups.values() for group in some for modality in group.modalities]
+            modalities = [msgspec.to_builtins(modality) for modality in each]
             return {"name": name, **_state(link), **link.about, "modalities": modalities}
         finally:
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running
+
+
+def _groups(link: Link, wearable: Wearable) -> dict[str, tuple[Group, ...]]:
+    """By profile that was started, what the wearable sends: as it was heard, else as every such wearable does."""
+    from armlet_runtime.wearables import PROFILES
+
+    heard = {
+        one.name: tuple(group for group in wearable.groups if group.name.partition(".")[0] == one.name)
+        for one in PROFILES
+        if one.name in link.profiles
+    }
+    return {one.name: heard[one.name] or one.decoder().groups for one in PROFILES if one.name in heard}
 
 
 def _state(link: Link) -> dict[str, Any]:
@@ -349,12 +399,16 @@ def watch_line(link: Link, wearable: Wearable, before: Mapping[str, int], elapse
     parts += [f"battery {link.battery} %"] if link.battery is not None else []
     for group in wearable.clocks:
         state = _clock_state(wearable, group)
-        names = "+".join(modality.name for modality in _modalities(wearable, group))
-        rate_hz = (state["samples"] - before.get(group, 0)) / elapsed_s
+        modalities = _modalities(wearable, group)
+        names = "+".join(modality.name for modality in modalities)
+        # Each modality's samples are counted.
+        rate_hz = (state["samples"] - before.get(group, 0)) / max(len(modalities), 1) / elapsed_s
         text = f"{names or group} {rate_hz:.1f} Hz lost {state['lost_share']:.1%}"
         if state["bound_ms"] is not None:
             text += f" clock {state['drift_ppm']:+.0f} ppm +-{state['bound_ms']:.1f} ms"
         parts.append(text)
+    if link.state == "streaming" and not wearable.clocks:
+        parts.append("it has sent nothing yet")
     return "  ".join(parts)
 
 
@@ -381,10 +435,12 @@ def _bleak_errors(what: str) -> Iterator[None]:
     """Give bleak's errors, and those of the system below it, as one of ours."""
     from bleak.exc import BleakError
 
+    from armlet_runtime.ble import sentence_of
+
     try:
         yield
     except (BleakError, OSError, EOFError, asyncio.TimeoutError) as error:
         raise WearableError(
-            f"{what} ({error or type(error).__name__}): check that an adapter is there and powered, "
+            f"{what} ({sentence_of(error)}): check that an adapter is there and powered, "
             "or name another with --bluetooth"
         ) from error
