@@ -51,6 +51,39 @@ STEP_BINS = 4
 STEP_NS = 5_000_000
 
 
+@dataclass(frozen=True)
+class Line:
+    """Host times as a straight line over device times.
+
+    Attributes:
+        at_ns: Device time at which the offset holds.
+        offset_ns: What to add to it to get the host's.
+        slope: By how much that grows with each ns of device time.
+    """
+
+    at_ns: int
+    offset_ns: int
+    slope: float
+
+    @overload
+    def to_host(self, device_ns: int) -> int: ...
+    @overload
+    def to_host(self, device_ns: NDArray[np.int64]) -> NDArray[np.int64]: ...
+    def to_host(self, device_ns: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
+        """Host times of device times (both ns)."""
+        if isinstance(device_ns, np.ndarray):
+            since = device_ns - self.at_ns
+            host_ns: NDArray[np.int64] = (
+                since + (self.at_ns + self.offset_ns) + np.rint(since * self.slope).astype(np.int64)
+            )
+            return host_ns
+        return device_ns + self.offset_ns + round((device_ns - self.at_ns) * self.slope)
+
+    def to_device(self, host_ns: int) -> int:
+        """The device time of a host time (both ns)."""
+        return self.at_ns + round((host_ns - self.offset_ns - self.at_ns) / (1 + self.slope))
+
+
 class ClockFit:
     """The line from one run of a device clock to the host's clock.
 
@@ -59,6 +92,9 @@ class ClockFit:
     skew from network delay measurements", INFOCOM 1999). While little time has passed it is held back towards 0 by how
     well it is known against what crystals keep. The offset is then the least residual, older ones counting the less
     the longer an error of the slope has acted on them.
+
+    Attributes:
+        line: As it is fitted now; a new object after each fit. At least one observation must have been made.
     """
 
     def __init__(self, expected_drift_ppm: float = 100.0) -> None:
@@ -71,6 +107,7 @@ class ClockFit:
         self._offset = 0.0
         self._slope = 0.0
         self._bound = math.inf
+        self.line = Line(0, 0, 0.0)
 
     def observe(self, device_ns: int, arrival_ns: int) -> None:
         """Take in that the sample of ``device_ns`` had arrived at ``arrival_ns``."""
@@ -110,7 +147,7 @@ class ClockFit:
     @property
     def offset_ns(self) -> int:
         """What to add to a present device time to get the host's. At least one observation must have been made."""
-        return self._base_ns + round(self._offset)
+        return self.line.offset_ns
 
     @overload
     def to_host(self, device_ns: int) -> int: ...
@@ -118,13 +155,7 @@ class ClockFit:
     def to_host(self, device_ns: NDArray[np.int64]) -> NDArray[np.int64]: ...
     def to_host(self, device_ns: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
         """Host times of device times (both ns). At least one observation must have been made."""
-        if isinstance(device_ns, np.ndarray):
-            since = device_ns - self._at_ns
-            host_ns: NDArray[np.int64] = (
-                since + (self._at_ns + self.offset_ns) + np.rint(since * self._slope).astype(np.int64)
-            )
-            return host_ns
-        return device_ns + self.offset_ns + round((device_ns - self._at_ns) * self._slope)
+        return self.line.to_host(device_ns)
 
     def _line(self, device_ns: int) -> float:
         return self._offset + self._slope * (device_ns - self._at_ns)
@@ -155,6 +186,7 @@ class ClockFit:
         )
         penalised, self._offset, at = residuals[0]
         self._bound = residuals[min(RANK, len(residuals) - 1)][0] - penalised - uncertainty * at
+        self.line = Line(self._at_ns, self._base_ns + round(self._offset), slope)
 
     def _fit_slope(self, points: list[tuple[float, float]]) -> tuple[float, float]:
         """Slope of the envelope, and by how much it may be off."""

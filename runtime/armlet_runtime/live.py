@@ -13,6 +13,8 @@ after the window's last grid time.
 two of its periods, for slow ones) and its coverage is at least ``min_coverage``; one that was absent needs
 ``return_coverage``. At the start all are absent. A sample that is NaN or infinite counts as not received.
 
+**Windows** are cut hop by hop, each grid point once; :mod:`armlet_runtime.cutting` has the rule.
+
 **No decision.** Every window has its record; one without a label says why (``reason``).
 
 **Determinism.** Decisions are a pure function of the packets with their arrivals: before a packet that arrived at *a*
@@ -32,6 +34,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .cutting import Cut, Cutter
 from .deciding import Decider
 from .decisions import Decision
 from .engines.base import Float32
@@ -40,7 +43,7 @@ from .manifest import CertificateRow, Presence
 from .modalities import Modality, subset_name, subsets
 from .model import BundleModel
 from .recording import Packet
-from .streams import Cut, SampleRing, Wearable
+from .streams import SampleRing, Wearable
 
 if TYPE_CHECKING:
     from .layers import Layer
@@ -74,6 +77,7 @@ class _Slot:
     stale_ns: int
     wearable: Wearable | None = None
     ring: SampleRing | None = None
+    cutter: Cutter | None = None
     present: bool = False
     token: Float32 | None = None
     token_total: int = -1
@@ -274,9 +278,10 @@ class LiveCore:
         if problem:
             self.problems[f"{wearable.name}/{name}"] = problem
             if slot.wearable is wearable:  # it came back as something else
-                slot.wearable, slot.ring, slot.present = None, None, False
+                slot.wearable, slot.ring, slot.cutter, slot.present = None, None, None, False
             return
         slot.wearable, slot.ring, slot.token = wearable, ring, None
+        slot.cutter = Cutter(ring, slot.modality, slot.samples, self._hop_ns)
         if self._start_ns is None:
             self._start_ns = ring.newest_ns() + self._length_ns
 
@@ -308,8 +313,7 @@ class LiveCore:
         age_s: dict[str, float | None] = {}
         coverage: dict[str, float] = {}
         for name, slot in self._slots.items():
-            ring = slot.ring
-            cut = ring.cut(slot.modality, slot.samples, end_ns) if ring is not None else None
+            cut = slot.cutter.cut(end_ns) if slot.cutter is not None else None
             age_s[name] = None if cut is None or cut.age_ns is None else cut.age_ns / 1e9
             coverage[name] = 0.0 if cut is None else cut.coverage
             slot.present = cut is not None and self._is_present(slot, cut)

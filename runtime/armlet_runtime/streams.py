@@ -1,30 +1,32 @@
-"""Streams: the newest samples of each modality in device time, and the windows that are cut from them."""
+"""Streams: the newest samples of each modality in device time, and the wearables that they come from."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import QUICKER, ClockFit, Counts, PacketClock
+from .clock import QUICKER, ClockFit, Counts, Line, PacketClock
 from .errors import PacketError, RepeatedPacketError
 from .modalities import Modality
 from .recording import Packet
 from .wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
-from .windows import Float32, fill_gaps, resample, sample_times
+from .windows import Float32
 
 
-@dataclass
-class _Run:
+@dataclass(eq=False)
+class Run:
     """Samples of one run of a device clock: chunks of (device times (n,) int64 ns, values (n, channels)) in order."""
 
     clock: ClockFit
     starts: deque[int] = field(default_factory=deque)
     chunks: deque[tuple[NDArray[np.int64], Float32]] = field(default_factory=deque)
+    edits: int = 0  # how often something else was done than to put a chunk after all others of the ring
     # The first so many chunks as they were put together for the window before: packets are many and small.
     _together: tuple[NDArray[np.int64], Float32] = (np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
     _in_together: int = 0
@@ -44,8 +46,8 @@ class _Run:
             return False
         self.starts.insert(at, first)
         self.chunks.insert(at, (times_ns, values))
-        if at < self._in_together:
-            self._in_together = 0
+        if at < len(self.chunks) - 1:
+            self._edited(at)
         return True
 
     def _squeeze(self, at: int, before_ns: int) -> bool:
@@ -59,9 +61,13 @@ class _Run:
             return False
         squeezed = first + np.arange(len(times)) * ((before_ns - first) / len(times))
         self.chunks[at] = (squeezed.astype(np.int64), values)
+        self._edited(at)
+        return True
+
+    def _edited(self, at: int) -> None:
+        self.edits += 1
         if at < self._in_together:
             self._in_together = 0
-        return True
 
     def forget_before(self, device_ns: int) -> None:
         """Drop the chunks that end before a device time; the newest chunk stays."""
@@ -86,86 +92,63 @@ class _Run:
         return self._together
 
 
-@dataclass(frozen=True)
-class Cut:
-    """One window of one modality.
-
-    Attributes:
-        window: (channels, samples) float32 at the model's rate, gaps filled by holding.
-        coverage: Share of the samples that were received.
-        age_ns: Age of the newest sample at the window's end; None if there is none.
-        total: Samples up to the window's end that were ever received; unchanged means that there is nothing new.
-    """
-
-    window: Float32
-    coverage: float
-    age_ns: int | None
-    total: int
-
-
 class SampleRing:
     """The newest samples of one modality.
 
     Samples are kept in device time, with the run of the clock that they belong to. They get their host times only when
-    a window is cut, all samples of a run by the one offset that is known then.
+    they are looked at, all samples of a run by the one line that is known then.
+
+    Attributes:
+        modality: As the wearable sends it.
+        total: Samples that were ever taken in.
+        period_ns: Nominal time between two of them.
+        runs: By the time of their clocks, oldest first.
     """
 
     def __init__(self, modality: Modality, keep_ns: int) -> None:
         """``modality``: as the wearable sends it; ``keep_ns``: how much time before the newest sample to keep."""
         self.modality = modality
         self.total = 0
+        self.period_ns = 1e9 / modality.rate_hz
+        self.runs: list[Run] = []
         self._keep_ns = keep_ns
-        self._period_ns = 1e9 / modality.rate_hz
-        self._runs: list[_Run] = []
 
     def add(self, clock: ClockFit, times_ns: NDArray[np.int64], values: Float32) -> bool:
         """Add samples with their device times in the run of ``clock``; False if they overlap others of that run."""
-        run = next((run for run in reversed(self._runs) if run.clock is clock), None)
+        run = next((run for run in reversed(self.runs) if run.clock is clock), None)
         if run is None:
-            run = _Run(clock)
-            self._runs.append(run)
+            run = Run(clock)
+            self.runs.append(run)
+        elif run is not self.runs[-1]:
+            run.edits += 1
         if not run.add(times_ns, values):
             return False
         self.total += len(values)
         limit_ns = self.newest_ns() - self._keep_ns
-        self._runs = [run for run in self._runs if run.newest_ns >= limit_ns]
-        for run in self._runs:
+        self.runs = [run for run in self.runs if run.newest_ns >= limit_ns]
+        for run in self.runs:
             run.forget_before(limit_ns - run.clock.offset_ns)
         return True
 
     def drop(self, clock: ClockFit) -> None:
         """Take back the samples of a run that was none."""
-        self.total -= sum(len(values) for run in self._runs if run.clock is clock for _, values in run.chunks)
-        self._runs = [run for run in self._runs if run.clock is not clock]
+        self.total -= sum(len(values) for run in self.runs if run.clock is clock for _, values in run.chunks)
+        self.runs = [run for run in self.runs if run.clock is not clock]
 
     def newest_ns(self) -> int:
         """Host time of the newest sample. There must have been one."""
-        return max(run.newest_ns for run in self._runs)
+        return max(run.newest_ns for run in self.runs)
 
-    def cut(self, modality: Modality, samples: int, end_ns: int) -> Cut:
-        """The window of ``samples`` samples of ``modality`` (the model's rate) that ends at ``end_ns`` (host)."""
-        # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
-        times, values = self.samples(end_ns)
-        if not np.isfinite(values).all():  # a sample that is no number was not received
-            finite = np.isfinite(values).all(axis=1)
-            times, values = times[finite], values[finite]
-        grid = sample_times(0.0, modality.rate_hz, samples)
-        filled, covered = resample(times / 1e9, values, grid, self._period_ns / 1e9)
-        up_to_end = int(np.searchsorted(times, 0, side="right"))
-        return Cut(
-            window=np.ascontiguousarray(fill_gaps(filled, covered).T),
-            coverage=int(np.count_nonzero(covered)) / len(covered),
-            age_ns=-int(times[up_to_end - 1]) if up_to_end else None,
-            total=self.total - (len(times) - up_to_end),
-        )
+    def samples(self, end_ns: int, lines: Mapping[Run, Line] | None = None) -> tuple[NDArray[np.int64], Float32]:
+        """All samples kept: host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels).
 
-    def samples(self, end_ns: int) -> tuple[NDArray[np.int64], Float32]:
-        """All samples kept: host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels)."""
+        ``lines``: Of each run, the line that gives its host times; None for those that the clocks have now.
+        """
         parts: list[tuple[NDArray[np.int64], Float32]] = []
         before: int | None = None
-        for run in reversed(self._runs):
+        for run in reversed(self.runs):
             device_ns, values = run.samples()
-            times = run.clock.to_host(device_ns) - end_ns
+            times = (run.clock.line if lines is None else lines[run]).to_host(device_ns) - end_ns
             # Runs follow each other; where the estimates of their clocks make them overlap, the newer run holds.
             stop = len(times) if before is None else int(np.searchsorted(times, before, side="left"))
             if stop:

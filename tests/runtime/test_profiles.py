@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from armlet_runtime.cutting import Cutter
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Packet
@@ -102,7 +103,7 @@ def test_noise_at_any_time_leaves_streams_in_order(profile: Profile, seed: int) 
             if ring.total:
                 times, values = ring.samples(at_ns)
                 assert len(times) == len(values) < 20_000 and (np.diff(times) > 0).all()
-                ring.cut(ring.modality, 50, at_ns)
+                Cutter(ring, ring.modality, 50, 1_000_000_000).cut(at_ns)
 
 
 @given(seed=st.integers(0, 2**32))

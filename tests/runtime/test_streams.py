@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from armlet_runtime.clock import ClockFit
+from armlet_runtime.cutting import Cutter
 from armlet_runtime.modalities import Modality
 from armlet_runtime.streams import SampleRing, Wearable
 from armlet_runtime.wearables import heart_rate, imu
@@ -281,7 +282,7 @@ def test_heart_rate_lies_at_its_arrivals() -> None:
         assert wearable.data(heart_rate.MEASUREMENT_UUID, bytes([0, 60 + n]), arrival_ns) == ["hr"]
     times, values = wearable.rings["hr"].samples(0)
     assert times.tolist()[-5:] == arrivals[-5:] and values[-1, 0] == 67
-    cut = wearable.rings["hr"].cut(heart_rate.MODALITY, 3, arrivals[-1])
+    cut = Cutter(wearable.rings["hr"], heart_rate.MODALITY, 3, 1_000_000_000).cut(arrivals[-1])
     assert cut.coverage == 1 and cut.age_ns == 0 and cut.total == 8
     assert cut.window.shape == (1, 3) and np.allclose(cut.window[0], [64, 65, 66], atol=0.2)
 
@@ -298,7 +299,7 @@ def test_a_window_is_cut_on_the_model_s_grid() -> None:
         assert ring.add(clock, times[i : i + 4], np.stack([wave[i : i + 4]] * 3, axis=1))
     assert not ring.add(clock, times[8:12] + 1, np.zeros((4, 3), np.float32)), "it overlaps"
     end_ns = START_NS + int(times[150]) + 7_000_000
-    cut = ring.cut(modality, 100, end_ns)
+    cut = Cutter(ring, modality, 100, 500_000_000).cut(end_ns)
     grid = (end_ns - START_NS - np.arange(100, 0, -1) * PERIOD_NS) / 1e9
     got = np.abs(cut.window[0] - np.sin(2 * np.pi * 1.5 * grid))
     received = (grid < times[79] / 1e9) | (grid > times[100] / 1e9)

@@ -129,7 +129,7 @@ def test_each_modality_keeps_its_rate_and_windows_lie_on_the_common_time() -> No
 
 
 def test_windows_with_gaps_are_those_that_the_board_cuts() -> None:
-    """Every window and its presence, cut from the samples as :meth:`SampleRing.cut` of the runtime does it."""
+    """Every window and its presence, cut from the samples as :class:`armlet_runtime.cutting.Cutter` does it."""
     streams = body(seed=10)
     streams["acc"] = without(without(streams["acc"], 10.0, 11.5), 20.0, 28.0)
     streams["ecg"] = without(streams["ecg"], 13.0, 15.0)

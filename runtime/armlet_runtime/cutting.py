@@ -1,0 +1,133 @@
+"""Windows of a live stream: cut hop by hop, each grid point once.
+
+**The grid.** Windows that follow each other by a hop of whole samples share all grid points but the newest. A point is
+*settled* as soon as two samples after it are there: what it is made of then (the four samples around it, or a gap) does
+not change by what comes later. Settled points are kept and the others cut again, so that ``window[:, hop:]`` and the
+next ``window[:, :-hop]`` are the same bits up to the newest settled point.
+
+**The clock.** Host times are those of a line that is held for each run of the device clock. When the fit's own line has
+moved away from it by more than :data:`HELD_WITHIN_NS` anywhere in the window, it is taken instead, and the whole window
+is cut anew. So every window is what a fresh cut with the held lines gives, and no sample in it is further from where
+the fit has it than that.
+
+**Whatever else changes what was there** has the window cut anew too: a packet that came late enough to be put before
+another one, a chunk whose samples turned out to lie closer together, a new run of the clock, a run that was dropped, or
+a window that does not end one hop after the one before.
+
+Gaps are filled in each window from the points that are covered in it, as in training; so a gap that is not yet over, or
+that the window's beginning has reached, may be filled otherwise in the next window.
+
+All this depends on the packets and on the windows asked for alone: a replay cuts the same windows. If a hop is no whole
+number of samples, nothing is kept and no line is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .clock import FINEST_BOUND_NS, Line
+from .modalities import Modality
+from .streams import Run, SampleRing
+from .windows import GAP_PERIODS, Bool, Float32, fill_gaps, resample, sample_times
+
+HELD_WITHIN_NS = FINEST_BOUND_NS
+"""How far a held line may be from the clock's: what a host's time stamps are good for, and no stated bound is finer."""
+
+# Samples so many periods before a grid point have no part in it: two neighbours before it at most, and one of slack.
+REACH_PERIODS = 2 * GAP_PERIODS + 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One window of one modality.
+
+    Attributes:
+        window: (channels, samples) float32 at the model's rate, gaps filled by holding.
+        coverage: Share of the samples that were received.
+        age_ns: Age of the newest sample at the window's end; None if there is none.
+        total: Samples up to the window's end that were ever received; unchanged means that there is nothing new.
+    """
+
+    window: Float32
+    coverage: float
+    age_ns: int | None
+    total: int
+
+
+class Cutter:
+    """Cuts the windows of one modality from a ring; see the module's text for the rule.
+
+    Attributes:
+        ring: Its samples.
+        lines: The runs that the last window was cut from, and the lines that are held for them.
+    """
+
+    def __init__(self, ring: SampleRing, modality: Modality, samples: int, hop_ns: int) -> None:
+        """Begin without any window.
+
+        Args:
+            ring: Its samples.
+            modality: At the model's rate.
+            samples: Of a window.
+            hop_ns: From one window's end to the next one's.
+        """
+        self.ring = ring
+        self.lines: dict[Run, Line] = {}
+        self._grid_s = sample_times(0.0, modality.rate_hz, samples)
+        self._span_ns = round(samples * 1e9 / modality.rate_hz)
+        self._hop_ns = hop_ns
+        self._hop = round(hop_ns * modality.rate_hz / 1e9)
+        if abs(self._hop * 1e9 / modality.rate_hz - hop_ns) > 1:  # ns; the hop itself is rounded to them
+            self._hop = samples  # nothing is kept
+        self._end_ns: int | None = None
+        self._edits: list[int] = []
+        self._settled = 0
+        self._values: Float32 = np.zeros((0, 0), np.float32)
+        self._covered: Bool = np.zeros(0, np.bool_)
+
+    def cut(self, end_ns: int) -> Cut:
+        """The window that ends at ``end_ns`` (host)."""
+        kept = self._kept(end_ns)
+        if not kept:
+            self.lines = {run: run.clock.line for run in self.ring.runs}
+            self._edits = [run.edits for run in self.ring.runs]
+        # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
+        times, values = self.ring.samples(end_ns, self.lines)
+        if not np.isfinite(values).all():  # a sample that is no number was not received
+            finite = np.isfinite(values).all(axis=1)
+            times, values = times[finite], values[finite]
+        up_to_end = int(times.searchsorted(0, side="right"))
+        times_s, period_s, grid_s = times / 1e9, self.ring.period_ns / 1e9, self._grid_s
+        if kept:
+            first = int(times_s.searchsorted(grid_s[kept] - REACH_PERIODS * period_s))
+            cut, covered = resample(times_s[first:], values[first:], grid_s[kept:], period_s)
+            cut = np.concatenate([self._values[self._hop : self._hop + kept], cut])
+            covered = np.concatenate([self._covered[self._hop : self._hop + kept], covered])
+        else:
+            cut, covered = resample(times_s, values, grid_s, period_s)
+        self._end_ns, self._values, self._covered = end_ns, cut, covered
+        self._settled = int(grid_s.searchsorted(times_s[-2])) if len(times_s) > 1 else 0
+        return Cut(
+            window=np.ascontiguousarray(fill_gaps(cut, covered).T),
+            coverage=int(np.count_nonzero(covered)) / len(covered),
+            age_ns=-int(times[up_to_end - 1]) if up_to_end else None,
+            total=self.ring.total - (len(times) - up_to_end),
+        )
+
+    def _kept(self, end_ns: int) -> int:
+        """How many points of the window before stay, from the hop on; 0 to cut the window anew."""
+        if self._end_ns is None or end_ns != self._end_ns + self._hop_ns:
+            return 0
+        runs = self.ring.runs
+        if runs != list(self.lines) or [run.edits for run in runs] != self._edits:
+            return 0
+        for run, held in self.lines.items():
+            line = run.clock.line
+            if line is held:
+                continue
+            end = held.to_device(end_ns)
+            if max(abs(line.to_host(at) - held.to_host(at)) for at in (end - self._span_ns, end)) > HELD_WITHIN_NS:
+                return 0
+        return max(0, self._settled - self._hop)
