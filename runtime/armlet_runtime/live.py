@@ -74,6 +74,7 @@ class _Slot:
 
     modality: Modality
     samples: int
+    period_ns: int
     stale_ns: int
     wearable: Wearable | None = None
     ring: SampleRing | None = None
@@ -126,12 +127,18 @@ class LiveCore:
         self._length_ns = round(manifest.window.length_s * 1e9)
         self._max_wait_ns = round(self._presence.max_wait_s * 1e9)
         self._slots = {
-            modality.name: _Slot(modality, manifest.window.samples(modality), stale_ns(self._presence, modality))
+            modality.name: _Slot(
+                modality,
+                manifest.window.samples(modality),
+                round(1e9 / modality.rate_hz),
+                stale_ns(self._presence, modality),
+            )
             for modality in manifest.modalities
         }
         self._keep_ns = self._length_ns + self._max_wait_ns + KEEP_MARGIN_NS
         self._start_ns: int | None = None
         self._index = 0
+        self._due_ns: int | None = None
         self._newest_arrival_ns: int | None = None
 
     def packet(self, packet: Packet) -> list[Decision]:
@@ -156,6 +163,7 @@ class LiveCore:
         wearable = self.wearables.setdefault(MADE, Wearable(MADE, self._keep_ns))
         wearable.made(modality, times_ns, values)
         self._claim(modality.name, wearable)
+        self._find_due()
         return decisions + self._decide_until(arrival_ns)
 
     def can_become(self, model: BundleModel) -> bool:
@@ -205,18 +213,20 @@ class LiveCore:
 
     def due_ns(self) -> int | None:
         """When the next decision falls due if no packet arrives; None before the first sample."""
+        return self._due_ns
+
+    def _find_due(self) -> None:
+        """Find out anew when that is: after a packet, and after a decision."""
         if self._start_ns is None:
-            return None
-        end_ns = self._end_ns()
-        waits = [end_ns]
+            return
+        self._due_ns = end_ns = self._end_ns()
         for slot in self._slots.values():
             ring = slot.ring
             if not slot.present or ring is None or slot.wearable is None or not slot.wearable.linked:
                 continue
             newest_ns = ring.newest_ns()
-            if newest_ns < end_ns - round(1e9 / slot.modality.rate_hz):
-                waits.append(min(newest_ns + slot.stale_ns, end_ns + self._max_wait_ns))
-        return max(waits)
+            if newest_ns < end_ns - slot.period_ns:
+                self._due_ns = max(self._due_ns, min(newest_ns + slot.stale_ns, end_ns + self._max_wait_ns))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -268,6 +278,7 @@ class LiveCore:
             wearable = self.wearables[packet.wearable] = Wearable(packet.wearable, self._keep_ns)
         for name in wearable.take(packet):
             self._claim(name, wearable)
+        self._find_due()
 
     def _claim(self, name: str, wearable: Wearable) -> None:
         """The first wearable that brings a modality as the model wants it is its source, for good."""
@@ -300,10 +311,11 @@ class LiveCore:
 
     def _decide_until(self, limit_ns: int) -> list[Decision]:
         decisions = []
-        while (due := self.due_ns()) is not None and due <= limit_ns:
+        while self._due_ns is not None and self._due_ns <= limit_ns:
             assert self._newest_arrival_ns is not None
-            decisions.append(self._decide(max(due, self._newest_arrival_ns)))
+            decisions.append(self._decide(max(self._due_ns, self._newest_arrival_ns)))
             self._index += 1
+            self._find_due()
         return decisions
 
     def _decide(self, decided_ns: int) -> Decision:

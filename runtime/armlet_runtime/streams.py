@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -18,78 +17,96 @@ from .recording import Packet
 from .wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
 from .windows import Float32
 
+# Room for so many samples is made at least.
+LEAST_ROOM = 256
 
-@dataclass(eq=False)
+
 class Run:
-    """Samples of one run of a device clock: chunks of (device times (n,) int64 ns, values (n, channels)) in order."""
+    """Samples of one run of a device clock, in the order of their device times.
 
-    clock: ClockFit
-    starts: deque[int] = field(default_factory=deque)
-    chunks: deque[tuple[NDArray[np.int64], Float32]] = field(default_factory=deque)
-    edits: int = 0  # how often something else was done than to put a chunk after all others of the ring
-    # The first so many chunks as they were put together for the window before: packets are many and small.
-    _together: tuple[NDArray[np.int64], Float32] = (np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
-    _in_together: int = 0
+    Attributes:
+        clock: The run's.
+        newest_device_ns: Device time of the newest sample.
+        edits: How often something else was done than to put samples after all others of the ring.
+    """
+
+    def __init__(self, clock: ClockFit, channels: int) -> None:
+        """Without samples yet, of so many ``channels``."""
+        self.clock = clock
+        self.newest_device_ns = 0
+        self.edits = 0
+        self._chunks: deque[tuple[int, int, int]] = deque()  # of each packet: first and last device time, samples
+        self._times = np.empty(LEAST_ROOM, np.int64)
+        self._values = np.empty((LEAST_ROOM, channels), np.float32)
+        self._begin = self._end = 0  # of those in use
+
+    def __len__(self) -> int:
+        return self._end - self._begin
 
     @property
     def newest_ns(self) -> int:
         """Host time of the newest sample."""
-        return self.clock.to_host(int(self.chunks[-1][0][-1]))
+        return self.clock.line.to_host(self.newest_device_ns)
 
     def add(self, times_ns: NDArray[np.int64], values: Float32) -> bool:
-        """Put a chunk in its place; False if it would overlap another."""
-        first, last = int(times_ns[0]), int(times_ns[-1])
-        at = bisect_left(self.starts, first)
-        if at > 0 and int(self.chunks[at - 1][0][-1]) >= first and not self._squeeze(at - 1, first):
-            return False
-        if at < len(self.starts) and self.starts[at] <= last:
-            return False
-        self.starts.insert(at, first)
-        self.chunks.insert(at, (times_ns, values))
-        if at < len(self.chunks) - 1:
-            self._edited(at)
+        """Put a packet's samples (n,), (n, channels) in their place; False if they would overlap another's."""
+        chunk = first, last, count = int(times_ns[0]), int(times_ns[-1]), len(times_ns)
+        place = self._end
+        if not self._chunks or first > self.newest_device_ns:
+            self._chunks.append(chunk)
+            self.newest_device_ns = last
+        else:
+            at = bisect_left(self._chunks, (first,))
+            later = list(islice(self._chunks, at, None))
+            place -= sum(count for _, _, count in later)
+            if later and later[0][0] <= last:
+                return False
+            if at > 0 and self._chunks[at - 1][1] >= first and not self._squeeze(at - 1, place, first):
+                return False
+            self._chunks.insert(at, chunk)
+            self.newest_device_ns = self._chunks[-1][1]
+            self.edits += 1
+        if self._end + count > len(self._times):
+            place -= self._begin
+            self._make_room(count)
+        after, end = slice(place, self._end), self._end + count
+        if place < self._end:
+            self._times[place + count : end] = self._times[after].copy()
+            self._values[place + count : end] = self._values[after].copy()
+        self._times[place : place + count] = times_ns
+        self._values[place : place + count] = values
+        self._end = end
         return True
 
-    def _squeeze(self, at: int, before_ns: int) -> bool:
-        """Make a chunk end before a time, if it overlaps by little.
+    def _squeeze(self, at: int, end: int, before_ns: int) -> bool:
+        """Make a packet's samples, which lie up to place ``end``, end before a time, if they overlap it by little.
 
         A packet that stamps its first sample leaves open how far apart its samples are; the next one's stamp tells.
         """
-        times, values = self.chunks[at]
-        first, last = int(times[0]), int(times[-1])
+        first, last, count = self._chunks[at]
         if before_ns - first < (1 - QUICKER) * (last - first):
             return False
-        squeezed = first + np.arange(len(times)) * ((before_ns - first) / len(times))
-        self.chunks[at] = (squeezed.astype(np.int64), values)
-        self._edited(at)
+        squeezed = first + np.arange(count) * ((before_ns - first) / count)
+        self._times[end - count : end] = squeezed
+        self._chunks[at] = first, int(squeezed[-1]), count
         return True
 
-    def _edited(self, at: int) -> None:
-        self.edits += 1
-        if at < self._in_together:
-            self._in_together = 0
+    def _make_room(self, count: int) -> None:
+        """Move the samples to the beginning of new arrays, so that what :meth:`samples` gave stays as it is."""
+        used = len(self)
+        times = np.empty(max(LEAST_ROOM, 2 * (used + count)), np.int64)
+        values = np.empty((len(times), self._values.shape[1]), np.float32)
+        times[:used], values[:used] = self.samples()
+        self._times, self._values, self._begin, self._end = times, values, 0, used
 
     def forget_before(self, device_ns: int) -> None:
-        """Drop the chunks that end before a device time; the newest chunk stays."""
-        while len(self.chunks) > 1 and int(self.chunks[0][0][-1]) < device_ns:
-            self.starts.popleft()
-            times, _ = self.chunks.popleft()
-            if self._in_together:
-                self._together = (self._together[0][len(times) :], self._together[1][len(times) :])
-                self._in_together -= 1
+        """Drop the packets that end before a device time; the newest one stays."""
+        while len(self._chunks) > 1 and self._chunks[0][1] < device_ns:
+            self._begin += self._chunks.popleft()[2]
 
     def samples(self) -> tuple[NDArray[np.int64], Float32]:
-        """Device times (n,) and values (n, channels) of all chunks, to be read only."""
-        parts = list(islice(self.chunks, self._in_together, None))
-        if self._in_together:
-            parts.insert(0, self._together)
-        if len(parts) > 1 or not self._in_together:
-            self._together = (
-                np.concatenate([times for times, _ in parts]),
-                np.concatenate([values for _, values in parts]),
-            )
-            self._in_together = len(self.chunks)
-        return self._together
+        """Device times (n,) and values (n, channels), to be read only, and not kept."""
+        return self._times[self._begin : self._end], self._values[self._begin : self._end]
 
 
 class SampleRing:
@@ -117,7 +134,7 @@ class SampleRing:
         """Add samples with their device times in the run of ``clock``; False if they overlap others of that run."""
         run = next((run for run in reversed(self.runs) if run.clock is clock), None)
         if run is None:
-            run = Run(clock)
+            run = Run(clock, values.shape[1])
             self.runs.append(run)
         elif run is not self.runs[-1]:
             run.edits += 1
@@ -125,19 +142,20 @@ class SampleRing:
             return False
         self.total += len(values)
         limit_ns = self.newest_ns() - self._keep_ns
-        self.runs = [run for run in self.runs if run.newest_ns >= limit_ns]
+        if len(self.runs) > 1:
+            self.runs = [run for run in self.runs if run.newest_ns >= limit_ns]
         for run in self.runs:
             run.forget_before(limit_ns - run.clock.offset_ns)
         return True
 
     def drop(self, clock: ClockFit) -> None:
         """Take back the samples of a run that was none."""
-        self.total -= sum(len(values) for run in self.runs if run.clock is clock for _, values in run.chunks)
+        self.total -= sum(len(run) for run in self.runs if run.clock is clock)
         self.runs = [run for run in self.runs if run.clock is not clock]
 
     def newest_ns(self) -> int:
         """Host time of the newest sample. There must have been one."""
-        return max(run.newest_ns for run in self.runs)
+        return max([run.newest_ns for run in self.runs])
 
     def samples(self, end_ns: int, lines: Mapping[Run, Line] | None = None) -> tuple[NDArray[np.int64], Float32]:
         """All samples kept: host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels).

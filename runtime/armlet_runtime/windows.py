@@ -23,6 +23,16 @@ Bool = NDArray[np.bool_]
 # across it. 1.5 lies half-way between "next sample" (1) and "one sample lost" (2).
 GAP_PERIODS = 1.5
 
+# Lagrange's polynomials for samples at -1, 0, 1 and 2: of each, which of the nodes (in the order of _NODES) give its
+# three factors, and what it is divided by.
+_NODES = np.array([0, 1, 2, -1], np.float32)[:, None]
+_FACTORS = np.array([[0, 3, 3, 3], [1, 1, 0, 0], [2, 2, 2, 1]])
+_DIVISORS = np.array([-6, 2, -2, 6], np.float32)[:, None]
+_NEIGHBOURS = np.array([-1, 0, 1, 2])[:, None]
+
+# So many grid times at once, so that a day's recording needs little memory beside its samples.
+_BLOCK = 65_536
+
 
 class WindowSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Length and hop of the windows, in seconds of the common clock."""
@@ -97,85 +107,43 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
 
     Args:
         times_s: (n,) strictly increasing times of the samples, in seconds of the grid's clock.
-        values: (n, channels) float32 samples.
+        values: (n, channels) float32 samples, all finite.
         grid_s: (m,) increasing times asked for.
         period_s: Nominal sampling period of the samples.
 
     Returns:
         ``(m, channels)`` float32 values and ``(m,)`` bool coverage.
     """
-    n, limit = len(times_s), GAP_PERIODS * period_s
-    left = np.searchsorted(times_s, grid_s, side="right") - 1
-    # Of a stretch without gaps, all but the last grid times have two samples on each side; a window is mostly that.
-    rows = int(np.searchsorted(left, n - 2)) if n > 3 and left[0] > 0 else 0
-    if rows and (np.diff(times_s[left[0] - 1 : left[rows - 1] + 3]) <= limit).all():
-        at = left[:rows]
-        before = times_s.take(at)
-        f = ((grid_s[:rows] - before) / (times_s.take(at + 1) - before))[:, None].astype(np.float32)
-        inner = _cubic(values, at - 1, at, at + 1, at + 2, f)
-        if rows == len(grid_s):
-            return inner, np.ones(rows, np.bool_)
-        rest, covered = _resample_with_gaps(times_s, values, grid_s[rows:], period_s)
-        return np.concatenate([inner, rest]), np.concatenate([np.ones(rows, np.bool_), covered])
-    return _resample_with_gaps(times_s, values, grid_s, period_s)
-
-
-def _resample_with_gaps(times_s: Float64, values: Float32, grid_s: Float64, period_s: float) -> tuple[Float32, Bool]:
-    """What :func:`resample` says, whatever the samples are like."""
-    out = np.zeros((len(grid_s), values.shape[1]), np.float32)
-    covered = np.zeros(len(grid_s), np.bool_)
     n = len(times_s)
     if n == 0:
-        return out, covered
-    # minimum and maximum in place of clip, which costs more than all else here for arrays as short as these.
-    right = np.searchsorted(times_s, grid_s, side="right")
-    left = np.maximum(right - 1, 0)
-    right = np.minimum(right, n - 1)
-    nearest_distance = np.minimum(np.abs(grid_s - times_s[left]), np.abs(times_s[right] - grid_s))
-    span = times_s[right] - times_s[left]
-    inside = (span > 0) & (span <= GAP_PERIODS * period_s)
-    # 1 ns of slack: times come from integer nanoseconds through floating point.
-    covered = inside | (nearest_distance <= 0.5 * period_s + 1e-9)
-
-    fraction = np.zeros(len(grid_s))
-    np.divide(grid_s - times_s[left], span, out=fraction, where=inside)
-    f = fraction[:, None].astype(np.float32)
-    out = values[left] * (1 - f) + values[right] * f
-    if not inside.all():
-        hold = np.where(np.abs(grid_s - times_s[left]) <= np.abs(times_s[right] - grid_s), left, right)
-        out = np.where(inside[:, None], out, values[hold])
-
-    before, after = left - 1, right + 1
-    four = inside & (before >= 0) & (after < n)
-    if four.any():
-        b, a = np.maximum(before, 0), np.minimum(after, n - 1)
-        limit = GAP_PERIODS * period_s
-        four &= (times_s[left] - times_s[b] <= limit) & (times_s[a] - times_s[right] <= limit)
-        out = np.where(four[:, None], _cubic(values, b, left, right, a, f), out)
-    out[~covered] = 0
-    return out.astype(np.float32, copy=False), covered
-
-
-def _cubic(
-    values: Float32,
-    before: NDArray[np.int64],
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    after: NDArray[np.int64],
-    f: Float32,
-) -> Float32:
-    """Between ``left`` and ``right``, ``f`` (m, 1) of the way; always in this order, so that all give the same bits."""
-    g: Float32 = f - np.float32(1)
-    h: Float32 = f - np.float32(2)
-    e: Float32 = f + np.float32(1)
-    six, two = np.float32(6), np.float32(2)
-    value: Float32 = (
-        values.take(before, axis=0) * (-f * g * h / six)
-        + values.take(left, axis=0) * (e * g * h / two)
-        + values.take(right, axis=0) * (-e * f * h / two)
-        + values.take(after, axis=0) * (e * f * g / six)
-    )
-    return value
+        return np.zeros((len(grid_s), values.shape[1]), np.float32), np.zeros(len(grid_s), np.bool_)
+    if len(grid_s) > _BLOCK:
+        starts = range(0, len(grid_s), _BLOCK)
+        blocks = [resample(times_s, values, grid_s[start : start + _BLOCK], period_s) for start in starts]
+        return np.concatenate([block for block, _ in blocks]), np.concatenate([there for _, there in blocks])
+    # Two samples before each grid time and two after it, (4, m); at the ends the same one again, a step of 0 away.
+    places = times_s.searchsorted(grid_s, side="right") - 1 + _NEIGHBOURS
+    np.minimum(np.maximum(places, 0, out=places), n - 1, out=places)
+    times = times_s.take(places)
+    steps = times[1:] - times[:-1]
+    together = (steps > 0) & (steps <= GAP_PERIODS * period_s)
+    inside = together[1]
+    since = grid_s - times[1]
+    share = np.divide(since, steps[1], out=np.zeros(len(grid_s)), where=inside).astype(np.float32)
+    factors = (share - _NODES).take(_FACTORS, axis=0)
+    weights = factors[0] * factors[1] * factors[2] / _DIVISORS
+    covered = four = together[0] & inside & together[2]
+    if np.count_nonzero(four) < len(four):  # those beside a gap: linear, the nearest sample's, or nothing
+        until = times[2] - grid_s
+        # 1 ns of slack: times come from integer nanoseconds through floating point.
+        covered = inside | (np.abs(np.minimum(since, until)) <= 0.5 * period_s + 1e-9)
+        share = np.where(inside, share, since > until)
+        linear = np.zeros_like(weights)
+        linear[1] = (1 - share) * covered
+        linear[2] = share * covered
+        weights = np.where(four, weights, linear)
+    before, left, right, after = values.take(places, axis=0) * weights[:, :, None]
+    return before + left + right + after, covered
 
 
 def fill_gaps(values: Float32, covered: Bool) -> Float32:
@@ -188,7 +156,8 @@ def fill_gaps(values: Float32, covered: Bool) -> Float32:
     Returns:
         (samples, channels); all zeros if nothing is covered (such a window is never used: its modality is masked).
     """
-    if covered.all() or not covered.any():
+    received = np.count_nonzero(covered)
+    if received == len(covered) or not received:
         return values
     known = np.flatnonzero(covered)
     where = np.arange(len(covered))
