@@ -7,7 +7,9 @@ decision have no vote and are no evidence; the windows before them count less an
 Classes that were enrolled on this board (:mod:`armlet_runtime.enrolment`) come after the bundle's own. With *r* the
 distance of a window's embedding from a class's nearest prototype, in radii of that prototype, the class is ``r ** -8``
 times as probable as the most probable of the bundle's classes: inside the radius it is decided for, and soon outside it
-counts for nothing. Whether a window is ``unknown`` is asked of the bundle's classes, where no enrolled one is nearer.
+counts for nothing. In a window of which the bundle's model is sure (:data:`SURE`) it counts for nothing either: this
+wearer's walking may lie where nobody's in the bundle's bank does, and stays walking. Whether a window is ``unknown`` is
+asked of the bundle's classes, where no enrolled one is nearer.
 """
 
 from __future__ import annotations
@@ -43,6 +45,11 @@ class Verdict:
     raw_label: str
     scores: tuple[float, ...]
 
+
+SURE = 0.92
+"""Calibrated probability of a class of the bundle's above which a window is that, and shows nothing new: the highest at
+which no more than one of 135 examples (45 of HAPT's postural transitions, of its validation people, in three subsets)
+cost its wearer a point of macro-F1 (``benchmarks/enrolment.py``)."""
 
 STEEPNESS = 8
 """How fast the probability of an enrolled class falls with the distance."""
@@ -98,7 +105,7 @@ class Decider:
         best = max(range(len(scores)), key=scores.__getitem__)
         raw = self.labels[best] if scores[best] >= self.unknown_below else UNKNOWN
         if self.enrolled:
-            known = self._prototypes.get(subset)
+            known = self._prototypes.get(subset) if scores[best] <= SURE else None
             times = known.nearness(embedding) if known is not None else [0.0] * len(self.enrolled)
             nearest = max(range(len(times)), key=times.__getitem__)
             if times[nearest] > 1:

@@ -4,9 +4,9 @@
 modalities that were there, become prototypes. The bundle brings a *bank*: tokens of validation people's windows of the
 classes that it knows. A prototype reaches :data:`REACH` of the way to the nearest window of the bank in its subset, so
 that it takes none of them: what is new gets the room that is free, and where there is none, next to none. A window that
-the model is sure of (:data:`SURE`) says nothing new and gives no prototype. Both numbers were chosen on HAPT's
-validation people with the postural transitions as new classes (``benchmarks/enrolment.py``). Where examples are kept:
-:mod:`armlet_runtime.layers`.
+the model is sure of (:data:`armlet_runtime.deciding.SURE`) says nothing new: it gives no prototype, and none takes it,
+however near it is. Both numbers were chosen on HAPT's validation people with the postural transitions as new classes
+(``benchmarks/enrolment.py``). Where examples are kept: :mod:`armlet_runtime.layers`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .deciding import softmax
+from .deciding import SURE, softmax
 from .engines.base import Float32
 from .errors import BundleError, EnrolmentError, NotANumberError
 from .layers import Example, Prototype
@@ -26,7 +26,6 @@ from .model import BundleModel, load_array
 from .recording import Packet
 
 REACH = 0.9
-SURE = 0.95
 MAX_WINDOWS = 16
 """Most windows of one example: what a file holds, and a hop compares with, stays small."""
 

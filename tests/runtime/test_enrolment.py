@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from armlet_runtime.cli import main
-from armlet_runtime.deciding import Decider
+from armlet_runtime.deciding import SURE, Decider, softmax
 from armlet_runtime.enrolment import MAX_WINDOWS, REACH, Bank, make_example, recorded_windows, taken_for
 from armlet_runtime.errors import BundleError, EnrolmentError
 from armlet_runtime.layers import (
@@ -115,6 +115,22 @@ def test_what_the_model_is_sure_of_says_nothing_new(model: CountingModel, bank: 
     label = model.manifest.labels[int(np.argmax(embedding(model, windows[0], "acc+gyro")[0]))]
     assert taken_for(sure, windows[:1]) == label and taken_for(model, windows[:1]) is None
     assert taken_for(sure, [{"acc": windows[0]["acc"]}]) in model.manifest.labels and taken_for(sure, []) is None
+
+
+def test_what_the_model_is_sure_of_stays_what_it_is(model: CountingModel, bank: Bank) -> None:  # noqa: F811
+    (window,) = tokens(1)
+    layer = layer_of(wave=make_example(model, bank, [window], "here"))
+    logits, vector = embedding(model, window, "acc")
+    best = int(np.argmax(logits))
+    for temperature in (10.0, 1.0, 0.1, 0.01):
+        confidence = Confidence(dict.fromkeys(SUBSETS, temperature))
+        manifest = msgspec.structs.replace(model.manifest, confidence=confidence)
+        sure = softmax(logits, temperature)[best]
+        verdict = Decider(manifest, None, layer).decide("acc", logits, vector)
+        # The window is the example itself: what the model is sure of is not taken even so.
+        assert verdict.label == (manifest.labels[best] if sure > SURE else "wave"), (temperature, sure)
+        assert (verdict.scores[-1] == 0.0) is (sure > SURE)
+    assert softmax(logits, 10.0)[best] <= SURE < softmax(logits, 0.01)[best]  # both were seen
 
 
 def test_an_example_has_no_subset_that_it_did_not_see(model: CountingModel, bank: Bank) -> None:  # noqa: F811
