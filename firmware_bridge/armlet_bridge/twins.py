@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,9 @@ POLAR_FACTORS = {polar.ACC: 8000 / 32768, polar.GYRO: 2000 / 32768, polar.MAG: 5
 
 POLAR_FRAME_S = 0.25
 """Of samples in one frame."""
+
+MUSE = {group.modalities[0].name: group.modalities[0] for group in (muse.EEG, muse.PPG, muse.ACC, muse.GYRO)}
+"""What a Muse headband sends."""
 
 UART_BYTES = 20
 """Of a notification of Espruino's UART: lines straddle them."""
@@ -376,11 +380,6 @@ class MuseTwin(Twin):
     """A Muse headband (:mod:`armlet_runtime.wearables.muse`)."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
-        groups = {group.modalities[0].name: group.modalities[0] for group in (muse.EEG, muse.PPG, muse.ACC, muse.GYRO)}
-        for name, stream in streams.items():
-            _same_rate("a Muse", stream, groups[name].rate_hz)
-            if len(stream.modality.channels) != len(groups[name].channels):
-                raise UsageError(f"a Muse sends {len(groups[name].channels)} channels of {name}")
         self._streams = {name: (stream, *taken([stream])) for name, stream in streams.items()}
         self._on = False
         self._sources = {
@@ -533,8 +532,6 @@ class ArduinoTwin(Twin):
     """An Arduino with the dashboard's sketch (:mod:`armlet_runtime.wearables.arduino`)."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
-        for name, stream in streams.items():
-            _same_rate("the Arduino sketch", stream, arduino.RATES_HZ[name])
         self._taken = {name: taken([stream]) for name, stream in streams.items()}
         service = arduino.SERVICE_UUIDS[0]
         self._sources = {name: source for source, name in reversed(arduino.SOURCES.items()) if name in streams}
@@ -588,25 +585,54 @@ class UartTwin(Twin):
         self._code = b""
 
 
-_CARRIES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
-    "imu": (frozenset(), frozenset(SCALES)),
-    "heart_rate": (frozenset({"hr"}), frozenset({"hr", "rr"})),
-    "oximeter": (frozenset({"spo2", "hr"}), frozenset({"spo2", "hr"})),
-    "thermometer": (frozenset({"temp"}), frozenset({"temp"})),
-    "polar": (frozenset(), frozenset({"ecg", "ppg", "acc", "gyro", "mag", "rr"})),
-    "muse": (frozenset(), frozenset({"eeg", "ppg", "acc", "gyro"})),
-    "movesense": (frozenset(), frozenset({"acc", "gyro", "mag", "ecg"})),
-    "thingy52": (frozenset({"acc", "gyro", "mag"}), frozenset({"acc", "gyro", "mag"})),
-    "arduino": (frozenset(), frozenset({"acc", "gyro", "mag"})),
-    "uart": (frozenset(), frozenset(UNITS)),
+class _Kind(NamedTuple):
+    """How a profile's twin is made, and from what.
+
+    Attributes:
+        make: From the streams by modality, the samples in a packet, and the wearable's name.
+        must: Modalities that it must play.
+        can: Modalities that it can play, to the channels of each; None for any number.
+        rates_hz: The only rates of those that have only one.
+    """
+
+    make: Callable[[Mapping[str, Stream], int, str], Twin]
+    must: frozenset[str]
+    can: Mapping[str, int | None]
+    rates_hz: Mapping[str, float] = MappingProxyType({})
+
+
+_AXES = dict.fromkeys(SCALES, 3)
+_KINDS: Mapping[str, _Kind] = {
+    "imu": _Kind(lambda streams, size, name: ImuTwin(list(streams.values()), size), frozenset(), _AXES),
+    "heart_rate": _Kind(lambda streams, size, name: HeartRateTwin(streams), frozenset({"hr"}), {"hr": 1, "rr": 1}),
+    "oximeter": _Kind(
+        lambda streams, size, name: OximeterTwin(streams), frozenset({"spo2", "hr"}), {"spo2": 1, "hr": 1}
+    ),
+    "thermometer": _Kind(
+        lambda streams, size, name: ThermometerTwin(streams["temp"]), frozenset({"temp"}), {"temp": 1}
+    ),
+    "polar": _Kind(
+        lambda streams, size, name: PolarTwin(streams),
+        frozenset(),
+        {kind.modality: len(kind.channels) for kind in polar.KINDS.values()},
+    ),
+    "muse": _Kind(
+        lambda streams, size, name: MuseTwin(streams),
+        frozenset(),
+        {name: len(modality.channels) for name, modality in MUSE.items()},
+        {name: modality.rate_hz for name, modality in MUSE.items()},
+    ),
+    "movesense": _Kind(lambda streams, size, name: MovesenseTwin(streams), frozenset(), {**_AXES, "ecg": 1}),
+    "thingy52": _Kind(lambda streams, size, name: ThingyTwin(streams), frozenset(_AXES), _AXES),
+    "arduino": _Kind(lambda streams, size, name: ArduinoTwin(streams), frozenset(), _AXES, arduino.RATES_HZ),
+    "uart": _Kind(lambda streams, size, name: UartTwin(streams, name), frozenset(), dict.fromkeys(UNITS)),
 }
-"""By profile: the modalities that its twin must play, and those that it can. In order of preference."""
+"""By profile, in order of preference."""
 
 
-def twin_for(modalities: Sequence[str]) -> str | None:
-    """The profile whose twin plays these modalities if none is named; None if none does."""
-    wanted = set(modalities)
-    return next((name for name, (must, can) in _CARRIES.items() if must <= wanted <= can), None)
+def twin_for(streams: Sequence[Stream]) -> str | None:
+    """The profile whose twin plays these streams if none is named; None if none does."""
+    return next((name for name, kind in _KINDS.items() if not _misfit(name, kind, streams)), None)
 
 
 def make_twin(streams: Sequence[Stream], samples_per_packet: int, name: str, profile: str | None = None) -> Twin:
@@ -615,39 +641,34 @@ def make_twin(streams: Sequence[Stream], samples_per_packet: int, name: str, pro
     Raises:
         UsageError: There is no such profile, or it does not carry these streams as they are.
     """
-    modalities = [stream.modality.name for stream in streams]
-    chosen = profile or twin_for(modalities)
-    said = " and ".join(modalities)
+    chosen = profile or twin_for(streams)
     if chosen is None:
+        said = " and ".join(stream.modality.name for stream in streams)
         raise UsageError(f"no virtual wearable carries {said}: give each a wearable of its own")
-    if chosen not in _CARRIES:
-        raise UsageError(f"there is no virtual '{chosen}'; there are {', '.join(_CARRIES)}")
-    must, can = _CARRIES[chosen]
-    if not must <= set(modalities) <= can:
-        needs = f", and needs {' and '.join(sorted(must))}" if must else ""
-        raise UsageError(f"a virtual {chosen} carries {', '.join(sorted(can))}{needs}, not {said}")
-    by_name = {stream.modality.name: stream for stream in streams}
-    makers: Mapping[str, Callable[[], Twin]] = {
-        "imu": lambda: ImuTwin(streams, samples_per_packet),
-        "heart_rate": lambda: HeartRateTwin(by_name),
-        "oximeter": lambda: OximeterTwin(by_name),
-        "thermometer": lambda: ThermometerTwin(by_name["temp"]),
-        "polar": lambda: PolarTwin(by_name),
-        "muse": lambda: MuseTwin(by_name),
-        "movesense": lambda: MovesenseTwin(by_name),
-        "thingy52": lambda: ThingyTwin(by_name),
-        "arduino": lambda: ArduinoTwin(by_name),
-        "uart": lambda: UartTwin(by_name, name),
-    }
-    return makers[chosen]()
+    kind = _KINDS.get(chosen)
+    if kind is None:
+        raise UsageError(f"there is no virtual '{chosen}'; there are {', '.join(_KINDS)}")
+    if misfit := _misfit(chosen, kind, streams):
+        raise UsageError(misfit)
+    return kind.make({stream.modality.name: stream for stream in streams}, samples_per_packet, name)
 
 
-def _same_rate(what: str, stream: Stream, rate_hz: float) -> None:
-    if abs(stream.modality.rate_hz / rate_hz - 1) > 1e-3:
-        raise UsageError(
-            f"{what} sends {stream.modality.name} at {rate_hz:g} Hz; the recording has it at "
-            f"{stream.modality.rate_hz:g} Hz"
-        )
+def _misfit(profile: str, kind: _Kind, streams: Sequence[Stream]) -> str:
+    """Why a profile's twin cannot play these streams; empty if it can."""
+    modalities = [stream.modality.name for stream in streams]
+    if not kind.must <= set(modalities) <= kind.can.keys():
+        needs = f", and needs {' and '.join(sorted(kind.must))}" if kind.must else ""
+        return f"a virtual {profile} carries {', '.join(sorted(kind.can))}{needs}, not {' and '.join(modalities)}"
+    for modality in (stream.modality for stream in streams):
+        name, has, sends = modality.name, len(modality.channels), kind.can[modality.name]
+        if sends not in (None, has):
+            return f"a virtual {profile} sends {sends} channels of {name}; the recording has {has}"
+        rate_hz = kind.rates_hz.get(name, modality.rate_hz)
+        if abs(modality.rate_hz / rate_hz - 1) > 1e-3:
+            return (
+                f"a virtual {profile} sends {name} at {rate_hz:g} Hz; the recording has it at {modality.rate_hz:g} Hz"
+            )
+    return ""
 
 
 _answers: set[asyncio.Future[Any]] = set()

@@ -270,7 +270,11 @@ class Play:
 
 def default_wearables(recording: Recording) -> list[WearableSpec]:
     """One wearable for each modality that a profile carries, named ``Armlet-Acc`` and the like."""
-    return [WearableSpec(f"Armlet-{name.capitalize()}", (name,)) for name in recording.streams if twin_for((name,))]
+    return [
+        WearableSpec(f"Armlet-{name.capitalize()}", (name,))
+        for name, one in recording.streams.items()
+        if twin_for([one])
+    ]
 
 
 @asynccontextmanager

@@ -120,6 +120,7 @@ class Monitor:
 
     Attributes:
         timeline: The newest decisions, oldest first.
+        certified: Subset to its row of the certificate of the bundle in use; a new object with each bundle.
     """
 
     def __init__(
@@ -135,10 +136,8 @@ class Monitor:
         """
         self.timeline: deque[Point] = deque(maxlen=TIMELINE)
         self._core = core
-        self._manifest = model.manifest
-        self._engine = f"{model.engine.name} {model.engine.version}"
+        self.became(model, certified)
         self._live = live
-        self._certified = certified
         self._links: Mapping[str, LinkView] = {}
         self._newest: Decision | None = None
         self._first_end_ns = 0
@@ -147,7 +146,8 @@ class Monitor:
 
     def became(self, model: BundleModel, certified: Mapping[str, CertificateRow]) -> None:
         """Another model of the same signals decides from now on."""
-        self._manifest, self._certified = model.manifest, certified
+        self._manifest, self.certified = model.manifest, certified
+        self._engine = f"{model.engine.name} {model.engine.version}"
 
     def links(self, links: Mapping[str, LinkView]) -> None:
         """The links as they are, and will be: their objects are looked at again for each state."""
@@ -183,7 +183,7 @@ class Monitor:
             newest=self.timeline[-1] if self.timeline else None,
             latency_s=newest.latency_s if newest else None,
             compute_s=newest.compute_s if newest else None,
-            certified=self._certified.get(subset_name(newest.subset)) if newest else None,
+            certified=self.certified.get(subset_name(newest.subset)) if newest else None,
             signals=tuple(map(self._signal, self._manifest.modalities)),
             wearables=tuple(self._wearable(name, now_ns) for name in names),
             problems=dict(self._core.problems),

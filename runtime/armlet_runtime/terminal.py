@@ -260,7 +260,7 @@ def spark(points: Sequence[float | None], levels: str) -> str:
 def _clock_text(drift_ppm: float, bound_ms: float | None, blocks: bool) -> str:
     if bound_ms is None:
         return "not valid yet"
-    return f"{drift_ppm:+.0f} ppm {'±' if blocks else '+-'}{bound_ms:.1f} ms"
+    return f"{round(drift_ppm):+d} ppm {'±' if blocks else '+-'}{bound_ms:.1f} ms"
 
 
 def _cells(text: str, width: int) -> str:

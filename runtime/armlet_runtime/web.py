@@ -33,7 +33,7 @@ from .files import write_atomic
 from .keys import home
 from .manifest import CertificateRow
 from .modalities import Modality
-from .screen import Monitor
+from .screen import Monitor, Point
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -116,14 +116,13 @@ class Page:
         self,
         monitor: Monitor,
         modalities: Sequence[Modality],
-        certified: Mapping[str, CertificateRow],
         controls: Controls | None,
         token: str,
     ) -> None:
         """Use :func:`serve_page`."""
         self.url = ""
         self.now_ns = 0
-        self._monitor, self._modalities, self._certified = monitor, modalities, certified
+        self._monitor, self._modalities = monitor, modalities
         self._controls, self._token = controls, token
         self._first_ns = 0
         self._pages = 0
@@ -198,20 +197,27 @@ class Page:
             return False
         return isinstance(said, str) and hmac.compare_digest(said.encode(), self._token.encode())
 
-    async def _show(self, connection: ServerConnection) -> None:
-        hello: dict[str, Any] = {
+    def _hello(self, points: Sequence[Point]) -> dict[str, Any]:
+        return {
             "modalities": self._modalities,
-            "certified": self._certified,
+            "certified": self._monitor.certified,
             "controls": self._controls is not None,
             "can_enrol": self._controls is not None and self._controls.can_enrol,
-            "points": list(self._monitor.timeline),
+            "points": points,
         }
-        await connection.send(msgspec.json.encode({"hello": hello}).decode())
-        index = hello["points"][-1].index if hello["points"] else -1
-        shown_ns = 0
+
+    async def _show(self, connection: ServerConnection) -> None:
+        certified: Mapping[str, CertificateRow] | None = None
+        index, shown_ns = -1, 0
         # Of each modality, the newest sample that was sent: samples arrive after the time that they are of.
-        sent_ns = {one.name: 0 for one in self._modalities}
+        sent_ns: dict[str, int] = {}
         while True:
+            if certified is not self._monitor.certified:  # at first, and when another bundle is in use
+                certified = self._monitor.certified
+                points = list(self._monitor.timeline)
+                index = points[-1].index if points else -1
+                sent_ns = {one.name: 0 for one in self._modalities}
+                await connection.send(msgspec.json.encode({"hello": self._hello(points)}).decode())
             now_ns = self.now_ns
             if now_ns > shown_ns:
                 signals = {}
@@ -278,7 +284,6 @@ async def serve_page(
     address: Address,
     monitor: Monitor,
     modalities: Sequence[Modality],
-    certified: Mapping[str, CertificateRow],
     controls: Controls | None = None,
 ) -> AsyncIterator[Page]:
     """Serve the page inside the block.
@@ -287,7 +292,6 @@ async def serve_page(
         address: Where.
         monitor: What is shown.
         modalities: Of the model.
-        certified: Subset to its row of the certificate.
         controls: What the page may ask for; None for a replay.
 
     Raises:
@@ -300,7 +304,7 @@ async def serve_page(
         raise MissingExtraError(
             "--web needs the package 'websockets', which is not installed: pip install 'armlet[web]'"
         ) from error
-    page = Page(monitor, modalities, certified, controls, "" if address.loopback else _token())
+    page = Page(monitor, modalities, controls, "" if address.loopback else _token())
     # Whatever strangers send, a run's terminal is not the place to tell of it.
     quiet = logging.Logger("armlet.web")
     quiet.disabled = True

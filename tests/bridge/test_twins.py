@@ -77,8 +77,28 @@ def rising(profile: str, rates_hz: dict[str, float]) -> Recording:
 
 def test_every_profile_has_its_twin() -> None:
     assert {profile for profile, _ in WORN.values()} == {profile.name for profile in PROFILES}
-    assert twin_for(("acc", "gyro")) == "imu" and twin_for(("eeg",)) == "muse" and twin_for(("spo2",)) == "uart"
-    assert twin_for(("smell",)) is None
+
+
+@pytest.mark.parametrize(
+    ("channels", "rate_hz", "profile"),
+    [
+        ({"acc": 3, "gyro": 3}, 50.0, "imu"),
+        ({"acc": 1}, 50.0, "uart"),  # a length without its axes
+        ({"ppg": 4}, 50.0, "polar"),
+        ({"ppg": 3}, 64.0, "muse"),
+        ({"ppg": 3}, 50.0, "uart"),
+        ({"ppg": 1}, 64.0, "uart"),
+        ({"eeg": 4}, 256.0, "muse"),
+        ({"spo2": 1}, 1.0, "uart"),
+        ({"smell": 1}, 1.0, None),
+    ],
+)
+def test_what_plays_a_recording(channels: dict[str, int], rate_hz: float, profile: str | None) -> None:
+    def stream(name: str, count: int) -> Stream:
+        modality = Modality(name, tuple(map(str, range(count))), "", rate_hz)
+        return Stream(modality, np.zeros(0, np.int64), np.zeros((0, count), np.float32))
+
+    assert twin_for([stream(name, count) for name, count in channels.items()]) == profile
 
 
 # Not all at once: the virtual controllers, too, run on the one core.
@@ -187,6 +207,7 @@ def expected_hz(name: str, stream: Stream) -> float:
 @pytest.mark.parametrize(
     ("modalities", "profile", "said"),
     [
+        (("ppg",), "polar", "a virtual polar sends 4 channels of ppg; the recording has 3"),
         (("temp",), "muse", "a virtual muse carries acc, eeg, gyro, ppg, not temp"),
         (("acc",), "thingy52", "needs acc and gyro and mag, not acc"),
         (("acc",), "arduino", "at 119 Hz; the recording has it at 50 Hz"),
@@ -195,7 +216,7 @@ def expected_hz(name: str, stream: Stream) -> float:
     ],
 )
 def test_twins_that_cannot_be(modalities: tuple[str, ...], profile: str | None, said: str) -> None:
-    streams = list(rising("imu", dict.fromkeys(modalities, 50.0)).streams.values())
+    streams = list(rising("muse", dict.fromkeys(modalities, 50.0)).streams.values())
     with pytest.raises(UsageError, match=said):
         make_twin(streams, 2, "W", profile)
 

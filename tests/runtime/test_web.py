@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError, UsageError
+from armlet_runtime.manifest import CertificateRow
 from armlet_runtime.model import BundleModel
 from armlet_runtime.prove import Draft
 from armlet_runtime.recorder import Recorder
@@ -61,7 +62,7 @@ async def page(draft: Path, address: str, controls: Asked | None = None) -> Asyn
     made = Draft(draft)
     model = BundleModel(made.manifest, made.read, "litert")
     monitor, _, end_ns = replayed(model)
-    async with serve_page(parse_address(address), monitor, model.manifest.modalities, {}, controls) as served:
+    async with serve_page(parse_address(address), monitor, model.manifest.modalities, controls) as served:
         served.tick(end_ns - 10**9)
         served.tick(end_ns)
         yield served, re.sub(r"#.*", "", served.url.removeprefix("http://")).rstrip("/")
@@ -192,6 +193,18 @@ async def test_another_address_asks_for_a_token(small_draft: Path, armlet_home: 
             pass
 
 
+async def test_pages_are_told_of_another_bundle(small_draft: Path) -> None:
+    async with page(small_draft, "127.0.0.1:0") as (served, host), live(host) as connection:
+        hello = json.loads(await connection.recv())["hello"]
+        assert hello["certified"].keys() == {"acc"} and hello["points"]
+        monitor = served._monitor
+        row = CertificateRow("gyro", "litert", 0.7, 0.7, 0.0, 0.0, 1.0)
+        monitor.became(monitor._core._model, {"gyro": row})
+        while "hello" not in (said := json.loads(await asyncio.wait_for(connection.recv(), 10))):
+            assert "state" in said
+        assert said["hello"]["certified"].keys() == {"gyro"} and said["hello"]["points"] == hello["points"]
+
+
 async def test_an_address_that_is_taken_is_one_sentence(small_draft: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -293,7 +306,7 @@ async def test_the_page_in_a_browser(
     assert process.returncode == 0
     assert len(drawn) == 3 and min(drawn) > 4
     assert (tmp_path / "page.png").stat().st_size > 20_000
-    for text in ("small 1", "Armlet-Acc", "streaming", "ppm", "acc+gyro", "<b>jump</b>", "0.50"):
+    for text in ("small 1", "Armlet-Acc", "streaming", "ppm", "acc+gyro (certified macro-F1 0.50)", "<b>jump</b>"):
         assert text in shown, shown
     (recording,) = tmp_path.glob("armlet-*.mcap")
     model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]

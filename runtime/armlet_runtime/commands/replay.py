@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         nonlocal page
         if args.web is None:
             return await play(packets, ended_ns, speed, turn)
-        async with serve_page(parse_address(args.web), monitor, modalities, certified) as page:
+        async with serve_page(parse_address(args.web), monitor, modalities) as page:
             view.say(f"the page is at {page.url}")
             return await play(packets, ended_ns, speed, turn)
 

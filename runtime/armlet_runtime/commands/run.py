@@ -115,7 +115,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
             page = None
             if args.web is not None:
                 controls = RunControls(args.bundle, lambda: bundle, args.engine, core, recorder, record)
-                serving = serve_page(parse_address(args.web), monitor, model.manifest.modalities, certified, controls)
+                serving = serve_page(parse_address(args.web), monitor, model.manifest.modalities, controls)
                 page = await links_and_page.enter_async_context(serving)
             view = make_view(monitor, model.manifest.modalities, certified)
             if page is not None:
