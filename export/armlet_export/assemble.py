@@ -15,6 +15,7 @@ from armlet_runtime.bundle import MANIFEST
 from armlet_runtime.files import write_atomic
 from armlet_runtime.golden import FLOAT_TOLERANCE
 from armlet_runtime.manifest import (
+    AGGREGATOR,
     SCHEMA,
     Certificate,
     EnginePrograms,
@@ -24,14 +25,16 @@ from armlet_runtime.manifest import (
     Manifest,
     Presence,
     ProgramRef,
+    StepProgram,
     encode_manifest,
     seconds_of,
+    step_of,
 )
 from armlet_runtime.modalities import Modality
 from armlet_runtime.windows import Normalisation, WindowSpec
 
-from .graphs import AGGREGATOR
-from .lower import Lowered, Signature
+from .incremental import StepPlan
+from .lower import NEXT_STATE, Lowered, Signature
 from .sbom import cyclonedx, made_with
 
 Float32 = NDArray[np.float32]
@@ -59,23 +62,38 @@ class Description:
     expires: str | None = None
     boards: tuple[str, ...] = ()
     smoothing: Majority | HiddenMarkov | None = None
+    steps: Mapping[str, StepPlan] = field(default_factory=dict)
+    """Modality name to what its encoder carries from window to window."""
 
     def signature(self, part: str) -> Signature:
-        """Input and outputs of the encoder of the modality ``part``, or of the ``aggregator``."""
+        """Inputs and outputs of the encoder of the modality ``part``, of its step program, or of the ``aggregator``."""
         if part == AGGREGATOR:
             outputs: dict[str, tuple[int, ...]] = {
                 "logits": (1, len(self.labels)),
                 "embedding": (1, self.embedding_dim),
             }
             return Signature("tokens", (1, len(self.modalities) * self.token_dim), outputs)
-        (modality,) = (modality for modality in self.modalities if modality.name == part)
-        shape = (1, len(modality.channels), self.window.samples(modality))
-        return Signature("window", shape, {"token": (1, self.token_dim)})
+        name = self.step_parts.get(part, part)
+        (modality,) = (modality for modality in self.modalities if modality.name == name)
+        token: dict[str, tuple[int, ...]] = {"token": (1, self.token_dim)}
+        channels = len(modality.channels)
+        plan = self.steps.get(name)
+        if plan is None:
+            return Signature("window", (1, channels, self.window.samples(modality)), token)
+        made: dict[str, tuple[int, ...]] = {**token, NEXT_STATE: plan.state}
+        if part == name:
+            return Signature("window", (1, channels, plan.length), made)
+        return Signature("window", (1, channels, plan.head + plan.tail), made, plan.state)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The programs of each engine: the encoders by modality, then the aggregator."""
+        """The parts of the model: the encoders by modality, then the aggregator."""
         return (*(modality.name for modality in self.modalities), AGGREGATOR)
+
+    @property
+    def step_parts(self) -> dict[str, str]:
+        """The step programs, each to its modality; each engine has them besides those of the parts."""
+        return {step_of(name): name for name in self.steps}
 
 
 @dataclass
@@ -139,15 +157,17 @@ def draft(
     engines = {}
     for engine in (engine for engine in SUFFIX if engine in programs):
         refs = {}
-        for part in description.parts:
+        for part in (*description.parts, *description.step_parts):
             lowered, signature = programs[engine][part], description.signature(part)
-            member = f"{engine}/{part if part == AGGREGATOR else 'encoder_' + part}.{SUFFIX[engine]}"
+            member = f"{engine}/{_file_name(description, part)}.{SUFFIX[engine]}"
             members[member] = lowered.data
-            refs[part] = ProgramRef(
-                member, {signature.input: signature.input_shape}, signature.outputs, lowered.precision
-            )
+            refs[part] = ProgramRef(member, signature.inputs, signature.outputs, lowered.precision)
+        steps = {}
+        for part, name in description.step_parts.items():
+            plan = description.steps[name]
+            steps[name] = StepProgram(refs.pop(part), plan.hop, plan.head, plan.tail, plan.rests_on)
         aggregator = refs.pop(AGGREGATOR)
-        engines[engine] = EnginePrograms(refs, aggregator)
+        engines[engine] = EnginePrograms(refs, aggregator, steps)
     packages = made_with(engines)
     bill = cyclonedx(
         description.name,
@@ -184,6 +204,12 @@ def draft(
         smoothing=description.smoothing,
     )
     return Draft(description, manifest, members | {SBOM: bill})
+
+
+def _file_name(description: Description, part: str) -> str:
+    if part in description.step_parts:
+        return f"step_{description.step_parts[part]}"
+    return part if part == AGGREGATOR else f"encoder_{part}"
 
 
 def _tolerance(programs: Iterable[Lowered], logit_step: float) -> float:

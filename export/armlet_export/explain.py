@@ -9,8 +9,7 @@ from armlet_runtime.bundle import Bundle
 
 from . import lower, precision
 from .assemble import SUFFIX
-from .graphs import AGGREGATOR
-from .pipeline import Material, ProgramReport, program_report
+from .pipeline import Material, ProgramReport, program_part, program_report
 from .programs import check_precision, look
 from .qat import prepare_model
 from .quantise import learn_ranges
@@ -27,7 +26,7 @@ def explain_bundle(bundle: Bundle) -> list[ProgramReport]:
     """
     reports = []
     for engine, programs in bundle.manifest.engines.items():
-        for part, ref in {**programs.encoders, AGGREGATOR: programs.aggregator}.items():
+        for part, ref in programs.by_part.items():
             data = bundle.read(ref.member)
             program = look(data, SUFFIX[engine])
             check_precision(program, ref.precision)
@@ -58,9 +57,14 @@ def explain_run(
         student(windows, present)
     learn_ranges(student, False)
     reports = []
+
+    def make(part: str, kind: str) -> lower.Part:
+        return precision.part_of(material.model, student, material.description, part, kind)
+
+    programs = kinds | {step: kinds[name] for step, name in material.description.step_parts.items()}
     for engine in (engine for engine in SUFFIX if engine in engines):
-        for part, kind in kinds.items():
-            made = lower.lower(engine, precision.part_of(material.model, student, material.description, part, kind))
+        for part, kind in programs.items():
+            made = lower.lower(engine, program_part(make, material.description, part, kind))
             reports.append(program_report(engine, part, f"{part}.{SUFFIX[engine]}", made))
             step()
     return reports
@@ -111,7 +115,7 @@ def delegated_when_loaded(bundle: Bundle) -> Mapping[str, str]:
     if programs is None:
         return {}
     found = {}
-    for part, ref in {**programs.encoders, AGGREGATOR: programs.aggregator}.items():
+    for part, ref in programs.by_part.items():
         interpreter = Interpreter(model_content=bundle.read(ref.member), num_threads=1)
         interpreter.allocate_tensors()
         names = [operator["op_name"] for operator in interpreter._get_ops_details()]

@@ -24,15 +24,13 @@ import torch
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import ProgramRow
+from armlet_runtime.manifest import AGGREGATOR, ProgramRow
 from armlet_runtime.metrics import confusion_matrix, f1_per_class, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.prove import ProofReport
 from armlet_train.data import Scored
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
-
-from .graphs import AGGREGATOR
 
 Float32 = NDArray[np.float32]
 

@@ -44,9 +44,6 @@ from armlet_runtime.errors import ExportError
 
 aten = torch.ops.aten
 
-AGGREGATOR = "aggregator"
-"""Name of the aggregator among a model's parts; the encoders go by their modalities."""
-
 WEIGHTED = {aten.conv2d.default, aten.linear.default}
 """The operators that have weights; every other one must be free of them."""
 
@@ -60,12 +57,12 @@ MOVES = {aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.
 """They move values and compute nothing."""
 
 
-def capture(module: nn.Module, example: Tensor, *, any_batch: bool = False) -> fx.GraphModule:
-    """The graph of a module of one input, as it runs in evaluation (no dropout), rewritten as above.
+def capture(module: nn.Module, *examples: Tensor, any_batch: bool = False) -> fx.GraphModule:
+    """The graph of a module of tensors, as it runs in evaluation (no dropout), rewritten as above.
 
     Args:
-        module: Module of one tensor.
-        example: An input; its shape is the only one that the graph takes, but for ``any_batch``.
+        module: The module.
+        examples: Its inputs; their shapes are the only ones that the graph takes, but for ``any_batch``.
         any_batch: Leave the first dimension open, for training.
 
     Returns:
@@ -78,11 +75,14 @@ def capture(module: nn.Module, example: Tensor, *, any_batch: bool = False) -> f
     _open_attention(module)
     batch = torch.export.Dim("batch", min=1, max=65536)
     # With one example the tracer would take the batch for a constant.
-    inputs = (example.expand(2, *example.shape[1:]) if any_batch and len(example) == 1 else example,)
+    inputs = tuple(
+        example.expand(2, *example.shape[1:]) if any_batch and len(example) == 1 else example for example in examples
+    )
+    open_batch = tuple({0: batch} for _ in inputs) if any_batch else None
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # else a transformer layer is one operator that no engine has
     try:
-        program = torch.export.export(module, inputs, dynamic_shapes=({0: batch},) if any_batch else None, strict=False)
+        program = torch.export.export(module, inputs, dynamic_shapes=open_batch, strict=False)
     except Exception as error:  # torch.export raises a dozen kinds, all meaning this
         why = str(error).strip().splitlines()[0]
         if "specialized it to be a constant" in str(error):

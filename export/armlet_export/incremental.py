@@ -23,7 +23,12 @@ from torch import Tensor, nn
 
 from armlet_runtime.errors import ExportError
 from armlet_runtime.manifest import HOP_SLACK
+from armlet_runtime.modalities import Modality
+from armlet_runtime.windows import WindowSpec
 from armlet_train.conv import ConvEncoder
+
+from .lower import Part, Signature
+from .quantise import prepare, with_ranges_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class StepPlan:
     Attributes:
         length: Samples of a window.
         hop: Samples from one window to the next.
+        features: Numbers of a column.
         columns: Of a window.
         left: Columns at the left end that are computed anew: padding reaches into them.
         right: Columns at the right end that are computed anew: padding reaches into them, or they are of new samples.
@@ -44,6 +50,7 @@ class StepPlan:
 
     length: int
     hop: int
+    features: int
     columns: int
     left: int
     right: int
@@ -58,17 +65,23 @@ class StepPlan:
         return self.columns - self.left - self.right
 
     @property
+    def state(self) -> tuple[int, ...]:
+        """Shape of the state: as LiteRT and ExecuTorch have it with the fewest transpositions."""
+        return (1, self.features, 1, self.carried)
+
+    @property
     def kept(self) -> tuple[int, int]:
         """Which columns of a window are its state: the first one, and the one after the last."""
         first = self.left + self.moved
         return first, first + self.carried
 
 
-def plan(layers: Sequence[tuple[int, int, int]], length: int, hop: int) -> StepPlan | None:
+def plan(layers: Sequence[tuple[int, int, int]], features: int, length: int, hop: int) -> StepPlan | None:
     """What can be carried from one window to the next; None where a step would read no less than the window.
 
     Args:
         layers: Kernel, stride and padding (on both sides) of each convolution.
+        features: Channels of the last one.
         length: Samples of a window.
         hop: Samples from one window to the next; a whole multiple of all strides together.
     """
@@ -95,7 +108,7 @@ def plan(layers: Sequence[tuple[int, int, int]], length: int, hop: int) -> StepP
     start = min((columns - right) * step - before, newest - hop) // step * step
     if head >= start:
         return None
-    return StepPlan(length, hop, columns, first, right, moved, head, length - start, (oldest, newest))
+    return StepPlan(length, hop, features, columns, first, right, moved, head, length - start, (oldest, newest))
 
 
 def plan_of(encoder: nn.Module, modality: str, length: int, hop: float) -> StepPlan | None:
@@ -127,7 +140,27 @@ def plan_of(encoder: nn.Module, modality: str, length: int, hop: float) -> StepP
             f"[data] hop_s is {hop:g} samples, no whole multiple of that; choose another hop_s, or leave out "
             "--incremental and [export] incremental"
         )
-    return plan(layers, length, whole)
+    return plan(layers, convolutions[-1].out_channels, length, whole)
+
+
+def plans(encoders: nn.ModuleDict, modalities: Sequence[Modality], window: WindowSpec) -> dict[str, StepPlan]:
+    """Modality name to what its encoder can carry, for those whose windows are long enough.
+
+    Raises:
+        ExportError: An encoder is of another kind, the hop does not fit its strides, or no window is long enough.
+    """
+    found = {}
+    for modality in modalities:
+        length, hop = window.samples(modality), window.hop_s * modality.rate_hz
+        made = plan_of(encoders[modality.name], modality.name, length, hop)
+        if made is not None:
+            found[modality.name] = made
+    if not found:
+        raise ExportError(
+            f"no encoder can be incremental: of windows of {window.length_s:g} s every {window.hop_s:g} s nothing is "
+            "left to carry; leave out --incremental and [export] incremental"
+        )
+    return found
 
 
 class _Columns(nn.Module):
@@ -140,18 +173,17 @@ class _Columns(nn.Module):
         self.plan = plan
 
     def outputs(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Token (B, token_dim) and state (B, carried, features) of a window's columns (B, features, 1, columns)."""
+        """Token (B, token_dim) and state (B, features, 1, carried) of a window's columns (B, features, 1, columns)."""
         token: Tensor = self.token(self.pool(columns).flatten(1))
         first, end = self.plan.kept
-        state = columns[..., first:end].squeeze(2).transpose(1, 2)
-        return (F.pad(token, (0, 1), value=1.0) if self.flagged else token), state
+        return (F.pad(token, (0, 1), value=1.0) if self.flagged else token), columns[..., first:end]
 
 
 class Windowed(_Columns):
     """An encoder that also gives the state to go on from."""
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """Token (B, token_dim) and state (B, carried, features) of windows (B, channels, length)."""
+        """Token (B, token_dim) and state (B, features, 1, carried) of windows (B, channels, length)."""
         return self.outputs(self.layers(window.unsqueeze(2)))
 
 
@@ -159,14 +191,46 @@ class Step(_Columns):
     """An encoder of the next window."""
 
     def forward(self, window: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Token (B, token_dim) and next state (B, carried, features).
+        """Token (B, token_dim) and next state (B, features, 1, carried).
 
         Args:
             window: (B, channels, head + tail) first and last samples of the window, joined.
-            state: (B, carried, features) of the window before.
+            state: (B, features, 1, carried) of the window before.
         """
         anew = self.layers(window.unsqueeze(2))
-        carried = state.transpose(1, 2).unsqueeze(2)
         right = anew[..., anew.shape[3] - self.plan.right :]
-        parts = [anew[..., : self.plan.left], carried, right] if self.plan.left else [carried, right]
+        parts = [anew[..., : self.plan.left], state, right] if self.plan.left else [state, right]
         return self.outputs(torch.cat(parts, dim=3))
+
+
+def windowed(part: Part, plan: StepPlan, signature: Signature) -> Part:
+    """An encoder's part, with the state to go on from.
+
+    Args:
+        part: The encoder as it was trained.
+        plan: What it carries.
+        signature: Of the program to make.
+
+    Raises:
+        ExportError: The part is of a precision whose steps would not give the windows' tokens.
+    """
+    return _incremental(part, Windowed, plan, signature)
+
+
+def step(part: Part, plan: StepPlan, signature: Signature) -> Part:
+    """The part of an encoder's step program; arguments and errors as for :func:`windowed`."""
+    return _incremental(part, Step, plan, signature)
+
+
+def _incremental(part: Part, kind: type[Windowed | Step], plan: StepPlan, signature: Signature) -> Part:
+    if part.precision == "dynamic":
+        raise ExportError(
+            "dynamic int8 rounds by the range of each call, so the few samples of a step would give another token than "
+            "the window; for incremental encoders take int8, fp16 or fp32"
+        )
+    assert isinstance(part.module, ConvEncoder)  # plan_of says so
+    module = kind(part.module, plan)
+    prepared = None
+    if part.prepared is not None:
+        prepared = with_ranges_of(prepare(module, *signature.examples(), is_incremental=True), part.prepared)
+    return Part(module, signature, part.precision, prepared)

@@ -17,7 +17,7 @@ import logging
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from .programs import (
     TFLITE_WEIGHTED,
     Program,
     TfliteFile,
+    TfliteOperator,
     check_precision,
     look_at_onnx,
     look_at_tflite,
@@ -46,21 +47,42 @@ from .quantise import WEIGHT_MAX, LayerRanges, Range, convert, dynamic, layer_ra
 ONNX_OPSET = 18
 """What ONNX Runtime has had since 1.14 (2023), so also the Jetson builds; torch 2.13 exports it without conversion."""
 
+STATE, NEXT_STATE = "state", "next_state"
+"""Names of what an incremental encoder takes over, and leaves."""
+
 PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
 """By the size of the file, smallest first; ``dynamic`` has the bytes of ``int8`` and takes longer."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Names and shapes of a program's input and outputs, as the manifest promises them."""
+    """Names and shapes of a program's inputs and outputs, as the manifest promises them.
+
+    ``state`` is the shape of the second input of a step program, see :mod:`armlet_export.incremental`.
+    """
 
     input: str
     input_shape: tuple[int, ...]
     outputs: dict[str, tuple[int, ...]]
+    state: tuple[int, ...] | None = None
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Every input's name and shape, in the program's order."""
+        return {self.input: self.input_shape} | ({STATE: self.state} if self.state is not None else {})
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether it is that of an encoder which gives a state to go on from."""
+        return NEXT_STATE in self.outputs
 
     def example(self) -> Tensor:
         """An input of that shape."""
         return torch.zeros(self.input_shape)
+
+    def examples(self) -> tuple[Tensor, ...]:
+        """One for every input."""
+        return tuple(torch.zeros(shape) for shape in self.inputs.values())
 
 
 @dataclass(frozen=True)
@@ -142,15 +164,15 @@ def to_executorch(part: Part) -> Lowered:
             "executorch has no fp16 program with float32 ends (XNNPACK's delegate converts no types): take int8, "
             "dynamic or fp32 in [export] precision, or leave executorch out with --engine"
         )
-    example = part.signature.example()
+    examples = part.signature.examples()
     if part.precision == "int8":
         graph = convert(part.trained)
     elif part.precision == "dynamic":
-        graph = dynamic(part.module, example)
+        graph = dynamic(part.module, *examples)
     else:
-        graph = capture(part.module, example)
+        graph = capture(part.module, *examples)
     try:
-        data, reasons = _delegated(graph, example)
+        data, reasons = _delegated(graph, examples)
     except Exception as error:
         if part.precision != "dynamic":
             raise
@@ -163,19 +185,19 @@ def to_executorch(part: Part) -> Lowered:
     return Lowered(data, part.precision, program)
 
 
-def _delegated(graph: fx.GraphModule, example: Tensor) -> tuple[bytes, dict[str, str]]:
+def _delegated(graph: fx.GraphModule, examples: tuple[Tensor, ...]) -> tuple[bytes, dict[str, str]]:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
 
     # Once more for one window: what was open in training (the batch) is a number now, and some nodes do nothing.
-    program = torch.export.export(graph, (example,))
+    program = torch.export.export(graph, examples)
     fixed = program.module(check_guards=False)
     assert isinstance(fixed, fx.GraphModule)
     rewrite(fixed)
     _keep_apart(fixed)
     with _partitioner_reasons() as reasons:
-        edge = to_edge_transform_and_lower(torch.export.export(fixed, (example,)), partitioner=[XnnpackPartitioner()])
+        edge = to_edge_transform_and_lower(torch.export.export(fixed, examples), partitioner=[XnnpackPartitioner()])
         # Inputs are read where the caller has them: nothing is copied, and no memory planned for them. Outputs are
         # planned, for executorch-numpy-runtime 1.4.0 ends the process if they are not.
         planning = MemoryPlanningPass(alloc_graph_input=False)
@@ -227,6 +249,8 @@ def _partitioner_reasons() -> Iterator[dict[str, str]]:
 
 # They move values and compute nothing: input and output share one range.
 _TFLITE_MOVES = {"RESHAPE", "TRANSPOSE", "PAD", "SQUEEZE", "EXPAND_DIMS"}
+# So do these, in an incremental encoder, where all that is cut and joined is columns of one layer.
+_TFLITE_CUTS_AND_JOINS = {"SLICE", "STRIDED_SLICE", "CONCATENATION"}
 
 
 class _Named(nn.Module):
@@ -237,8 +261,8 @@ class _Named(nn.Module):
         self.program = graph
         self.names = tuple(signature.outputs)
 
-    def _outputs(self, value: Tensor) -> dict[str, Tensor]:
-        result = self.program(value)
+    def _outputs(self, *values: Tensor) -> dict[str, Tensor]:
+        result = self.program(*values)
         return dict(zip(self.names, result if isinstance(result, tuple) else (result,), strict=True))
 
 
@@ -252,7 +276,16 @@ class _Aggregator(_Named):
         return self._outputs(tokens)
 
 
-_NAMED: dict[str, type[_Named]] = {"window": _Encoder, "tokens": _Aggregator}
+class _Step(_Named):
+    def forward(self, window: Tensor, state: Tensor) -> dict[str, Tensor]:
+        return self._outputs(window, state)
+
+
+_NAMED: dict[tuple[str, ...], type[_Named]] = {
+    ("window",): _Encoder,
+    ("window", "state"): _Step,
+    ("tokens",): _Aggregator,
+}
 
 
 def to_litert(part: Part) -> Lowered:
@@ -267,7 +300,7 @@ def to_litert(part: Part) -> Lowered:
     """
     from ai_edge_quantizer import quantizer
 
-    graph = capture(part.module, part.signature.example())
+    graph = capture(part.module, *part.signature.examples())
     if part.precision == "int8":
         parameters = dict(part.trained.named_parameters())
         graph.load_state_dict(
@@ -276,7 +309,8 @@ def to_litert(part: Part) -> Lowered:
     data = convert_litert(graph, part.signature)
     tool = quantizer.Quantizer(data)
     if part.precision == "int8":
-        data = _static(tool, data, graph, layer_ranges(part.trained))
+        moves = _TFLITE_MOVES | _TFLITE_CUTS_AND_JOINS if part.signature.is_incremental else _TFLITE_MOVES
+        data = _static(tool, data, graph, layer_ranges(part.trained), moves)
     elif part.precision != "fp32":
         data = _weights_only(tool, data, graph, part.precision)
     file = read_tflite(data)
@@ -291,8 +325,9 @@ def convert_litert(graph: fx.GraphModule, signature: Signature) -> bytes:
     """The fp32 ``.tflite`` of a captured graph."""
     import litert_torch
 
-    named = _NAMED[signature.input](graph, signature).eval()
-    converted = litert_torch.convert(named, sample_kwargs={signature.input: signature.example()})
+    named = _NAMED[tuple(signature.inputs)](graph, signature).eval()
+    examples = dict(zip(signature.inputs, signature.examples(), strict=True))
+    converted = litert_torch.convert(named, sample_kwargs=examples)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         converted.export(str(path))
@@ -378,8 +413,10 @@ def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> d
     return found
 
 
-def _static(tool: Any, data: bytes, graph: fx.GraphModule, layers: Sequence[LayerRanges]) -> bytes:
-    """int8 with the ranges that training learnt."""
+def _static(
+    tool: Any, data: bytes, graph: fx.GraphModule, layers: Sequence[LayerRanges], moves: Collection[str]
+) -> bytes:
+    """int8 with the ranges that training learnt, which operators of the kinds ``moves`` pass on."""
     from ai_edge_quantizer import qtyping
 
     file = read_tflite(data)
@@ -407,13 +444,14 @@ def _static(tool: Any, data: bytes, graph: fx.GraphModule, layers: Sequence[Laye
         scale = layer.weight_scale.double().numpy().reshape(shape)
         # In float64, so that the division by 127 gives the trained float32 scale again.
         ranges[file.names[weight]] = {"min": -WEIGHT_MAX * scale, "max": WEIGHT_MAX * scale}
-    _spread(file, activations)
+    movers = [operator for operator in file.operators if operator.kind in moves]
+    _spread(file, activations, movers)
     for index, known in activations.items():
         shape = [1] * len(file.shapes[index])
         ranges[file.names[index]] = {"min": np.full(shape, known.low), "max": np.full(shape, known.high)}
     for place, operator in enumerate(file.operators):
-        moves = operator.kind in _TFLITE_MOVES and {operator.inputs[0], operator.outputs[0]} <= activations.keys()
-        if place in places or moves:
+        is_moved = operator in movers and {*_moved(operator), operator.outputs[0]} <= activations.keys()
+        if place in places or is_moved:
             _quantise_operator(tool, file, operator, qtyping.ComputePrecision.INTEGER, activation_bits=8)
     return _keep_integer(bytes(tool.quantize(ranges, enable_progress_report=False).quantized_model))
 
@@ -460,21 +498,27 @@ def _quantise_operator(
     )
 
 
-def _spread(file: TfliteFile, activations: dict[int, Range]) -> None:
+def _moved(operator: TfliteOperator) -> list[int]:
+    """The values that an operator moves, without what says where to."""
+    return operator.inputs if operator.kind == "CONCATENATION" else operator.inputs[:1]
+
+
+def _spread(file: TfliteFile, activations: dict[int, Range], moves: Sequence[TfliteOperator]) -> None:
     """Give what only moves values the range that it moves: forwards, and backwards where nothing else reads it."""
     readers: dict[int, int] = defaultdict(int)
     for operator in file.operators:
         for index in operator.inputs:
             readers[index] += 1
-    moves = [operator for operator in file.operators if operator.kind in _TFLITE_MOVES]
     for operator in moves:
-        source, target = operator.inputs[0], operator.outputs[0]
-        if source in activations and target not in activations:
-            activations[target] = activations[source]
+        target = operator.outputs[0]
+        for source in _moved(operator):
+            if source in activations:
+                activations.setdefault(target, activations[source])
     for operator in reversed(moves):
-        source, target = operator.inputs[0], operator.outputs[0]
-        if target in activations and source not in activations and readers[source] == 1:
-            activations[source] = activations[target]
+        target = operator.outputs[0]
+        for source in _moved(operator):
+            if target in activations and source not in activations and readers[source] == 1:
+                activations[source] = activations[target]
 
 
 def _join(file: TfliteFile, activations: dict[int, Range], index: int, wanted: Range) -> None:
@@ -521,18 +565,18 @@ def to_onnx(part: Part) -> Lowered:
     """
     import onnx
 
-    example = part.signature.example()
+    examples = part.signature.examples()
     if part.precision == "int8":
         graph: nn.Module = convert(part.trained)
     elif part.precision == "fp16":
-        graph = capture(_rounded_to_fp16(part.module), example)
+        graph = capture(_rounded_to_fp16(part.module), *examples)
     else:
-        graph = capture(part.module, example)
+        graph = capture(part.module, *examples)
     exported = torch.onnx.export(
         graph,
-        (example,),
+        examples,
         dynamo=True,
-        input_names=[part.signature.input],
+        input_names=list(part.signature.inputs),
         output_names=list(part.signature.outputs),
         opset_version=ONNX_OPSET,
         verbose=False,

@@ -26,7 +26,7 @@ from armlet_runtime.errors import ExportError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.golden import FLOAT_TOLERANCE
 from armlet_runtime.keys import key_id
-from armlet_runtime.manifest import Certificate, ProgramRow
+from armlet_runtime.manifest import AGGREGATOR, Certificate, ProgramRow
 from armlet_runtime.prove import ProofReport
 from armlet_train.batches import Labelled
 from armlet_train.data import Scored
@@ -34,12 +34,11 @@ from armlet_train.finetune import all_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
-from . import calibrate, lower
+from . import calibrate, incremental, lower
 from . import precision as precision_of_parts
 from .assemble import SUFFIX, Description, Draft, draft
 from .certificate import certificate
 from .gate import Float32, GateRow, Proof, check, compare, program_rows, run_engine
-from .graphs import AGGREGATOR
 from .qat import EpochReport, prepare_model, train
 from .quantise import output_range
 
@@ -185,9 +184,10 @@ def export_model(
     quantised = all_logits(simulated, people.windows)
     logit_step = _logit_step(parts[AGGREGATOR], quantised)
     for engine in wanted:
-        with progress.stage(f"Lower for {engine}", len(parts)) as step:
+        kinds = precision | {step: precision[name] for step, name in material.description.step_parts.items()}
+        with progress.stage(f"Lower for {engine}", len(kinds)) as step:
             programs[engine] = {}
-            for name, kind in precision.items():
+            for name, kind in kinds.items():
                 programs[engine][name] = lowered(engine, name, kind)
                 step()
 
@@ -316,7 +316,7 @@ class _Lowering:
         return self._parts[name, kind]
 
     def __call__(self, engine: str, name: str, kind: str) -> lower.Lowered:
-        """The program of a part.
+        """The program of a part, or of an encoder's steps.
 
         Raises:
             ExportError: There is none; the message names part and engine.
@@ -324,10 +324,32 @@ class _Lowering:
         if (engine, name, kind) not in self._done:
             with self._clock.time(f"lower {engine}"):
                 try:
-                    self._done[engine, name, kind] = lower.lower(engine, self.part(name, kind))
+                    self._done[engine, name, kind] = lower.lower(
+                        engine, program_part(self.part, self._material.description, name, kind)
+                    )
                 except ExportError as error:
                     raise ExportError(f"{name} for {engine}: {error}") from error
         return self._done[engine, name, kind]
+
+
+def program_part(make: Callable[[str, str], lower.Part], description: Description, name: str, kind: str) -> lower.Part:
+    """What a program is made of: a part as it was trained, or what makes an encoder incremental.
+
+    Args:
+        make: Part name and precision to part.
+        description: Of the model.
+        name: A part, or one of :attr:`Description.step_parts`.
+        kind: The precision.
+
+    Raises:
+        ExportError: There are no incremental encoders of that precision.
+    """
+    modality = description.step_parts.get(name, name)
+    part, plan = make(modality, kind), description.steps.get(modality)
+    if plan is None:
+        return part
+    build = incremental.windowed if name == modality else incremental.step
+    return build(part, plan, description.signature(name))
 
 
 def _precision(material: Material, lowered: _Lowering, engines: Sequence[str], progress: Progress) -> dict[str, str]:
@@ -442,10 +464,9 @@ def _last_run(bundle: Path, key: Path, engine: str, golden: Mapping[str, Float32
 
 def _program_reports(made: Draft, programs: Mapping[str, Mapping[str, lower.Lowered]]) -> Iterator[ProgramReport]:
     for engine, lowered in programs.items():
-        refs = made.manifest.engines[engine]
+        refs = made.manifest.engines[engine].by_part
         for part, program in lowered.items():
-            ref = refs.aggregator if part == AGGREGATOR else refs.encoders[part]
-            yield program_report(engine, part, ref.member, program)
+            yield program_report(engine, part, refs[part].member, program)
 
 
 def program_report(engine: str, part: str, member: str, lowered: lower.Lowered) -> ProgramReport:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from armlet_runtime.errors import ExportError
+from armlet_runtime.manifest import AGGREGATOR
 from armlet_runtime.metrics import macro_f1
 from armlet_train import checkpoints
 from armlet_train.batches import Labelled
@@ -30,7 +31,6 @@ from armlet_train.finetune import all_logits, subset_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
-from .graphs import AGGREGATOR
 from .quantise import input_quantiser, learn_ranges, prepare, set_input_range
 
 STAGE = 3

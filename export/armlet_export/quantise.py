@@ -83,11 +83,16 @@ class LayerRanges:
 
 
 class _Quantizer(Quantizer):  # type: ignore[misc]
-    """Marks the layers with weights, the means of their outputs, and what only moves these."""
+    """Marks the layers with weights, the means of their outputs, and what only moves these.
 
-    def __init__(self, config: QuantizationConfig) -> None:
+    In an incremental encoder (``is_incremental``) also what cuts and joins them.
+    """
+
+    def __init__(self, config: QuantizationConfig, is_incremental: bool = False) -> None:
         super().__init__()
         self._config = config
+        self._moves = MOVES | {aten.slice.Tensor} if is_incremental else MOVES
+        self._joins = {aten.cat.default} if is_incremental else set()
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         config = self._config
@@ -106,10 +111,18 @@ class _Quantizer(Quantizer):  # type: ignore[misc]
             last.meta[Q_ANNOTATION_KEY].output_qspec = config.output_activation
         for node in model.graph.nodes:
             source = node.args[0] if node.args else None
+            if node.target in self._joins:
+                assert isinstance(source, (list, tuple))
+                first = next(part for part in source if Q_ANNOTATION_KEY in part.meta)
+                shared = SharedQuantizationSpec(first)
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                    dict.fromkeys(source, shared), shared, _annotated=True
+                )
+                continue
             known = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, fx.Node) else None
             if known is None or known.output_qspec is None:
                 continue
-            if node.target in MOVES:
+            if node.target in self._moves:
                 shared = SharedQuantizationSpec(source)
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({source: shared}, shared, _annotated=True)
             elif node.target is aten.mean.dim:
@@ -135,31 +148,32 @@ def _config() -> QuantizationConfig:
     return replace(config, weight=weight)
 
 
-def prepare(module: nn.Module, example: Tensor) -> fx.GraphModule:
+def prepare(module: nn.Module, *examples: Tensor, is_incremental: bool = False) -> fx.GraphModule:
     """Capture a module and put fake quantisers into it; its parameters are copies, named as the module's.
 
     Args:
-        module: Module of one tensor, without batch normalisation (folded before).
-        example: An input, of any batch size.
+        module: Module of tensors, without batch normalisation (folded before).
+        examples: Its inputs, of any batch size.
+        is_incremental: Whether it is one of :mod:`armlet_export.incremental`, whose values are cut and joined as int8.
 
     Raises:
         ExportError: The module cannot be captured, or has a layer that would stay in float.
     """
-    graph = capture(module, example, any_batch=True)
-    prepared = prepare_qat_pt2e(graph, _Quantizer(_config()))
+    graph = capture(module, *examples, any_batch=True)
+    prepared = prepare_qat_pt2e(graph, _Quantizer(_config(), is_incremental))
     layer_ranges_nodes(prepared)
     return without_modes(prepared)
 
 
-def dynamic(module: nn.Module, example: Tensor) -> fx.GraphModule:
+def dynamic(module: nn.Module, *examples: Tensor) -> fx.GraphModule:
     """A graph with int8 weights whose layers round their inputs by the range of each call.
 
     Raises:
         ExportError: The module cannot be captured.
     """
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    prepared = prepare_pt2e(capture(module, example, any_batch=True), _Quantizer(config))
-    prepared(example.expand(2, *example.shape[1:]))
+    prepared = prepare_pt2e(capture(module, *examples, any_batch=True), _Quantizer(config))
+    prepared(*(example.expand(2, *example.shape[1:]) for example in examples))
     converted: fx.GraphModule = convert_pt2e(prepared, fold_quantize=True)
     return without_modes(converted)
 
@@ -168,6 +182,36 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """The graph with int8 weights and explicit quantise and dequantise nodes; ``prepared`` stays as it is."""
     converted: fx.GraphModule = convert_pt2e(copy.deepcopy(prepared), fold_quantize=True)
     return converted
+
+
+def with_ranges_of(prepared: fx.GraphModule, trained: fx.GraphModule) -> fx.GraphModule:
+    """Give a prepared graph the weights and ranges of a trained one with the same layers; the graph itself.
+
+    Raises:
+        ExportError: The graphs have other layers.
+    """
+    own, theirs = dict(prepared.named_parameters()), dict(trained.named_parameters())
+    mine, learnt = layer_ranges_nodes(prepared), layer_ranges_nodes(trained)
+    if own.keys() != theirs.keys() or [node.target for node, _, _ in mine] != [node.target for node, _, _ in learnt]:
+        raise ExportError("an incremental encoder has other layers than the one that was trained")
+    with torch.no_grad():
+        for name, value in theirs.items():
+            own[name].copy_(value)
+    for (node, *ends), (other, *other_ends) in zip(mine, learnt, strict=True):
+        if node.target is not aten.mean.dim:
+            ends, other_ends = [*ends, _weight(node)], [*other_ends, _weight(other)]
+        for quantiser, source in zip(ends, other_ends, strict=True):
+            state = trained.get_submodule(str(source.target)).state_dict()
+            prepared.get_submodule(str(quantiser.target)).load_state_dict(state)
+    learn_ranges(prepared, False)
+    return prepared
+
+
+def _weight(layer: fx.Node) -> fx.Node:
+    """The fake quantiser of a layer's weight."""
+    weight = layer.args[1]
+    assert isinstance(weight, fx.Node)
+    return weight
 
 
 def fake_quantisers(module: nn.Module) -> Iterable[FakeQuantize]:

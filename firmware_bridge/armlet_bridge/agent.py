@@ -169,7 +169,7 @@ class Agent:
             raise UnsupportedError(str(error)) from error
         programs = front.manifest.engines[engine]
         sizes = {member.name: member.size for member in front.members}
-        own = sum(sizes[ref.member] for ref in programs.programs)
+        own = sum(sizes[ref.member] for ref in programs.by_part.values())
         needs, free = PROCESS_BYTES + PROGRAM_COPIES * own, _available_memory()
         if free < needs:
             raise NoMemoryError(

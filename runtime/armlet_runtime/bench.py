@@ -26,6 +26,7 @@ from .errors import EngineError, UsageError
 from .fresh import FreshStart
 from .golden import golden_windows, physical_windows
 from .machine import Machine, describe
+from .manifest import AGGREGATOR, step_of
 from .model import BundleModel, choose_engine
 from .trust import trusted_keys
 
@@ -37,7 +38,6 @@ WARM_UP = 200
 FRESH_STARTS = 5
 """Fresh processes an engine; the median is reported."""
 DECISION = "decision"
-AGGREGATOR = "aggregator"
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -54,8 +54,8 @@ class EngineFigures(msgspec.Struct, frozen=True):
 
     Attributes:
         engine: Engine name, with its ``version`` and ``detail``.
-        timings: ``encoder MODALITY`` (normalisation and encoder), ``aggregator``, and ``decision`` (all encoders and
-            the aggregator) to their times.
+        timings: ``encoder MODALITY`` (normalisation and encoder), ``step MODALITY`` (the same a hop later, where the
+            encoder is incremental), ``aggregator``, and ``decision`` (all encoders and the aggregator) to their times.
         ratios: The same to the p50 divided by that of the first engine of the report.
         fresh: Medians over fresh processes.
     """
@@ -166,8 +166,17 @@ def cases(bundle: Bundle, model: BundleModel) -> dict[str, Callable[[int], objec
     def encoder(name: str) -> Callable[[int], object]:
         return lambda i: model.encode(name, windows[name][i])
 
+    def step(name: str) -> Callable[[int], object]:
+        hop, signal = model.steps[name].hop, np.concatenate(list(windows[name]), axis=1)
+        starts = np.arange(len(windows[name])) * windows[name].shape[2] + hop
+        within = np.arange(windows[name].shape[2])
+        later = [signal.take(start + within, axis=1, mode="wrap") for start in starts]
+        carried = [model.encode_next(name, window, None)[1] for window in windows[name]]
+        return lambda i: model.encode_next(name, later[i], carried[i])
+
     return {
         **{f"encoder {name}": encoder(name) for name in windows},
+        **{step_of(name): step(name) for name in model.steps},
         AGGREGATOR: lambda i: model.aggregate({name: tokens[name][i] for name in windows}),
         DECISION: lambda i: model.predict({name: windows[name][i] for name in windows}),
     }

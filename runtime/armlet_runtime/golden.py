@@ -28,6 +28,16 @@ ODD_INPUTS = (
 )
 """What :func:`odd_inputs` looks at."""
 
+STEPS_HOLD = "step programs give the scores of whole windows"
+"""What :func:`step_difference` looks at."""
+
+STEP_TOLERANCE = 1e-5
+"""Largest difference of a token or logit of a step program from the windowed one's: the same columns are averaged, in
+another order of sums at most. Integer programs have steps far larger, so for them this means the same integers."""
+
+STEP_WINDOWS, STEP_HOPS = 16, 10
+"""From so many windows on, so many steps are taken, one after another: an error must not build up."""
+
 EXTREME = 1e4
 """Standard deviations: far beyond what a sensor can send, and far from where float32 ends."""
 
@@ -41,7 +51,8 @@ class GoldenResult(msgspec.Struct, frozen=True):
         windows: Golden windows, each run in every subset.
         max_difference: Largest absolute difference of a logit from the stored one.
         tolerance: Largest difference allowed.
-        failed: Which of :data:`ODD_INPUTS` were not stood.
+        steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
+        failed: Which of :data:`ODD_INPUTS`, and whether :data:`STEPS_HOLD`, were not stood.
         passed: Whether all of it held.
     """
 
@@ -52,6 +63,7 @@ class GoldenResult(msgspec.Struct, frozen=True):
     windows: int
     max_difference: float
     tolerance: float
+    steps: float | None
     failed: tuple[str, ...]
     passed: bool
 
@@ -152,6 +164,75 @@ def odd_inputs(model: BundleModel, windows: Mapping[str, Float32]) -> tuple[str,
     return tuple(failed)
 
 
+def step_difference(model: BundleModel, windows: Mapping[str, Float32]) -> float | None:
+    """How far the step programs are from the windowed ones, in hops after windows; None if no encoder is incremental.
+
+    Each of :data:`STEP_WINDOWS` windows is followed by :data:`STEP_HOPS` others, each a hop later; what they lack comes
+    from the windows after it. Compared are tokens, and the logits of all modalities and of each alone.
+
+    Args:
+        model: The model.
+        windows: Modality name to (n, channels, samples), normalised; at least one.
+
+    Returns:
+        The largest absolute difference; NaN if there was one.
+
+    Raises:
+        EngineError: The engine failed.
+    """
+    if not model.steps:
+        return None
+    signals = {name: np.concatenate(list(array), axis=1) for name, array in windows.items()}
+    names, count = list(windows), len(next(iter(windows.values())))
+    subsets_compared = [names, *([name] for name in names if len(names) > 1)]
+    differences = [0.0]
+    for first in np.arange(min(count, STEP_WINDOWS)) * count // min(count, STEP_WINDOWS):
+        still = {
+            name: model.encode_normalised(name, array[first])
+            for name, array in windows.items()
+            if name not in model.steps
+        }
+        states: dict[str, Float32] = {}
+        for hop in range(STEP_HOPS + 1):
+            whole, stepped = dict(still), dict(still)
+            for name, step in model.steps.items():
+                signal, length = signals[name], windows[name].shape[2]
+                window = signal.take(first * length + hop * step.hop + np.arange(length), axis=1, mode="wrap")
+                whole[name], state = model.begin(name, window)
+                if hop == 0:
+                    stepped[name], states[name] = whole[name], state
+                    continue
+                ends = np.concatenate((window[:, : step.head], window[:, length - step.tail :]), axis=1)
+                stepped[name], states[name] = model.step(name, ends, states[name])
+                differences.append(float(np.abs(stepped[name] - whole[name]).max()))
+            for subset in subsets_compared:
+                scores, wanted = (
+                    model.aggregate({name: tokens[name] for name in subset})[0] for tokens in (stepped, whole)
+                )
+                differences.append(float(np.abs(scores - wanted).max()))
+    return float(np.max(differences))
+
+
+def step_tolerance(engine: str) -> float:
+    """How far an engine's step programs may be from its windowed ones.
+
+    Another provider, after the colon of the engine's name, computes in float as it likes.
+    """
+    return FLOAT_TOLERANCE if ":" in engine else STEP_TOLERANCE
+
+
+def what_failed(model: BundleModel, windows: Mapping[str, Float32]) -> tuple[tuple[str, ...], float | None]:
+    """Which of :data:`ODD_INPUTS` and :data:`STEPS_HOLD` do not hold, and what :func:`step_difference` found.
+
+    Raises:
+        EngineError: The engine failed.
+    """
+    failed, steps = odd_inputs(model, windows), step_difference(model, windows)
+    if steps is not None and not steps <= step_tolerance(model.engine.name):  # so also for a NaN
+        failed += (STEPS_HOLD,)
+    return failed, steps
+
+
 def _is_refused(model: BundleModel, name: str, window: Float32, value: float) -> bool:
     broken = window.copy()
     broken[-1, -1] = value
@@ -201,7 +282,7 @@ def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult
     logits, _ = run_subsets(model, windows)
     member = manifest.golden.logits[stored_under]
     stored = load_array(read(member), member, logits.shape)
-    precisions = {ref.precision for ref in programs.programs}
+    precisions = {ref.precision for ref in programs.by_part.values()}
     tolerance = manifest.golden.tolerance.get(stored_under)
     if tolerance is None:
         tolerance = 0.0 if precisions == {"int8"} else FLOAT_TOLERANCE
@@ -209,7 +290,7 @@ def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult
         # Another provider of the same engine rounds as it likes between the layers.
         tolerance = max(tolerance, FLOAT_TOLERANCE)
     difference = float(np.max(np.abs(logits - stored), initial=0.0))
-    failed = odd_inputs(model, windows) if logits.shape[1] else ()
+    failed, steps = what_failed(model, windows) if logits.shape[1] else ((), None)
     return GoldenResult(
         engine=model.engine.name,
         version=model.engine.version,
@@ -218,6 +299,7 @@ def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult
         windows=logits.shape[1],
         max_difference=difference,
         tolerance=tolerance,
+        steps=steps,
         failed=failed,
         passed=difference <= tolerance and not failed,  # false also for a NaN
     )

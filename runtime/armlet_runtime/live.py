@@ -41,7 +41,7 @@ from .engines.base import Float32
 from .errors import DataError, NotANumberError
 from .manifest import CertificateRow, Presence
 from .modalities import Modality, subset_name, subsets
-from .model import BundleModel
+from .model import BundleModel, Carried
 from .recording import Packet
 from .streams import SampleRing, Wearable
 
@@ -82,6 +82,7 @@ class _Slot:
     present: bool = False
     token: Float32 | None = None
     token_total: int = -1
+    carried: Carried | None = None
 
 
 class LiveCore:
@@ -189,7 +190,7 @@ class LiveCore:
         self._recent.clear()
         self._refused = _refused(model, floor, certified)
         for slot in self._slots.values():
-            slot.token = None
+            slot.token, slot.carried = None, None
 
     def _arrived(self, at: int, who: str) -> list[Decision]:
         if self._newest_arrival_ns is not None:
@@ -332,7 +333,7 @@ class LiveCore:
             if cut is not None and slot.present:
                 if slot.token is None or slot.token_total != cut.total:
                     try:
-                        slot.token = self._model.encode(name, cut.window)
+                        slot.token, slot.carried = self._model.encode_next(name, cut.window, slot.carried)
                     except NotANumberError:  # finite samples that normalisation makes infinite
                         slot.present, slot.token = False, None
                         continue

@@ -31,6 +31,9 @@ PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
 """What a program's weights are kept in: ``dynamic`` is int8 whose activations are rounded by the range of each call,
 ``fp16`` computes in float32."""
 
+AGGREGATOR = "aggregator"
+"""Name of the aggregator among a model's parts; the encoders go by their modalities."""
+
 MAX_MODALITIES = 12
 """A golden run goes through all 2^n - 1 subsets; a few bytes of manifest must not ask a board for a million runs."""
 
@@ -39,6 +42,11 @@ HOP_SLACK = 1e-6
 
 MAX_RELEASE = (1 << 53) - 1
 """Largest release: what every JSON reader keeps exactly."""
+
+
+def step_of(modality: str) -> str:
+    """Name of an encoder's step program among a model's parts."""
+    return f"step {modality}"
 
 
 class ProgramRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,8 +63,8 @@ class StepProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An encoder's next window from the state that the window before left, and from few samples.
 
     Attributes:
-        program: Inputs ``window`` (1, channels, head + tail) float32, normalised, and ``state`` (1, columns, features);
-            outputs ``token`` (1, token_dim) and the next ``state``. An encoder that has one gives ``state`` as well.
+        program: Inputs ``window`` (1, channels, head + tail) float32, normalised, and ``state`` (1, features, 1,
+            columns); outputs ``token`` (1, token_dim) and ``next_state``, which the encoder gives as well.
         hop: Samples from one window to the next.
         head: First samples of the window that it reads.
         tail: Last samples of the window that it reads, joined to the first ones.
@@ -85,9 +93,10 @@ class EnginePrograms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: dict[str, StepProgram] = {}
 
     @property
-    def programs(self) -> tuple[ProgramRef, ...]:
-        """Every program: encoders, steps, aggregator."""
-        return (*self.encoders.values(), *(step.program for step in self.steps.values()), self.aggregator)
+    def by_part(self) -> dict[str, ProgramRef]:
+        """Every program by the part that it is: modalities, their steps (:func:`step_of`), :data:`AGGREGATOR`."""
+        steps = {step_of(name): step.program for name, step in self.steps.items()}
+        return {**self.encoders, **steps, AGGREGATOR: self.aggregator}
 
 
 class Presence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -316,7 +325,7 @@ def named_members(manifest: Manifest) -> list[str]:
     named += [manifest.bank] if manifest.bank is not None else []
     named += [*manifest.golden.windows.values(), *manifest.golden.logits.values()]
     for programs in manifest.engines.values():
-        named += [ref.member for ref in programs.programs]
+        named += [ref.member for ref in programs.by_part.values()]
     return sorted(set(named))
 
 
@@ -379,6 +388,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield "the golden windows are not of its modalities"
     if not manifest.engines:
         yield "it has programs for no engine"
+    if len({frozenset(programs.steps) for programs in manifest.engines.values()}) > 1:
+        yield "its engines have step programs of other modalities"
     token = (1, manifest.token_dim)
     for engine, programs in manifest.engines.items():
         if set(programs.encoders) != set(names):
@@ -389,7 +400,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             window = (1, len(modality.channels), manifest.window.samples(modality))
             made: dict[str, tuple[int, ...]] = {"token": token}
             if modality.name in programs.steps:
-                made["state"] = programs.steps[modality.name].program.inputs.get("state", ())
+                made["next_state"] = programs.steps[modality.name].program.inputs.get("state", ())
             if ref.inputs != {"window": window} or ref.outputs != made:
                 told = " and ".join(f"{name} {shape}" for name, shape in made.items())
                 yield f"the encoder of '{modality.name}' for {engine} must take window {window} and give {told}"
@@ -402,7 +413,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         for modality in manifest.modalities:
             if modality.name in programs.steps and not _steps_fit(manifest, modality, programs.steps[modality.name]):
                 yield f"the step program of '{modality.name}' for {engine} does not fit its windows"
-        for ref in programs.programs:
+        for ref in programs.by_part.values():
             if ref.precision not in PRECISIONS:
                 yield f"the program {ref.member} has the precision '{ref.precision}', not {', '.join(PRECISIONS)}"
         if engine not in manifest.golden.logits:
@@ -419,10 +430,9 @@ def _steps_fit(manifest: Manifest, modality: Modality, step: StepProgram) -> boo
         and step.hop >= 1
         and 0 <= oldest - step.hop <= step.head < samples - step.tail <= newest - step.hop
         and newest <= samples
-        and len(state) == 3
-        and min(state) > 0
+        and min(state, default=0) > 0
         and step.program.inputs == shapes
-        and step.program.outputs == {"token": (1, manifest.token_dim), "state": state}
+        and step.program.outputs == {"token": (1, manifest.token_dim), "next_state": state}
     )
 
 

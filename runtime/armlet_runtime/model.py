@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from .bundle import Bundle
 from .engines import Engine, Program
 from .engines.base import Float32
 from .errors import BundleError, DataError, EngineError, NotANumberError
-from .manifest import EnginePrograms, Manifest, ProgramRef
+from .manifest import EnginePrograms, Manifest, ProgramRef, StepProgram
 
 # The TFLite runtime runs the programs that were made for LiteRT.
 _PROGRAMS_OF = {"tflite": "litert"}
@@ -77,6 +78,19 @@ def load_array(data: bytes, member: str, shape: tuple[int | None, ...], kind: ty
     return np.array(numbers, np.float32, order="C")
 
 
+@dataclass(frozen=True)
+class Carried:
+    """What an incremental encoder left for the next window.
+
+    Attributes:
+        samples: (channels, n) in physical units that it rests on.
+        state: What the step program takes.
+    """
+
+    samples: Float32
+    state: Float32
+
+
 class BundleModel:
     """Encoders, mask tokens and aggregator of a bundle, loaded into one engine. Not safe for several threads at once.
 
@@ -84,6 +98,8 @@ class BundleModel:
         manifest: The bundle's manifest.
         engine: The engine that was chosen; its ``name``, ``version`` and ``detail`` say how decisions came about.
         mask_tokens: Modality name to the token (D,) that stands for its absence.
+        steps: Modality name to the step program of its encoder, of those that are incremental.
+        stepped: Windows that :meth:`encode_next` has taken a step for, instead of encoding the whole of them.
     """
 
     def __init__(self, manifest: Manifest, read: Callable[[str], bytes], engine: str | None = None) -> None:
@@ -110,6 +126,9 @@ class BundleModel:
             shape = (len(manifest.labels), manifest.embedding_dim)
             self._prototypes = load_array(read(manifest.prototypes), manifest.prototypes, shape)
         self._encoders = {name: self._load(programs.encoders[name], read) for name in names}
+        self.steps: dict[str, StepProgram] = programs.steps
+        self.stepped = 0
+        self._steps = {name: self._load(step.program, read) for name, step in self.steps.items()}
         self._aggregator = self._load(programs.aggregator, read)
         # The aggregator's input, made once, and the places of the tokens in it.
         self._row = np.empty((1, len(names) * manifest.token_dim), np.float32)
@@ -144,11 +163,60 @@ class BundleModel:
             NotANumberError: The window holds NaN or infinity.
             EngineError: The engine failed.
         """
-        self._check(modality, window)
-        if not np.isfinite(window).all():
-            raise NotANumberError(f"a window of '{modality}' holds samples that are no finite numbers; leave it out")
-        token: Float32 = self._encoders[modality]({"window": np.asarray(window, np.float32)[None]})["token"][0]
+        token: Float32 = self._encode(modality, window)["token"][0]
         return token
+
+    def begin(self, modality: str, window: Float32) -> tuple[Float32, Float32]:
+        """Token (D,) and state of one window (channels, samples), normalised; errors as for :meth:`encode_normalised`.
+
+        Its encoder must be one of :attr:`steps`.
+        """
+        made = self._encode(modality, window)
+        return made["token"][0], made["next_state"]
+
+    def step(self, modality: str, ends: Float32, state: Float32) -> tuple[Float32, Float32]:
+        """Token (D,) and state of a window that comes a hop after the one that left ``state``.
+
+        Args:
+            modality: One of :attr:`steps`.
+            ends: (channels, head + tail) its first and last samples, joined and normalised.
+            state: Of the window before.
+
+        Raises:
+            NotANumberError: A sample is NaN or infinite.
+            EngineError: The engine failed.
+        """
+        _check_finite(modality, ends)
+        made = self._steps[modality]({"window": np.asarray(ends, np.float32)[None], "state": state})
+        return made["token"][0], made["next_state"]
+
+    def encode_next(self, modality: str, window: Float32, before: Carried | None) -> tuple[Float32, Carried | None]:
+        """The token (D,) of one window (channels, samples) in physical units, and what is carried to the next one.
+
+        A step is taken where ``before`` holds for this window: the samples that it rests on are in it, a hop earlier,
+        the very same numbers. Else, and where the encoder is not incremental, the whole window is encoded.
+
+        Raises:
+            DataError: The model has no such modality, or the window is of another shape.
+            EngineError: The engine failed.
+        """
+        step = self.steps.get(modality)
+        if step is None:
+            return self.encode(modality, window), None
+        self._check(modality, window)
+        normalisation, (oldest, newest) = self.manifest.normalisation[modality], step.rests_on
+        if before is not None and np.array_equal(before.samples, window[:, oldest - step.hop : newest - step.hop]):
+            ends = np.concatenate((window[:, : step.head], window[:, window.shape[1] - step.tail :]), axis=1)
+            token, state = self.step(modality, normalisation.apply(ends), before.state)
+            self.stepped += 1
+        else:
+            token, state = self.begin(modality, normalisation.apply(window))
+        return token, Carried(window[:, oldest:newest].copy(), state)
+
+    def _encode(self, modality: str, window: Float32) -> dict[str, Float32]:
+        self._check(modality, window)
+        _check_finite(modality, window)
+        return self._encoders[modality]({"window": np.asarray(window, np.float32)[None]})
 
     def _check(self, modality: str, window: Float32) -> None:
         known = self._modalities.get(modality)
@@ -202,5 +270,10 @@ class BundleModel:
 
     def close(self) -> None:
         """Free the engine's memory; the model cannot be used afterwards."""
-        for program in (*self._encoders.values(), self._aggregator):
+        for program in (*self._encoders.values(), *self._steps.values(), self._aggregator):
             program.close()
+
+
+def _check_finite(modality: str, window: Float32) -> None:
+    if not np.isfinite(window).all():
+        raise NotANumberError(f"a window of '{modality}' holds samples that are no finite numbers; leave it out")

@@ -30,7 +30,7 @@ from .bundle import MANIFEST, open_bundle
 from .engines.base import Float32
 from .errors import ArmletError, BundleError, DataError, EngineError, MissingMemberError
 from .files import write_atomic
-from .golden import odd_inputs, run_encoders, run_subsets
+from .golden import run_encoders, run_subsets, what_failed
 from .machine import resident_bytes
 from .manifest import Manifest, decode_manifest
 from .modalities import subset_name, subsets
@@ -48,7 +48,8 @@ class ProofReport(msgspec.Struct, frozen=True):
         load_s: Time to load the engine and all programs.
         run_s: Time of all windows in all subsets.
         resident_bytes: Memory of this process at the end.
-        failed: Which of :data:`armlet_runtime.golden.ODD_INPUTS` were not stood.
+        failed: What :func:`armlet_runtime.golden.what_failed` found.
+        steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
     """
 
     engine: str
@@ -60,6 +61,7 @@ class ProofReport(msgspec.Struct, frozen=True):
     run_s: float
     resident_bytes: int
     failed: tuple[str, ...]
+    steps: float | None
 
 
 class Draft:
@@ -120,6 +122,7 @@ def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Seq
     tokens = run_encoders(model, windows)
     logits, embeddings = run_subsets(model, windows, tokens)
     done = time.perf_counter()
+    failed, steps = what_failed(model, windows)
     report = ProofReport(
         engine=model.engine.name,
         version=model.engine.version,
@@ -129,7 +132,8 @@ def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Seq
         load_s=loaded - start,
         run_s=done - loaded,
         resident_bytes=resident_bytes(),
-        failed=odd_inputs(model, windows),
+        failed=failed,
+        steps=steps,
     )
     buffer = io.BytesIO()
     np.savez(

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from armlet_export import lower
-from armlet_export.graphs import AGGREGATOR
 from armlet_export.pipeline import Material
 from armlet_export.programs import check_precision, read_pte, read_tflite
 from armlet_export.qat import prepared_part
 from armlet_export.quantise import layer_ranges, output_range
 from armlet_runtime.engines import get_engine
 from armlet_runtime.errors import ExportError
+from armlet_runtime.manifest import AGGREGATOR
 from armlet_train.models import ArmletModel
 
 

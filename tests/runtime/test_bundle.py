@@ -312,9 +312,9 @@ def with_encoder(ref: ProgramRef) -> Manifest:
 def with_step(state: tuple[int, ...] = (1, 1, 3), **fields: Any) -> Manifest:
     """Windows of 8 samples every 2; the state rests on samples 3 to 6, a step reads the first two and the last four."""
     window, token = {"window": (1, 1, 8)}, {"token": (1, 2)}
-    program = ProgramRef("s1", {"window": (1, 1, 6), "state": state}, token | {"state": state}, "int8")
+    program = ProgramRef("s1", {"window": (1, 1, 6), "state": state}, token | {"next_state": state}, "int8")
     step = msgspec.structs.replace(StepProgram(program, hop=2, head=2, tail=4, rests_on=(3, 7)), **fields)
-    encoder = ProgramRef("e", window, token | {"state": (1, 1, 3)}, "int8")
+    encoder = ProgramRef("e", window, token | {"next_state": (1, 1, 3)}, "int8")
     programs = EnginePrograms({"hr": encoder}, tiny_manifest().engines["litert"].aggregator, {"hr": step})
     return changed(window=WindowSpec(4.0, 1.0), engines={"litert": programs})
 
@@ -328,7 +328,10 @@ def test_a_manifest_with_steps_is_read_again_and_names_their_programs() -> None:
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
-        (with_step(state=(1, 2, 3)), r"must take window \(1, 1, 8\) and give token \(1, 2\) and state \(1, 2, 3\)"),
+        (
+            with_step(state=(1, 2, 3)),
+            r"must take window \(1, 1, 8\) and give token \(1, 2\) and next_state \(1, 2, 3\)",
+        ),
         (with_step(hop=1), "step program of 'hr' for litert does not fit"),
         (with_step(head=0), "does not fit"),
         (with_step(tail=3), "does not fit"),

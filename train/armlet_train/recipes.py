@@ -471,6 +471,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         smoothing: Of the labels of successive windows: ``majority`` of the last ``majority_windows``, or ``hidden
             markov`` with transitions counted on training people.
         majority_windows: See there.
+        incremental: Whether encoders carry what they computed from window to window; for ``kind = "conv"``, with a hop
+            that is a whole multiple of all strides together.
     """
 
     precision: dict[str, Literal["int8", "dynamic", "fp16", "fp32", "auto"]] = {}
@@ -478,6 +480,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_unknown: float = 0.02
     smoothing: Literal["none", "majority", "hidden markov"] = "none"
     majority_windows: int = 5
+    incremental: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.majority_windows <= MAX_MAJORITY:

@@ -22,7 +22,8 @@ HELP = "Quantise a fine-tuned run, make programs for the engines, prove each one
 EXAMPLE = """armlet export runs/finetune --out model.armlet --json export.json
   armlet export runs/finetune --explain
   armlet export model.armlet --explain
-  armlet export runs/finetune --out small.armlet --precision auto"""
+  armlet export runs/finetune --out small.armlet --precision auto
+  armlet export runs/finetune --out steps.armlet --incremental"""
 EXTRA = "export"
 
 ENGINES = "litert,executorch,onnx"
@@ -47,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="int8, dynamic, fp16 or fp32 for all parts, or auto: the smallest of each with which no subset loses more "
         "than [export] max_auto_loss on validation people (default: the recipe's [export] precision)",
+    )
+    parser.add_argument(
+        "--incremental",
+        action="store_true",
+        help="besides each encoder, a program that goes on from what was computed for the window before, and reads few "
+        'samples of the next one: for kind = "conv", and for long windows (see benchmarks/README.md for what it gains; '
+        "default: the recipe's [export] incremental)",
     )
     parser.add_argument("--engine", default=ENGINES, metavar="E,E", help=f"engines to make programs for ({ENGINES})")
     parser.add_argument(
@@ -100,7 +108,9 @@ def _export(args: argparse.Namespace, trained: Any) -> int:
     with _tools(Path(args.run) / "export") as (work, terminal):
         from ..pipeline import export_model
 
-        material = _material(trained, args.certify_split, args.precision, args.boards, args.expires_days)
+        material = _material(
+            trained, args.certify_split, args.precision, args.incremental, args.boards, args.expires_days
+        )
         report = export_model(material, args.engine.split(","), key, work, args.out, _Progress(terminal))
     _show(report)
     if args.json:
@@ -112,9 +122,10 @@ def _explain_run(args: argparse.Namespace, trained: Any) -> int:
     with _tools(Path(args.run) / "export") as (_, terminal):
         from ..explain import explain_run
 
-        material = _material(trained, "validation", args.precision)
-        engines = args.engine.split(",")
-        with _Progress(terminal).stage("Lower", len(engines) * len(material.description.parts)) as step:
+        material = _material(trained, "validation", args.precision, args.incremental)
+        engines, description = args.engine.split(","), material.description
+        count = len(engines) * (len(description.parts) + len(description.step_parts))
+        with _Progress(terminal).stage("Lower", count) as step:
             reports = explain_run(material, engines, step)
     _show_programs(args, reports)
     return 0
@@ -182,17 +193,19 @@ def _material(
     trained: Any,
     certify_split: str,
     precision: str | None,
+    is_incremental: bool,
     boards: Sequence[str] = (),
     expires_days: int | None = None,
 ) -> Material:
     from datetime import datetime, timedelta, timezone
 
+    from armlet_runtime.manifest import AGGREGATOR
     from armlet_train import data, finetune
     from armlet_train.batches import steps_per_epoch
     from armlet_train.models import fold_batchnorm
 
     from ..assemble import Description
-    from ..graphs import AGGREGATOR
+    from ..incremental import plans
     from ..pipeline import Material
     from ..precision import resolve
     from ..qat import STAGE
@@ -205,8 +218,12 @@ def _material(
     if certify_split != "validation":
         certify = data.score_windows(data.load_corpus(recipe.data, certify_split), trained.normalisation)
     now = datetime.now(timezone.utc).replace(microsecond=0)
+    model = fold_batchnorm(trained.model)
+    steps = {}
+    if is_incremental or recipe.export.incremental:
+        steps = plans(model.encoders, trained.modalities, trained.window)
     return Material(
-        model=fold_batchnorm(trained.model),
+        model=model,
         description=Description(
             name=trained.info.recipe,
             version=now.strftime("%Y%m%d.%H%M%S"),
@@ -215,12 +232,13 @@ def _material(
             window=trained.window,
             normalisation=trained.normalisation,
             labels=trained.labels,
-            token_dim=trained.model.token_dim,
-            embedding_dim=trained.model.embedding_dim,
+            token_dim=model.token_dim,
+            embedding_dim=model.embedding_dim,
             presence=recipe.presence,
             expires=None if expires_days is None else _written(now + timedelta(days=expires_days)),
             boards=tuple(boards),
             smoothing=smoothing_of(recipe.export, corpus, trained.window),
+            steps=steps,
         ),
         precision=resolve(
             recipe.export.precision, [*(modality.name for modality in trained.modalities), AGGREGATOR], precision

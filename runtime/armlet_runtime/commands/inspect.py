@@ -54,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
         f"({presence.return_coverage:g} to return), waits up to {presence.max_wait_s:g} s",
     )
     facts.add_row("smoothing", _smoothing(manifest))
+    facts.add_row("incremental", _incremental(manifest))
     facts.add_row("made with", ", ".join(f"{package} {number}" for package, number in manifest.made_with.items()))
     console.print(facts)
 
     programs = Table("engine", "program", "precision", "KiB", box=box.SIMPLE_HEAD)
     programs.columns[-1].justify = "right"
     for engine, parts in manifest.engines.items():
-        for ref in parts.programs:
+        for ref in parts.by_part.values():
             programs.add_row(engine, ref.member, ref.precision, f"{bundle.sizes[ref.member] / 1024:.1f}")
     console.print(programs)
 
@@ -130,6 +131,13 @@ def _smoothing(manifest: Manifest) -> str:
         case HiddenMarkov():
             return "hidden Markov model"
     return "none"
+
+
+def _incremental(manifest: Manifest) -> str:
+    steps = next(iter(manifest.engines.values())).steps
+    lengths = {modality.name: manifest.window.samples(modality) for modality in manifest.modalities}
+    told = [f"{name} reads {step.head + step.tail} of {lengths[name]} samples a hop" for name, step in steps.items()]
+    return ", ".join(told) or "none"
 
 
 def _dash(value: float | None, pattern: str) -> str:

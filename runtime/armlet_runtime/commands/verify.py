@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"golden run on {name} {result.version} ({result.detail}): {'passed' if result.passed else 'FAILED'}; "
             f"{result.windows} windows, {result.precision}, largest difference {result.max_difference:.3g}, "
-            f"allowed {result.tolerance:g}{''.join(f'; not stood: {what}' for what in result.failed)}"
+            f"allowed {result.tolerance:g}"
+            + (f"; steps differ by {result.steps:.3g} from whole windows" if result.steps is not None else "")
+            + "".join(f"; not stood: {what}" for what in result.failed)
         )
     for name, reason in skipped.items():
         print(f"golden run on {name}: not done, {reason}")
