@@ -107,7 +107,8 @@ class Presence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             that is slower than two samples in this time, two of its periods hold instead.
         min_coverage: Share of the window's samples that must have been received to be, or stay, present.
         return_coverage: Share that an absent modality needs to come back; not below ``min_coverage`` (hysteresis). The
-            default brings windows of 2.56 s, with hops of 0.32 s, back within 2 s of their sensor's link.
+            default brings windows of 2.56 s, with hops of 0.32 s, back within 2 s of their sensor's link;
+            ``benchmarks/returning.py`` shows what such windows are worth.
         max_wait_s: How long after the window's end a decision waits for the samples of present streams.
     """
 
