@@ -30,13 +30,10 @@ import numpy as np
 from .clock import FINEST_BOUND_NS, Line
 from .modalities import Modality
 from .streams import Run, SampleRing
-from .windows import GAP_PERIODS, Bool, Float32, fill_gaps, resample, sample_times
+from .windows import Bool, Float32, fill_gaps, resample, sample_times
 
 HELD_WITHIN_NS = FINEST_BOUND_NS
 """How far a held line may be from the clock's: what a host's time stamps are good for, and no stated bound is finer."""
-
-# Samples so many periods before a grid point have no part in it: two neighbours before it at most, and one of slack.
-REACH_PERIODS = 2 * GAP_PERIODS + 1
 
 
 @dataclass(frozen=True)
@@ -81,47 +78,47 @@ class Cutter:
         self._hop = round(hop_ns * modality.rate_hz / 1e9)
         if abs(self._hop * 1e9 / modality.rate_hz - hop_ns) > 1:  # ns; the hop itself is rounded to them
             self._hop = samples  # nothing is kept
+        # Of the window before:
         self._end_ns: int | None = None
-        self._edits: list[int] = []
-        self._settled = 0
+        self._edits = self._total = 0
         self._values: Float32 = np.zeros((0, 0), np.float32)
         self._covered: Bool = np.zeros(0, np.bool_)
+        self._settled = 0  # so many of its points
+        self._open = 0  # so many of its newest samples have a part in what is not settled
 
     def cut(self, end_ns: int) -> Cut:
         """The window that ends at ``end_ns`` (host)."""
-        kept = self._kept(end_ns)
+        ring, kept = self.ring, self._kept(end_ns)
         if not kept:
-            self.lines = {run: run.clock.line for run in self.ring.runs}
-            self._edits = [run.edits for run in self.ring.runs]
+            self.lines = {run: run.clock.line for run in ring.runs}
         # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
-        times, values = self.ring.samples(end_ns, self.lines)
-        if not np.isfinite(values).all():  # a sample that is no number was not received
-            finite = np.isfinite(values).all(axis=1)
+        newest = self._open + ring.total - self._total if kept else None
+        times, values = ring.samples(end_ns, self.lines, newest)
+        taken = len(times)
+        if np.count_nonzero(np.isfinite(values)) < values.size:  # a sample that is no number was not received
+            finite = np.all(np.isfinite(values), axis=1)
             times, values = times[finite], values[finite]
-        up_to_end = int(times.searchsorted(0, side="right"))
-        times_s, period_s, grid_s = times / 1e9, self.ring.period_ns / 1e9, self._grid_s
+        times_s = times / 1e9
+        cut, covered = resample(times_s, values, self._grid_s[kept:], ring.period_ns / 1e9)
         if kept:
-            first = int(times_s.searchsorted(grid_s[kept] - REACH_PERIODS * period_s))
-            cut, covered = resample(times_s[first:], values[first:], grid_s[kept:], period_s)
             cut = np.concatenate([self._values[self._hop : self._hop + kept], cut])
             covered = np.concatenate([self._covered[self._hop : self._hop + kept], covered])
-        else:
-            cut, covered = resample(times_s, values, grid_s, period_s)
-        self._end_ns, self._values, self._covered = end_ns, cut, covered
-        self._settled = int(grid_s.searchsorted(times_s[-2])) if len(times_s) > 1 else 0
+        later = len(times) - int(times.searchsorted(0, side="right"))
+        self._end_ns, self._edits, self._total = end_ns, ring.edits, ring.total
+        self._values, self._covered = cut, covered
+        self._settled = int(self._grid_s.searchsorted(times_s[-2])) if len(times) > 1 else 0
+        # Two before the first point that is not settled, which is the end itself if all are, and those after it.
+        self._open = max(3, later + 2) + taken - len(times)
         return Cut(
             window=np.ascontiguousarray(fill_gaps(cut, covered).T),
             coverage=int(np.count_nonzero(covered)) / len(covered),
-            age_ns=-int(times[up_to_end - 1]) if up_to_end else None,
-            total=self.ring.total - (len(times) - up_to_end),
+            age_ns=-int(times[-1 - later]) if later < len(times) else None,
+            total=ring.total - later,
         )
 
     def _kept(self, end_ns: int) -> int:
         """How many points of the window before stay, from the hop on; 0 to cut the window anew."""
-        if self._end_ns is None or end_ns != self._end_ns + self._hop_ns:
-            return 0
-        runs = self.ring.runs
-        if runs != list(self.lines) or [run.edits for run in runs] != self._edits:
+        if self._end_ns is None or end_ns != self._end_ns + self._hop_ns or self.ring.edits != self._edits:
             return 0
         for run, held in self.lines.items():
             line = run.clock.line

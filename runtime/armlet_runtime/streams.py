@@ -27,14 +27,12 @@ class Run:
     Attributes:
         clock: The run's.
         newest_device_ns: Device time of the newest sample.
-        edits: How often something else was done than to put samples after all others of the ring.
     """
 
     def __init__(self, clock: ClockFit, channels: int) -> None:
         """Without samples yet, of so many ``channels``."""
         self.clock = clock
         self.newest_device_ns = 0
-        self.edits = 0
         self._chunks: deque[tuple[int, int, int]] = deque()  # of each packet: first and last device time, samples
         self._times = np.empty(LEAST_ROOM, np.int64)
         self._values = np.empty((LEAST_ROOM, channels), np.float32)
@@ -65,7 +63,6 @@ class Run:
                 return False
             self._chunks.insert(at, chunk)
             self.newest_device_ns = self._chunks[-1][1]
-            self.edits += 1
         if self._end + count > len(self._times):
             place -= self._begin
             self._make_room(count)
@@ -118,6 +115,7 @@ class SampleRing:
     Attributes:
         modality: As the wearable sends it.
         total: Samples that were ever taken in.
+        edits: How often something else was done to them than to put newer ones after all others.
         period_ns: Nominal time between two of them.
         runs: By the time of their clocks, oldest first.
     """
@@ -126,6 +124,7 @@ class SampleRing:
         """``modality``: as the wearable sends it; ``keep_ns``: how much time before the newest sample to keep."""
         self.modality = modality
         self.total = 0
+        self.edits = 0
         self.period_ns = 1e9 / modality.rate_hz
         self.runs: list[Run] = []
         self._keep_ns = keep_ns
@@ -136,14 +135,15 @@ class SampleRing:
         if run is None:
             run = Run(clock, values.shape[1])
             self.runs.append(run)
-        elif run is not self.runs[-1]:
-            run.edits += 1
+            self.edits += 1
+        elif run is not self.runs[-1] or times_ns[0] <= run.newest_device_ns:
+            self.edits += 1
         if not run.add(times_ns, values):
             return False
         self.total += len(values)
         limit_ns = self.newest_ns() - self._keep_ns
         if len(self.runs) > 1:
-            self.runs = [run for run in self.runs if run.newest_ns >= limit_ns]
+            self._keep([run for run in self.runs if run.newest_ns >= limit_ns])
         for run in self.runs:
             run.forget_before(limit_ns - run.clock.offset_ns)
         return True
@@ -151,22 +151,35 @@ class SampleRing:
     def drop(self, clock: ClockFit) -> None:
         """Take back the samples of a run that was none."""
         self.total -= sum(len(run) for run in self.runs if run.clock is clock)
-        self.runs = [run for run in self.runs if run.clock is not clock]
+        self._keep([run for run in self.runs if run.clock is not clock])
+
+    def _keep(self, runs: list[Run]) -> None:
+        if len(runs) < len(self.runs):
+            self.runs = runs
+            self.edits += 1
 
     def newest_ns(self) -> int:
         """Host time of the newest sample. There must have been one."""
         return max([run.newest_ns for run in self.runs])
 
-    def samples(self, end_ns: int, lines: Mapping[Run, Line] | None = None) -> tuple[NDArray[np.int64], Float32]:
-        """All samples kept: host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels).
+    def samples(
+        self, end_ns: int, lines: Mapping[Run, Line] | None = None, newest: int | None = None
+    ) -> tuple[NDArray[np.int64], Float32]:
+        """Host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels), to be read only.
 
-        ``lines``: Of each run, the line that gives its host times; None for those that the clocks have now.
+        Args:
+            end_ns: Host time.
+            lines: Of each run, the line that gives its host times; None for those that the clocks have now.
+            newest: No more than so many samples are wanted, if that saves work.
         """
         parts: list[tuple[NDArray[np.int64], Float32]] = []
         before: int | None = None
         for run in reversed(self.runs):
             device_ns, values = run.samples()
-            times = (run.clock.line if lines is None else lines[run]).to_host(device_ns) - end_ns
+            line = run.clock.line if lines is None else lines[run]
+            if newest is not None and not parts and newest <= len(run):
+                return line.to_host(device_ns[-newest:]) - end_ns, values[-newest:]
+            times = line.to_host(device_ns) - end_ns
             # Runs follow each other; where the estimates of their clocks make them overlap, the newer run holds.
             stop = len(times) if before is None else int(np.searchsorted(times, before, side="left"))
             if stop:

@@ -57,12 +57,12 @@ class Hop:
     same: int
 
 
-def hops(stream: Stream, packets: Iterable[Sent]) -> Iterator[Hop]:
-    """Feed a stream, and cut each window 80 ms after its end, or later if no packet comes."""
+def hops(stream: Stream, packets: Iterable[Sent], wait_ns: int = 80_000_000) -> Iterator[Hop]:
+    """Feed a stream, and cut each window so long after its end, or later if no packet comes."""
     cutter: Cutter | None = None
     end_ns, before = 0, None
     for sent in packets:
-        while cutter is not None and sent.arrival_ns > end_ns + 80_000_000:
+        while cutter is not None and sent.arrival_ns > end_ns + wait_ns:
             cut, fresh = cutter.cut(end_ns), Cutter(stream.ring, ACC, SAMPLES, HOP_NS).cut(end_ns)
             is_what_the_held_lines_give(cutter, cut, end_ns)
             same = 0
@@ -102,6 +102,7 @@ def is_what_the_held_lines_give(cutter: Cutter, cut: Cut, end_ns: int) -> None:
     per_packet=st.sampled_from([1, 2, 5]),
     restart_s=st.none() | st.floats(2.0, 6.0),
     stamps_last=st.booleans(),
+    wait_ns=st.sampled_from([0, 80_000_000, 700_000_000]),
     fates=st.dictionaries(st.integers(0, 300), st.sampled_from(["late", "nan", "link", "early"]), max_size=20),
 )
 def test_a_window_is_what_a_fresh_cut_gives(
@@ -111,9 +112,10 @@ def test_a_window_is_what_a_fresh_cut_gives(
     per_packet: int,
     restart_s: float | None,
     stamps_last: bool,
+    wait_ns: int,
     fates: dict[int, str],
 ) -> None:
-    """Drift, jitter, loss, bursts, a restart, new links, packets out of order, early stamps, samples that are NaN."""
+    """Drift, jitter, loss, bursts, a restart, new links, packets out of order, early stamps, NaN, and a busy host."""
     counters = replace(CLOCKED, stamps_last=stamps_last)
     device = Device(ppm, rate_hz, per_packet, counters, nominal_hz=RATE_HZ, restart_s=restart_s)
     stream = Stream(device)
@@ -138,7 +140,7 @@ def test_a_window_is_what_a_fresh_cut_gives(
             yield sent
 
     compared = 0
-    for hop in hops(stream, fed()):
+    for hop in hops(stream, fed(), wait_ns):
         # Values number the samples: 100 us are 0.005 of one, and a little more where they come closer.
         inner = well_surrounded(stream.ring, hop.end_ns)
         away = np.abs(hop.window - hop.fresh)[0, inner]
