@@ -6,7 +6,7 @@ virtual, play a recording whose values number its samples, into the session and 
 reach, hang up, fall silent and restart, and the adapter is pulled out and put back in.
 
 Idle time is skipped (``skipped_idle.py``). With ``--apart`` it is not: then the runtime is a process of its own, as on
-a board, and how its memory grows is measured.
+a board, and how its memory grows is measured. Afterwards what arrived is replayed, to look at every window.
 
 Each fault is noted, and so is what the runtime's counts say in the end. Packet faults keep away from link faults by a
 second, and from each other by a packet; else a count would not be known (a doubled packet whose first copy was
@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import os
+import pickle
 import random
 import signal
 import sys
@@ -36,15 +37,20 @@ import numpy as np
 from armlet_bridge.air import AirLink, serve
 from armlet_bridge.virtual import VirtualWearable
 from armlet_runtime.bundle import open_bundle
+from armlet_runtime.decisions import Decision
+from armlet_runtime.live import LiveCore
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
 from armlet_runtime.recording import Stream
+from armlet_runtime.streams import SampleRing
 from armlet_runtime.trust import trusted_keys
 from armlet_runtime.wearables import movesense
 
 from . import skipped_idle
-from .soaked import NAMES, SPECS, Soaked, Spec
+from .soaked import NAMES, SPECS, Soaked, Spec, Told
 
+TOLERANCE_NS = 20_000_000
+"""A sample further than this from the time at which it was taken is at a wrong time."""
 ACTIVE = 0.7
 """Share of the packets that may be touched: while no link is lost, or about to be."""
 CALM_S = 1.0
@@ -120,15 +126,12 @@ class Runtime(Protocol):
     def links(self) -> Mapping[str, LinkState]:
         """Wearable to its link."""
 
-    def begin(self, start_ns: int) -> None:
-        """Be told when sample 0 of every stream was taken."""
-
     async def run(self) -> dict[str, Any]:
         """Run until SIGTERM, and give the figures."""
 
 
 @dataclass
-class Told:
+class ToldState:
     """A link as another process says that it is."""
 
     state: str
@@ -146,14 +149,8 @@ class Apart:
     @staticmethod
     async def start(arguments: Sequence[str]) -> Apart:
         """``arguments``: of ``python -m benchmarks.soaked``."""
-        pipe = asyncio.subprocess.PIPE
         command = (sys.executable, "-m", f"{__package__}.soaked", *arguments)
-        return Apart(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe))
-
-    def begin(self, start_ns: int) -> None:
-        """As :class:`Runtime` has it; both processes have the same monotonic clock."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{start_ns}\n".encode())
+        return Apart(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE))
 
     async def run(self) -> dict[str, Any]:
         """As :class:`Runtime` has it."""
@@ -162,7 +159,7 @@ class Apart:
         while line := await self._process.stdout.readline():
             said = json.loads(line)
             figures = said.pop("figures", None)
-            self.links = {name: Told(*told) for name, told in said.items()}
+            self.links = {name: ToldState(*told) for name, told in said.items()}
         if await self._process.wait() or figures is None:
             raise RuntimeError(f"the runtime's process ended with {self._process.returncode}")
         return figures
@@ -226,7 +223,6 @@ class Soak:
         while len(runtime.links) < len(self.worn) or not all(one.wearable.ready for one in self.worn.values()):
             await asyncio.sleep(0.01)
         self.start_ns = time.monotonic_ns() + 100_000_000
-        runtime.begin(self.start_ns)
         for one in self.worn.values():
             self._play(one)
         end = asyncio.ensure_future(asyncio.sleep(self.seconds))
@@ -361,8 +357,51 @@ def stream(spec: Spec, seconds: float) -> Stream:
     return Stream(Modality(spec.modality, spec.channels, spec.unit, spec.rate_hz), times, values)
 
 
+class Check:
+    """Looks at every window of a replay of what arrived.
+
+    Attributes:
+        windows: How many were looked at: of each stream at each decision all samples that a window could hold.
+        wrong: How many had a sample further than :data:`TOLERANCE_NS` from the time at which it was taken.
+        worst_ns: The furthest.
+        told: Of the decisions.
+    """
+
+    def __init__(self, model: BundleModel, start_ns: int) -> None:
+        """``start_ns``: when sample 0 of every stream was taken."""
+        self.windows = self.wrong = self.worst_ns = 0
+        self.told = Told()
+        self._core = LiveCore(model)
+        self._start_ns = start_ns
+
+    def replay(self, packets: Path, ended_ns: int) -> None:
+        """Replay what :class:`Soaked` wrote, to the end of the run."""
+        with packets.open("rb") as file:
+            while file.peek(1):
+                self._look(self._core.packet(pickle.load(file)))
+        self._look(self._core.advance(ended_ns))
+
+    def _look(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            self.told.add(decision)
+            for spec in SPECS:
+                wearable = self._core.wearables.get(spec.name)
+                if wearable is not None and spec.modality in wearable.rings:
+                    self._check(spec, wearable.rings[spec.modality], decision.window_end_ns)
+
+    def _check(self, spec: Spec, ring: SampleRing, end_ns: int) -> None:
+        times, values = ring.samples(end_ns)
+        numbers = np.rint(values[:, 0] / spec.step)
+        turn_ns = spec.turn / spec.rate_hz * 1e9
+        off = (times + float(end_ns - self._start_ns) - numbers * (1e9 / spec.rate_hz) + turn_ns / 2) % turn_ns
+        off = np.abs(off - turn_ns / 2)
+        self.windows += 1
+        self.wrong += bool((off > TOLERANCE_NS).any())
+        self.worst_ns = max(self.worst_ns, int(off.max()))
+
+
 def growth(memory: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    """What of (minutes, resident KiB, anonymous KiB) is worth telling. The first half is warming up."""
+    """Of (minutes, resident KiB, anonymous KiB), how they grew in the second half; the first is warming up."""
     late = np.array(memory[len(memory) // 2 :], np.float64)
     minutes = late[:, 0] - late[0, 0]
     return {
@@ -384,24 +423,29 @@ def main() -> int:
     parser.add_argument("--apart", action="store_true", help="the runtime in its own process, in real time")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    began = time.monotonic()
+    model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
     with TemporaryDirectory() as folder:
-        socket = str(Path(folder) / "air")
+        socket, packets = str(Path(folder) / "air"), Path(folder) / "packets"
         soak = Soak(args.minutes * 60, args.faults, args.seed, socket)
         if args.apart:
             keys = [word for key in args.key for word in ("--key", str(key))]
-            figures = asyncio.run(apart(soak, ["--bundle", str(args.bundle), *keys, "--socket", socket]))
+            figures = asyncio.run(
+                apart(soak, ["--bundle", str(args.bundle), *keys, "--socket", socket, "--packets", str(packets)])
+            )
         else:
-            model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
-            figures, clock = skipped_idle.run(soak.run(Soaked(model, socket)))
+            figures, clock = skipped_idle.run(soak.run(Soaked(model, socket, packets)))
             figures["skipped_s"] = clock.skipped_ns / 1e9
-    figures["wall_s"] = time.monotonic() - began
+        check = Check(model, soak.start_ns)
+        check.replay(packets, figures.pop("ended_ns"))
+    figures["windows_checked"], figures["windows_wrong"] = check.windows, check.wrong
+    figures["worst_ms"] = check.worst_ns / 1e6
+    figures["replayed_alike"] = check.told.summary()["sha256"] == figures.pop("sha256")
     text = json.dumps(figures, indent=2)
     print(text)
     if args.json is not None:
         args.json.write_text(text + "\n")
-    good = figures["all_counted"] and not figures["windows_wrong"] and figures["longest_silence_hops"] <= 2
-    return 0 if good else 1
+    counted = figures["all_counted"] and figures["replayed_alike"] and not figures["missed"]
+    return 0 if counted and not figures["windows_wrong"] and figures["longest_silence_hops"] <= 2 else 1
 
 
 async def apart(soak: Soak, arguments: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The runtime's half of the soak (``soak.py``): session and live loop as in ``armlet run``, and what is looked at.
+"""The runtime's half of the soak (``soak.py``): session and live loop as in ``armlet run``.
 
-``python -m benchmarks.soaked --bundle FILE --socket PATH`` is that half as a process of its own, as on a board. It says
-in lines of JSON what state its links are in, is told in one when the wearables began, and says its figures when it is
-ended by SIGTERM.
+``python -m benchmarks.soaked --bundle FILE --socket PATH --packets FILE`` is that half as a process of its own, as on a
+board. It says in lines of JSON what state its links are in, and its figures when it is ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ import argparse
 import asyncio
 import json
 import os
+import pickle
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 from bleak.backends.client import BaseBleakClient
 from bleak.backends.scanner import BaseBleakScanner
 from bumble.device import Device
@@ -34,12 +34,9 @@ from armlet_runtime.errors import WearableError
 from armlet_runtime.live import LiveCore
 from armlet_runtime.model import BundleModel
 from armlet_runtime.recording import Packet
-from armlet_runtime.streams import SampleRing
 from armlet_runtime.trust import trusted_keys
 from armlet_runtime.wearables import movesense, muse
 
-TOLERANCE_NS = 20_000_000
-"""A sample further than this from the time at which it was taken is at a wrong time."""
 SAMPLE_NS = 10_000_000_000
 """Resident memory is looked at so often."""
 
@@ -107,6 +104,37 @@ class Adapter:
         return self._now.interval_ms(address)
 
 
+class Told:
+    """What is told of decisions.
+
+    Attributes:
+        decisions: How many there were.
+        missed: How many of them did not follow the one before.
+        subsets: Subset to how many were made on it.
+    """
+
+    def __init__(self) -> None:
+        self.decisions = self.missed = 0
+        self.subsets: Counter[str] = Counter()
+        self._sha256 = sha256()
+
+    def add(self, decision: Decision) -> None:
+        self.missed += decision.index != self.decisions
+        self.decisions += 1
+        self.subsets["+".join(decision.subset)] += 1
+        said = (decision.window_end_ns, decision.decided_ns, decision.subset, decision.label, decision.scores)
+        self._sha256.update(repr(said).encode())
+
+    def summary(self) -> dict[str, Any]:
+        """``sha256`` is of what a replay must repeat."""
+        return {
+            "decisions": self.decisions,
+            "missed": self.missed,
+            "subsets": dict(self.subsets),
+            "sha256": self._sha256.hexdigest(),
+        }
+
+
 class Soaked:
     """The runtime's half.
 
@@ -115,25 +143,26 @@ class Soaked:
         links: Wearable to its link, once the session is there.
     """
 
-    def __init__(self, model: BundleModel, socket: str) -> None:
-        """``socket``: where the adapter's controller answers."""
+    def __init__(self, model: BundleModel, socket: str, packets: Path) -> None:
+        """Begin without an adapter.
+
+        Args:
+            model: What decides.
+            socket: Where the adapter's controller answers.
+            packets: Where to write what arrives, one pickled packet after the other. Not a recording: its index would
+                grow in memory, for as long as it is written.
+        """
         self.pid = os.getpid()
         self.links: Mapping[str, Link] = {}
-        self.core = LiveCore(model, time.monotonic_ns)
+        self._core = LiveCore(model, time.monotonic_ns)
         self._hop_ns = round(model.manifest.window.hop_s * 1e9)
         self._socket = socket
-        self._start_ns = 0
-        self._decisions = self._missed = self._windows = self._wrong = 0
-        self._worst_ns = 0
+        self._packets = packets
+        self._told = Told()
         self._longest_ns = 0
         self._latest_out_ns: int | None = None
-        self._subsets: Counter[str] = Counter()
         self._memory: list[tuple[float, int, int]] = []
         self._memory_ns = 0
-
-    def begin(self, start_ns: int) -> None:
-        """Be told when sample 0 of every stream was taken."""
-        self._start_ns = start_ns
 
     async def run(self) -> dict[str, Any]:
         """Run until SIGTERM, and give the figures."""
@@ -143,20 +172,22 @@ class Soaked:
             await adapter.found.wait()
             session = Session(adapter, NAMES, {"acc": None, "gyro": None, "eeg": None, "ecg": 512.0})
             self.links = session.links
-            await drive(session, self._turn)
+            with self._packets.open("wb") as file:
+                ended_ns = await drive(session, lambda packets, now_ns: self._turn(file, packets, now_ns))
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-        return self._figures(session)
+        return self._figures(session, ended_ns)
 
-    def _turn(self, packets: list[Packet], now_ns: int) -> int | None:
+    def _turn(self, file: IO[bytes], packets: list[Packet], now_ns: int) -> int | None:
         for packet in packets:
-            self._out(self.core.packet(packet))
-        self._out(self.core.advance(now_ns))
+            pickle.dump(packet, file)
+            self._out(self._core.packet(packet))
+        self._out(self._core.advance(now_ns))
         if now_ns - self._memory_ns >= SAMPLE_NS:
             self._memory_ns = now_ns
             self._memory.append((now_ns / 60e9, *resident_kib()))
-        return self.core.due_ns()
+        return self._core.due_ns()
 
     def _out(self, decisions: list[Decision]) -> None:
         for decision in decisions:
@@ -164,29 +195,12 @@ class Soaked:
             if self._latest_out_ns is not None:
                 self._longest_ns = max(self._longest_ns, now_ns - self._latest_out_ns)
             self._latest_out_ns = now_ns
-            self._missed += decision.index != self._decisions
-            self._decisions += 1
-            self._subsets["+".join(decision.subset)] += 1
-            for spec in SPECS:
-                wearable = self.core.wearables.get(spec.name)
-                if self._start_ns and wearable is not None and spec.modality in wearable.rings:
-                    self._check(spec, wearable.rings[spec.modality], decision.window_end_ns)
+            self._told.add(decision)
 
-    def _check(self, spec: Spec, ring: SampleRing, end_ns: int) -> None:
-        """That every sample that a window could hold lies where it was taken."""
-        times, values = ring.samples(end_ns)
-        numbers = np.rint(values[:, 0] / spec.step)
-        turn_ns = spec.turn / spec.rate_hz * 1e9
-        off = (times + float(end_ns - self._start_ns) - numbers * (1e9 / spec.rate_hz) + turn_ns / 2) % turn_ns
-        off = np.abs(off - turn_ns / 2)
-        self._windows += 1
-        self._wrong += bool((off > TOLERANCE_NS).any())
-        self._worst_ns = max(self._worst_ns, int(off.max()))
-
-    def _figures(self, session: Session) -> dict[str, Any]:
+    def _figures(self, session: Session, ended_ns: int) -> dict[str, Any]:
         counted = {}
         for name in NAMES:
-            counts = self.core.wearables[name].counts.values()
+            counts = self._core.wearables[name].counts.values()
             counted[name] = {
                 key: sum(getattr(one, key) for one in counts)
                 for key in ("duplicated", "out_of_order", "malformed", "lost", "implausible", "restarts")
@@ -194,12 +208,8 @@ class Soaked:
             counted[name]["connections"] = session.links[name].connections
         return {
             "counted": counted,
-            "decisions": self._decisions,
-            "missed": self._missed,
-            "subsets": dict(self._subsets),
-            "windows_checked": self._windows,
-            "windows_wrong": self._wrong,
-            "worst_ms": self._worst_ns / 1e6,
+            **self._told.summary(),
+            "ended_ns": ended_ns,
             "longest_silence_hops": self._longest_ns / self._hop_ns,
             "dropped_packets": session.dropped,
             "memory": self._memory,
@@ -218,14 +228,7 @@ def resident_kib() -> tuple[int, int]:
 
 
 async def report(soaked: Soaked) -> None:
-    """Run one, and say and hear what the other half is to know and knows."""
-    loop = asyncio.get_running_loop()
-
-    def told() -> None:
-        soaked.begin(int(sys.stdin.readline()))
-        loop.remove_reader(sys.stdin)
-
-    loop.add_reader(sys.stdin, told)
+    """Run one, and say what the other half is to know."""
     running = asyncio.ensure_future(soaked.run())
     said = ""
     while not running.done():
@@ -242,9 +245,10 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--key", type=Path, action="append", default=[])
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--packets", type=Path, required=True)
     args = parser.parse_args()
     model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
-    asyncio.run(report(Soaked(model, args.socket)))
+    asyncio.run(report(Soaked(model, args.socket, args.packets)))
     return 0
 
 
