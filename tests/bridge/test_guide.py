@@ -1,0 +1,86 @@
+"""The guide is taken at its word: its glove and the glove's twin work as they stand there, from scan to samples."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armlet_bridge import twins
+from armlet_bridge.air import AirController, AirLink
+from armlet_bridge.bumble_backend import open_bluetooth
+from armlet_bridge.virtual import WearableSpec, put_on
+from armlet_runtime import wearables
+from armlet_runtime.ble import Session
+from armlet_runtime.errors import PacketError
+from armlet_runtime.modalities import Modality
+from armlet_runtime.recording import Recording, Stream
+from armlet_runtime.streams import Wearable
+
+GUIDE = Path(wearables.__file__).with_name("guide.md").read_text()
+
+
+@pytest.fixture
+def glove(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The file and the two entries that the guide tells to make."""
+    profile, twin = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    module = types.ModuleType("armlet_runtime.wearables.glove")
+    module.__package__ = "armlet_runtime.wearables"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(profile, module.__dict__)
+    added = module.GloveProfile()
+    monkeypatch.setattr(wearables, "PROFILES", (*wearables.PROFILES, added))
+    monkeypatch.setattr(wearables, "_BY_SOURCE", {**wearables._BY_SOURCE, **dict.fromkeys(added.sources, added)})
+
+    space = {**vars(twins), "glove": module}
+    exec(twin, space)
+    (entry,) = re.findall(r'`"glove": (_Kind\(.*\))` in `_KINDS`', GUIDE)
+    monkeypatch.setattr(twins, "_KINDS", {**twins._KINDS, "glove": eval(entry, space)})
+    return module
+
+
+async def test_the_whole_path(glove: types.ModuleType) -> None:
+    times = np.arange(250) * 10_000_000
+    values = np.stack([np.arange(250) / 1000, np.zeros(250), np.ones(250)], axis=1).astype(np.float32)
+    recording = Recording(
+        "walk", "anna", streams={"acc": Stream(Modality("acc", ("x", "y", "z"), "g", 100.0), times, values)}
+    )
+    air = AirLink()
+    async with (
+        put_on(recording, air, [WearableSpec("Glove", ("acc",), "glove")]) as play,
+        open_bluetooth(AirController("host", air)) as bluetooth,
+    ):
+        session = Session(bluetooth, ("Glove",))
+        running = asyncio.ensure_future(session.run())
+        try:
+            await asyncio.wait_for(play.run(duration_s=1.0), 20)
+            await asyncio.sleep(0.2)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+    heard = Wearable("Glove", 10**10)
+    for packet in session.take():
+        heard.take(packet)
+    assert session.links["Glove"].attempts == 1 and heard.problem == ""
+    _, got = heard.rings["acc"].samples(0)
+    assert np.array_equal(got, values[:100]) and heard.counts["glove"].lost == 0
+    assert heard.clocks["glove"].has_counters
+
+
+def test_its_decoder_takes_any_bytes(glove: types.ModuleType) -> None:
+    rng = random.Random(1)
+    decoder = glove.GloveProfile().decoder()
+    for _ in range(2000):
+        data = rng.randbytes(rng.choice((8, rng.randrange(20))))
+        try:
+            (batch,) = decoder.take("data", glove.DATA_UUID, data)
+        except PacketError:
+            assert len(data) != 8
+        else:
+            assert len(data) == 8 and batch.count == 1
