@@ -103,8 +103,8 @@ class Recording:
         streams: By modality name.
         labels: In order of time.
         packets: In order of arrival.
-        truncated: The file it was read from had no end: its writer was killed, and what is here is all up to the last
-            whole chunk.
+        truncated: The file it was read from had no end: its writer was killed, or the file was cut off, and what is
+            here is all up to the last whole chunk.
     """
 
     name: str

@@ -168,6 +168,19 @@ def test_a_mistake_in_a_polar_file_is_named(key: str, old: str, new: str, says: 
     assert says in str(refused.value)
 
 
+def test_two_beats_that_arrive_together_are_kept() -> None:
+    times = ["2026-04-24T14:10:15.100", "2026-04-24T14:10:16.100", "2026-04-24T14:10:16.090", "2026-04-24T14:10:18.100"]
+
+    def read(times: list[str]) -> Recording:
+        rows = "".join(f"{time};{70 + n};;;\n" for n, time in enumerate(times))
+        head = "Phone timestamp;HR [bpm];HRV [ms];Breathing interval [rpm];\n"
+        return read_polar([("HR.txt", (head + rows).encode())], "chest", "")
+
+    assert read(times).streams["hr"].times_ns.tolist() == [0, 10**9, 1_001_000_000, 3 * 10**9]
+    with pytest.raises(DataError, match=r"HR\.txt, row 5, .* clock was set back"):
+        read([*times[:3], "2026-04-24T13:10:17.100"])
+
+
 def test_two_polar_wearables_are_not_mixed() -> None:
     twice = [*bytes_of(POLAR), ("Polar_H10_87654321_20260424_141011_ACC.txt", POLAR["ACC"].encode())]
     with pytest.raises(DataError, match="holds 'acc', and so does Polar_H10_12345678"):
@@ -258,6 +271,25 @@ def test_units_come_as_models_are_trained_in() -> None:
     assert values["temp"] == (float(np.float32(36.6)), "degC") and "assumed_units" not in recording.meta
 
 
+def test_csv_as_a_phone_logs_it() -> None:
+    # Named after its sensor, the time twice, and the axes in an order of their own.
+    text = b"time,seconds_elapsed,z,y,x\n1700000000000000000,0.0,3,2,1\n1700000000020000000,0.02,6,5,4\n"
+    recording = read_samples(text, "Accelerometer.csv", "walk", "")
+    ((name, stream),) = recording.streams.items()
+    assert name == "acc" and stream.modality == Modality("acc", ("x", "y", "z"), "g", 50.0)
+    assert stream.values.tolist() == [[1, 2, 3], [4, 5, 6]] and recording.meta["assumed_units"] == "acc in g"
+
+
+@pytest.mark.parametrize("cut", [";", "\t"])
+def test_numbers_with_a_comma(cut: str) -> None:
+    rows = [["Zeit [s]", "acc_x", "temp"], ["0,00", "-0,5", "36"], ["0,02", "1,5e-1", "36,5"], ["0,04", "", "37"]]
+    text = "\r\n".join(cut.join(row) for row in rows).encode()
+    recording = read_samples(text, "walk.csv", "walk", "", (), "Zeit [s]")
+    assert recording.streams["acc"].values[:, 0] == pytest.approx([-0.5, 0.15])
+    assert recording.streams["temp"].values[:, 0] == pytest.approx([36.0, 36.5, 37.0])
+    assert recording.streams["temp"].times_ns.tolist() == [0, 20_000_000, 40_000_000]
+
+
 def test_columns_can_be_said() -> None:
     text = b"clock,1,2,3,note\n5,1,2,3,a\n25,4,5,6,b\n"
     wanted = [parse_stream("acc[mg]=1,2,3")]
@@ -285,6 +317,12 @@ def test_columns_can_be_said() -> None:
         ("time_s,acc_x\n1,2\n2,1e300\n", "walk.csv, row 3, column acc_x: is larger than a float32"),
         ("time_s,acc_x\n-1,2\n", "walk.csv, row 2, column time_s: times count from 0"),
         ("time_s,acc_x\n1,2,3\n", "walk.csv, row 2: has 3 cells; the header has 2"),
+        ("time_s,acc_x\n1,2\n2", "walk.csv, row 3: has 1 cell; the header has 2: the file was cut off here"),
+        (
+            "date,acc_x\n2026-01-01T00:00:00Z,1\n2026-01-01T00:00:01,1\n",
+            "'2026-01-01T00:00:01' names no time zone",
+        ),
+        ("date,acc_x\n2026-01-01T00:00:00,1\n2026-01-01T00:00:01Z,1\n", "names a time zone, unlike the first time"),
         ("time_s,x,y,z\n1,2,3,4\n", "walk.csv, row 1, column x: does not say what x is of; say it with --stream"),
         ("time_s,acc_x [g],acc_y [mg]\n1,2,3\n", "walk.csv, row 1: has 'acc' in 'g' and 'mg'; say it with --stream"),
         ("time_s,acc_x\n1,\n", "walk.csv: has no samples"),
@@ -355,6 +393,14 @@ def test_edf_of_another_program(tmp_path: Path) -> None:
     assert broken.streams["eeg"].times_ns[299] == 2_990_000_000 and len(broken.streams["eeg"].times_ns) == 1000
 
 
+def test_edf_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    written = written_edf(some(np.random.default_rng(1)), tmp_path / "night.edf")
+    whole = edf.read(written, "night.edf", "night", "")
+    cut = edf.read(written[: len(written) * 2 // 3], "night.edf", "night", "")
+    assert not whole.truncated and cut.truncated
+    assert 0 < len(cut.streams["acc"].times_ns) < len(whole.streams["acc"].times_ns)
+
+
 def test_mcap_of_another_program(tmp_path: Path) -> None:
     from mcap.writer import Writer
 
@@ -375,8 +421,39 @@ def test_mcap_of_another_program(tmp_path: Path) -> None:
     assert name == "imu" and stream.modality == Modality("imu", ("linear.x", "linear.y", "linear.z"), "", 100.0)
     assert stream.values[7] == pytest.approx([0.7, 1.0, -1.5]) and stream.times_ns[7] == 70_000_000
     assert recording.meta["began"] == "2023-11-14T22:13:20Z"
+    assert recording.meta.get("assumed_units") is None
     with pytest.raises(DataError, match="is a damaged MCAP file"):
         foreign_mcap.read(buffer.getvalue()[:-30] + b"x" * 30, "robot.mcap", "robot", "")
+
+
+def test_mcap_of_a_robot() -> None:
+    from mcap.writer import Writer
+
+    buffer = io.BytesIO()
+    writer = Writer(buffer)
+    writer.start()
+    imu = writer.register_channel("/imu", "json", writer.register_schema("sensor_msgs/Imu", "jsonschema", b"{}"))
+    for n in range(50):
+        message = {
+            "header": {"stamp": {"sec": n}},
+            "linear_acceleration": {"x": 0, "y": 0, "z": 9.80665},
+            "angular_velocity": {"x": n / 10, "y": 0, "z": 0},
+            "magnetic_field": {"x": 50e-6, "y": 0, "z": 0},
+        }
+        writer.add_message(imu, n * 10_000_000, json.dumps(message).encode(), 0)
+    writer.finish()
+    recording = foreign_mcap.read(buffer.getvalue(), "robot.mcap", "robot", "")
+    modalities = {name: (one.modality.channels, one.modality.unit) for name, one in recording.streams.items()}
+    xyz = ("x", "y", "z")
+    assert modalities == {
+        "imu": (("header.stamp.sec",), ""),
+        "acc": (xyz, "g"),
+        "gyro": (xyz, "rad/s"),
+        "mag": (xyz, "uT"),
+    }
+    assert recording.streams["acc"].values[0] == pytest.approx([0, 0, 1])
+    assert recording.streams["mag"].values[0] == pytest.approx([50, 0, 0])
+    assert recording.streams["gyro"].modality.rate_hz == 100.0 and "assumed_units" not in recording.meta
 
 
 # --- what people take away --------------------------------------------------------------------------------------------
@@ -637,6 +714,11 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert main(["recordings", "import", str(tmp_path / source), str(tmp_path / "out.mcap")]) == 2
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1
+    write_recording(tmp_path / "walk.mcap", some(np.random.default_rng(1)))
+    for out, to in (("walk.parquet", []), ("walk.edf", ["--to", "csv"]), ("walk", ["--to", "edf"])):
+        assert main(["recordings", "export", str(tmp_path / "walk.mcap"), str(tmp_path / out), *to]) == 2
+        assert "EDF+ goes into a file that ends in .edf" in capsys.readouterr().err
+    (tmp_path / "walk.mcap").unlink()
     assert main(["recordings", "import", str(tmp_path / "a.edf"), str(tmp_path / "out")]) == 2
     assert "ends in .mcap" in capsys.readouterr().err
     assert main(["recordings", "import", str(tmp_path / "a.edf"), str(tmp_path / "o.mcap"), "--time", "t"]) == 2

@@ -17,8 +17,6 @@ EXAMPLE = """armlet recordings import Polar_H10_12345678_20260424/ chest.mcap --
   armlet recordings info live.mcap"""
 EXTRA = ""
 
-_KINDS = {".edf": "edf"}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
@@ -88,11 +86,14 @@ def _import(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from ..errors import UsageError
     from ..formats import export_recording
     from ..playing import with_streams
     from ..recording import read_recording
 
-    kind = args.to or _KINDS.get(args.out.suffix, "csv")
+    kind = args.to or ("edf" if args.out.suffix == ".edf" else "csv")
+    if args.out.suffix in (".csv", ".parquet") or (args.out.suffix == ".edf") != (kind == "edf"):
+        raise UsageError(f"{args.out}: EDF+ goes into a file that ends in .edf, tables into a folder of another name")
     files = export_recording(with_streams(read_recording(args.recording)), args.out, kind)
     for file in files:
         print(file)
@@ -149,7 +150,7 @@ def _show(about: dict[str, Any]) -> None:
     when = f", begun {about['meta'][BEGAN]}" if BEGAN in about["meta"] else ""
     print(f"{about['name']}{who}: {about['duration_s']:.1f} s{when}")
     if about["truncated"]:
-        print("It has no end: its writer was killed, and this is all up to the last whole second.")
+        print("It has no end: its writer was killed or the file cut off, and this is all up to the last whole second.")
     for one in about["streams"]:
         channels = ", ".join(one["channels"])
         print(

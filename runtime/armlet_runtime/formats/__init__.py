@@ -78,7 +78,9 @@ def read_bytes(
         _no_columns(source, wanted, time)
         return edf.read(data, file, name, person)
     if data.startswith(b"PK\x03\x04"):
-        raise DataError(f"{source} is a zip file, but holds no session of an Empatica E4 (ACC.csv and others)")
+        raise DataError(
+            f"{source} is a zip file, but holds no session of an Empatica E4 (ACC.csv and others), or was cut off"
+        )
     if polar_logger.is_ours(data):
         _no_columns(source, wanted, time)
         return polar_logger.read([(file, data)], name, person)

@@ -70,6 +70,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
             annotations = [(one.onset, one.duration, one.text) for one in edf.annotations]
             began = _began(edf)
             record_s = float(edf.data_record_duration)
+            truncated = edf.num_data_records < int(data[236:244])  # as the header was written
     except Exception as error:  # edfio raises whatever the bytes lead it to
         raise mistake(file, f"is a damaged EDF file: {type(error).__name__} {error}") from error
     if not signals or not all(len(values) for *_, values in signals):
@@ -99,7 +100,8 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
         if 0 <= onset < 4e9 and 0 <= (duration or 0) < 4e9 and text and not text.startswith(_LACKS)
     ]
     meta = {"source": file} | ({BEGAN: began} if began else {})
-    return Recording(name, person, meta, streams, sorted(labels, key=lambda one: one.start_ns))
+    labels.sort(key=lambda one: one.start_ns)
+    return Recording(name, person, meta, streams, labels, truncated=truncated)
 
 
 def _began(edf: Any) -> str:

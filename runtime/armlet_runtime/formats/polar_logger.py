@@ -51,6 +51,9 @@ _BEATS = ("RR-interval [ms]", "PP-interval [ms]")
 # Beats that came in one packet follow each other; none is nearer to another than this.
 _CLOSEST_NS = 1_000_000
 
+# A phone's clock is put right by less than this every now and then.
+_CLOCK_STEP_NS = 1_000_000_000
+
 
 def is_ours(data: bytes) -> bool:
     """Whether a file that begins with these bytes is such an export."""
@@ -125,7 +128,8 @@ def _signal(table: Table) -> tuple[Sequence[int], int, float] | None:
 
 
 def _by_sensor(table: Table, clock: int, columns: Sequence[int], measurement: int, factor: float) -> Stream:
-    times, _ = times_ns(table, clock)
+    restart = "where the sensor's clock began anew, begin another session"
+    times, _ = times_ns(table, clock, restart)
     kind = KINDS[measurement]
     values = np.stack([table.numbers(column) * factor for column in columns], axis=1)
     modality = Modality(kind.modality, kind.channels, UNITS[kind.modality], rate_of(times))
@@ -138,10 +142,10 @@ def _by_phone(table: Table, phone: Int64) -> Stream:
         values = table.numbers(column) / 1e3
         return Stream(RR, _beat_times(phone, values), values[:, None].astype(np.float32))
     if (column := table.column("HR [bpm]")) is not None:
-        falls = np.flatnonzero(np.diff(phone) <= 0)
+        falls = np.flatnonzero(np.diff(phone) < -_CLOCK_STEP_NS)
         if len(falls):
-            raise table.wrong(int(falls[0]) + 1, 0, "is not later than the time in the row before")
-        return Stream(HR, phone, table.numbers(column)[:, None].astype(np.float32))
+            raise table.wrong(int(falls[0]) + 1, 0, "is earlier than the row before: the phone's clock was set back")
+        return Stream(HR, _rising(phone), table.numbers(column)[:, None].astype(np.float32))
     known = ", ".join("/".join(names) for names, _, _ in _SIGNALS)
     raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, HR [bpm]", 1)
 
@@ -153,9 +157,14 @@ def _beat_times(arrivals: Int64, intervals_s: Float64) -> Int64:
         following = float(intervals_s[index + 1])
         if arrivals[index] == arrivals[index + 1] and following > 0:
             times[index] = times[index + 1] - round(min(following, 10.0) * 1e9)
-    for index in range(1, len(times)):
-        times[index] = max(times[index], times[index - 1] + _CLOSEST_NS)
-    return times
+    return _rising(times)
+
+
+def _rising(times: Int64) -> Int64:
+    """The same times, but that none is earlier than the one before, as packets that waited for each other are."""
+    steps = np.arange(len(times)) * _CLOSEST_NS
+    rising: Int64 = np.maximum.accumulate(times - steps) + steps
+    return rising
 
 
 def _labels(marks: Sequence[tuple[int, str]], began: int) -> list[Label]:

@@ -59,6 +59,7 @@ _TIMES = (
     "unix",
     "unixtime",
     "seconds",
+    "seconds_elapsed",
     "sample_time",
 )
 
@@ -212,11 +213,12 @@ def _float32(table: Table, columns: Sequence[int], values: Float64, there: Any) 
 
 def _told(table: Table, clock: int) -> dict[str, Columns]:
     """Modality to its columns, by the names of these."""
-    file = Path(table.file).stem.lower()
+    stem = Path(table.file).stem.lower()
+    file = _CALLED.get(stem, stem) if len(stem) > 1 else stem
     groups: dict[str, list[int]] = {}
     for index, title in enumerate(table.names):
         name, _ = split_unit(title)
-        if index == clock or not name:
+        if index == clock or not name or name.lower() in _TIMES:  # some loggers write the time in several ways
             continue
         modality, _ = _parts(name)
         if not modality and name.lower() in XYZ and file not in UNITS:
@@ -232,7 +234,11 @@ def _told(table: Table, clock: int) -> dict[str, Columns]:
         if len(units) > 1:
             problem = f"has '{modality}' in {' and '.join(sorted(map(repr, units)))}; say it with --stream"
             raise mistake(table.file, problem, 1)
-        found[modality] = Columns(modality, units.pop(), tuple(table.names[index] for index in indices))
+        names = [table.names[index] for index in indices]
+        ends = [split_unit(name)[0][-1:].lower() for name in names]
+        if sorted(ends) == list(XYZ):  # whatever order a logger writes them in
+            names = [names[ends.index(axis)] for axis in XYZ]
+        found[modality] = Columns(modality, units.pop(), tuple(names))
     return found
 
 

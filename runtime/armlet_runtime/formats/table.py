@@ -46,6 +46,7 @@ _SPELLINGS: dict[str, tuple[str, float]] = {
     "ut": ("flux density", 1.0),
     "µt": ("flux density", 1.0),
     "gauss": ("flux density", 100.0),
+    "t": ("flux density", 1e6),
     "v": ("voltage", 1.0),
     "mv": ("voltage", 1e-3),
     "uv": ("voltage", 1e-6),
@@ -148,7 +149,8 @@ def read_table(data: bytes, file: str, delimiter: str | None = None, header: boo
     Args:
         data: The file.
         file: Its name, for messages.
-        delimiter: Between cells; None to tell it from the first line (``,``, ``;`` or a tab).
+        delimiter: Between cells; None to tell it from the first line (``,``, ``;`` or a tab). Where it is not a comma,
+            numbers may have one.
         header: Whether the first line names the columns.
 
     Raises:
@@ -175,8 +177,11 @@ def read_table(data: bytes, file: str, delimiter: str | None = None, header: boo
                     continue
             extra = len(cells) - len(names)
             if extra < 0 or any(cell.strip() for cell in cells[len(names) :]):
-                what = "the header has" if header else "the first row has"
-                raise mistake(file, f"has {len(cells)} cells; {what} {len(names)}", reader.line_num)
+                what = "the header" if header else "the first row"
+                cut = not text.endswith("\n") and reader.line_num == text.count("\n") + 1
+                hint = ": the file was cut off here, so remove this row" if extra < 0 and cut else ""
+                number = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+                raise mistake(file, f"has {number}; {what} has {len(names)}{hint}", reader.line_num)
             lines.append(reader.line_num)
             rows.append(cells[: len(names)])
     except csv.Error as error:
@@ -184,7 +189,17 @@ def read_table(data: bytes, file: str, delimiter: str | None = None, header: boo
     if names is None:
         raise mistake(file, "is empty")
     columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
+    if delimiter != "," and rows and any(_COMMA.fullmatch(cell) for cell in rows[0]):
+        columns = [[_pointed(cell) for cell in column] for column in columns]
     return Table(file, names, lines, columns)
+
+
+# A number of a writer whose language has a comma where others have a point.
+_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*", re.ASCII)
+
+
+def _pointed(cell: str) -> str:
+    return cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell
 
 
 def split_unit(title: str) -> tuple[str, str]:
@@ -242,20 +257,26 @@ def iso_ns(text: str) -> int | None:
     return nanoseconds if abs(nanoseconds) < _FARTHEST_NS else None
 
 
+def _names_zone(text: str) -> bool:
+    found = _ISO.fullmatch(text.strip())
+    return found is not None and found[8] is not None
+
+
 def iso_text(unix_ns: int) -> str:
     """A time as :attr:`armlet_runtime.recording.Recording.meta` has it: ISO 8601, UTC, to the microsecond."""
     moment = _EPOCH + timedelta(microseconds=unix_ns // 1000)
     return moment.replace(tzinfo=timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def times_ns(table: Table, column: int) -> tuple[Int64, bool]:
+def times_ns(table: Table, column: int, falling: str = "keep one row of each time") -> tuple[Int64, bool]:
     """A column of times in nanoseconds (rows,), and whether they count from 1970.
 
     ISO 8601, or numbers: their unit stands in the column's name (``time [ms]``, ``time_s``), or, of times since 1970,
-    shows in their size.
+    shows in their size. ``falling``: what is to be done about a time that is not later than the one before.
 
     Raises:
-        DataError: A cell is no time, their unit cannot be told, or a time is not later than the one before.
+        DataError: A cell is no time, their unit cannot be told, some name a time zone and some do not, or a time is
+            not later than the one before.
     """
     texts = table.columns[column]
     first = next((text for text in texts if text.strip()), "")
@@ -272,13 +293,15 @@ def times_ns(table: Table, column: int) -> tuple[Int64, bool]:
     for index, time in enumerate(times):
         if time is None:
             raise table.wrong(index, column, f"'{shown(texts[index])}' {problem}")
+    zoned = [_names_zone(text) for text in texts] if absolute and iso_ns(first) is not None else []
+    if len(set(zoned)) > 1:
+        at, what = (zoned.index(False), "no") if zoned[0] else (zoned.index(True), "a")
+        raise table.wrong(at, column, f"'{shown(texts[at])}' names {what} time zone, unlike the first time")
     result = np.array(times, np.int64)
     falls = np.flatnonzero(np.diff(result) <= 0)
     if len(falls):
         at = int(falls[0]) + 1
-        raise table.wrong(
-            at, column, f"'{shown(texts[at])}' is not later than the time in the row before; keep one row of each time"
-        )
+        raise table.wrong(at, column, f"'{shown(texts[at])}' is not later than the time in the row before; {falling}")
     return result, absolute
 
 
