@@ -89,23 +89,28 @@ class RunControls:
             raise EnrolmentError("another class is being learned: try again in a moment")
         self._learning = True
         try:
-            example, layer = await asyncio.to_thread(self._learn, bundle, name, windows)
+            example, layer, known = await asyncio.to_thread(self._learn, bundle, name, windows)
         finally:
             self._learning = False
         if self._bundle().digest == bundle.digest:
             self._core.set_layer(layer)
-        return f"Learned '{name}' from {example.windows} window{'s' if example.windows > 1 else ''}."
+        said = f"Learned '{name}' from {example.windows} window{'s' if example.windows > 1 else ''}."
+        if known is not None:
+            said += f" But the model is sure that all of this is '{known}', and it will not be told from that."
+        return said
 
-    def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer]:
+    def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer, str | None]:
         """In a thread, on a model of its own: the run's serves one thread, and has decisions to make."""
-        from .enrolment import Bank, make_example
+        from .enrolment import Bank, make_example, taken_for
         from .layers import change_layer, layer_path
         from .model import BundleModel
 
         model = BundleModel.from_bundle(bundle, self._engine)
         try:
             example = make_example(model, Bank(bundle.manifest, bundle.read), windows, "live")
+            known = taken_for(model, windows)
         finally:
             model.close()
         path = layer_path(self._path, bundle.digest)
-        return example, change_layer(path, bundle.digest, bundle.manifest, lambda layer: layer.enrol(name, example))
+        layer = change_layer(path, bundle.digest, bundle.manifest, lambda layer: layer.enrol(name, example))
+        return example, layer, known

@@ -7,18 +7,24 @@ that it takes none of them: what is new gets the room that is free, and where th
 the model is sure of (:data:`armlet_runtime.deciding.SURE`) says nothing new: it gives no prototype, and none takes it,
 however near it is. Both numbers were chosen on HAPT's validation people with the postural transitions as new classes
 (``benchmarks/enrolment.py``). Where examples are kept: :mod:`armlet_runtime.layers`.
+
+**What an example costs** nobody knows beforehand. In the rest of its recording a person sees where else the class would
+be found (:func:`found_elsewhere`), knows what was going on there, and may take the example back. No rule does: the rest
+may well be full of the new class.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .deciding import SURE, softmax
 from .engines.base import Float32
 from .errors import BundleError, EnrolmentError, NotANumberError
-from .layers import Example, Prototype
+from .layers import SCHEMA, Example, Layer, Prototype
 from .live import LiveCore
 from .manifest import Manifest
 from .modalities import subset_name, subsets
@@ -28,6 +34,20 @@ from .recording import Packet
 REACH = 0.9
 MAX_WINDOWS = 16
 """Most windows of one example: what a file holds, and a hop compares with, stays small."""
+
+
+class Stretch(NamedTuple):
+    """Windows in which an example is found, and that follow each other, or with one left out.
+
+    Attributes:
+        begin_s: Where the first of them begins.
+        length_s: From there to the end of the last.
+        label: What most of them are without the example.
+    """
+
+    begin_s: float
+    length_s: float
+    label: str
 
 
 class Bank:
@@ -123,6 +143,47 @@ def recorded_windows(
         if decision.window_end_ns - round(window.length_s * 1e9) >= begin_ns:
             found += core.recent(0.0)
     return found
+
+
+def found_elsewhere(
+    model: BundleModel, name: str, example: Example, packets: Sequence[Packet], at_s: float, length_s: float | None
+) -> list[Stretch]:
+    """Where in the rest of its recording an example is found.
+
+    Args:
+        model: The bundle's model.
+        name: Of its class.
+        example: Made of the windows at ``at_s``.
+        packets, at_s, length_s: As for :func:`recorded_windows`; windows that have a part of the example are left out.
+
+    Raises:
+        DataError: The packets are out of order.
+        EngineError: The engine failed.
+    """
+    labels, window = model.manifest.labels, model.manifest.window
+    end_s = at_s + max(length_s or 0.0, window.length_s) + window.hop_s
+    core = LiveCore(model, layer=Layer(SCHEMA, "").enrol(name, example))
+    found = []
+    for decision in (one for packet in packets for one in core.packet(packet)):
+        ends_s = (decision.window_end_ns - packets[0].arrival_ns) / 1e9
+        begin_s = ends_s - window.length_s
+        if decision.raw_label == name and (ends_s <= at_s or begin_s >= end_s):
+            known = decision.scores[: len(labels)]
+            found.append((begin_s, labels[known.index(max(known))]))
+    groups: list[list[tuple[float, str]]] = []
+    for one in found:
+        if groups and one[0] - groups[-1][-1][0] < 2.5 * window.hop_s:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return [
+        Stretch(
+            group[0][0],
+            group[-1][0] - group[0][0] + window.length_s,
+            Counter(label for _, label in group).most_common(1)[0][0],
+        )
+        for group in groups
+    ]
 
 
 def taken_for(model: BundleModel, windows: Sequence[Mapping[str, Float32]]) -> str | None:

@@ -14,7 +14,16 @@ import pytest
 
 from armlet_runtime.cli import main
 from armlet_runtime.deciding import SURE, Decider, softmax
-from armlet_runtime.enrolment import MAX_WINDOWS, REACH, Bank, make_example, recorded_windows, taken_for
+from armlet_runtime.enrolment import (
+    MAX_WINDOWS,
+    REACH,
+    Bank,
+    Stretch,
+    found_elsewhere,
+    make_example,
+    recorded_windows,
+    taken_for,
+)
 from armlet_runtime.errors import BundleError, EnrolmentError
 from armlet_runtime.layers import (
     Example,
@@ -306,6 +315,7 @@ def test_the_command_from_a_recording(
     before = decided()
     code, out, _ = armlet("enrol", "jump", bundle, "--recording", played, "--at", "6.5", "--from", "2s")
     assert code == 0 and "jump: played.mcap at 6.5 s (" in out and "revision 1" in out
+    assert "elsewhere in the recording it is found once: at 5." in out and "take the example back with --undo" in out
     after = decided()
     assert after[:8] == before[:8] and after[-5:] == ["jump"] * 5 and after == decided()
     assert "jump" in armlet("enrol", "--list", bundle)[1]
@@ -341,3 +351,20 @@ def test_windows_of_a_recording_lie_where_they_were_asked_for(model: CountingMod
     assert len(recorded_windows(model, packets, 6.0, 2.0)) in (3, 4)
     assert all(np.abs(low[name] - high[name]).max() > 0.1 for name in low)
     assert recorded_windows(model, packets, 30.0, None) == []
+
+
+def test_where_else_in_its_recording_an_example_is_found(model: CountingModel, bank: Bank, played: Path) -> None:  # noqa: F811
+    from armlet_runtime.recording import read_recording
+
+    packets: list[Packet] = read_recording(played).packets
+
+    def elsewhere(at_s: float, length_s: float) -> list[Stretch]:
+        example = make_example(model, bank, recorded_windows(model, packets, at_s, length_s), "here")
+        return found_elsewhere(model, "new", example, packets, at_s, length_s)
+
+    # The signal is low until 5 s and high from then on; windows of 1 s, and two of them reach over the step.
+    for at_s, length_s, begin_s, end_s in ((6.5, 1.0, 4.9, 6.5), (6.5, 1.0, 8.0, 10.1), (1.5, 1.0, 3.0, 5.1)):
+        found = [one for one in elsewhere(at_s, length_s) if begin_s <= one.begin_s <= end_s]
+        assert len(found) == 1 and found[0].begin_s + found[0].length_s <= end_s + 0.1, (found, at_s)
+        assert found[0].label in model.manifest.labels and found[0].length_s >= 1.0
+    assert elsewhere(0.0, 10.0) == []  # nothing is left

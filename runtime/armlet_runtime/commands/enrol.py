@@ -13,8 +13,10 @@ from .model_arguments import add_engine_option, add_key_option, load_bundle
 
 if TYPE_CHECKING:
     from ..engines.base import Float32
+    from ..enrolment import Stretch
     from ..layers import Layer
     from ..model import BundleModel
+    from ..recording import Packet
 
 NAME = "enrol"
 HELP = "Teach a board a new class from one example; it is kept beside the bundle, and can be undone and removed."
@@ -27,6 +29,9 @@ EXTRA = ""
 
 # Without a sensor for so long, a live enrolment is given up.
 PATIENCE_S = 60.0
+
+# So many places at which an example is found are told.
+MOST_TOLD = 5
 
 
 def length(text: str) -> float:
@@ -60,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
-    from ..enrolment import Bank, make_example, taken_for
+    from ..enrolment import Bank, found_elsewhere, make_example, taken_for
     from ..errors import UsageError
     from ..layers import Layer, change_layer, check_name, layer_path, left_behind, read_layer
     from ..model import BundleModel
@@ -77,14 +82,18 @@ def run(args: argparse.Namespace) -> int:
     path = layer_path(args.bundle, bundle.digest)
     layer = read_layer(path, bundle.digest, bundle.manifest)  # what is wrong with it is said before anybody moves
     change: Callable[[Layer], Layer] | None = None
+    elsewhere: list[Stretch] | None = None
     if teaching:
         check_name(args.name, bundle.manifest)
         bank = Bank(bundle.manifest, bundle.read)
         model = BundleModel.from_bundle(bundle, args.engine)
-        windows, source = _live(args, model) if args.recording is None else _recorded(args, model)
+        packets = _packets(args, model) if args.recording is not None else None
+        windows, source = _live(args, model) if packets is None else _recorded(args, model, packets)
         if (label := taken_for(model, windows)) is not None:
-            print(f"the model is sure that all of this is '{label}': '{args.name}' will hardly be told from it")
+            print(f"the model is sure that all of this is '{label}', and it will not be told from that")
         example = make_example(model, bank, windows, source)
+        if packets is not None:
+            elsewhere = found_elsewhere(model, args.name, example, packets, args.at, args.length)
         change = partial(Layer.enrol, name=args.name, example=example)
     elif args.undo:
         change = Layer.undo
@@ -94,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         layer = change_layer(path, bundle.digest, bundle.manifest, change)
     _show(layer, [modality.name for modality in bundle.manifest.modalities])
     print(f"{path}: revision {layer.revision}")
+    if elsewhere is not None:
+        _show_elsewhere(elsewhere)
     if others := left_behind(path):
         print(f"for other bundles, which this one cannot use: {', '.join(others)}")
     if args.json:
@@ -101,17 +112,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recorded(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
-    """The windows of an example in a recording, and how the layer names it."""
-    from ..enrolment import recorded_windows
-    from ..errors import DataError, EnrolmentError
+def _packets(args: argparse.Namespace, model: BundleModel) -> list[Packet]:
+    """The packets of the recording."""
+    from ..errors import DataError
     from ..playing import packets_of
     from ..recording import read_recording
 
     try:
-        packets, _ = packets_of(read_recording(args.recording), model.manifest.modalities)
+        return packets_of(read_recording(args.recording), model.manifest.modalities)[0]
     except DataError as error:
         raise DataError(f"{args.recording}: {error}") from error
+
+
+def _recorded(
+    args: argparse.Namespace, model: BundleModel, packets: list[Packet]
+) -> tuple[list[dict[str, Float32]], str]:
+    """The windows of an example in a recording, and how the layer names it."""
+    from ..enrolment import recorded_windows
+    from ..errors import EnrolmentError
+
     windows = recorded_windows(model, packets, args.at, args.length)
     if not windows:
         raise EnrolmentError(f"{args.recording} has no whole window with a sensor in it after --at {args.at:g}")
@@ -167,3 +186,16 @@ def _show(layer: Layer, names: Sequence[str]) -> None:
         print(f"{name}: {told}" + (f"; not known on {', '.join(lacking)}" if lacking else ""))
     if not layer.classes():
         print("no classes are enrolled for this bundle")
+
+
+def _show_elsewhere(stretches: Sequence[Stretch]) -> None:
+    """Where else in the recording a new example is found, the longest first."""
+    if not stretches:
+        print("it is found nowhere else in the recording")
+        return
+    longest = sorted(stretches, key=lambda one: -one.length_s)
+    times = "once" if len(longest) == 1 else f"{len(longest)} times"
+    told = ", ".join(f"{one.begin_s:.1f} s ({one.length_s:.1f} s of '{one.label}')" for one in longest[:MOST_TOLD])
+    more = f", and {len(longest) - MOST_TOLD} more" if len(longest) > MOST_TOLD else ""
+    print(f"elsewhere in the recording it is found {times}: at {told}{more}")
+    print("if that is something else, take the example back with --undo and show another")
