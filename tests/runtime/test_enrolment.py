@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -12,7 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from armlet_runtime.bundle import Bundle
 from armlet_runtime.cli import main
+from armlet_runtime.controls import RunControls
 from armlet_runtime.deciding import SURE, Decider, softmax
 from armlet_runtime.enrolment import (
     MAX_WINDOWS,
@@ -40,6 +43,7 @@ from armlet_runtime.live import RECENT_WINDOWS, LiveCore
 from armlet_runtime.manifest import UNKNOWN, Confidence, HiddenMarkov, Majority
 from armlet_runtime.model import BundleModel
 from armlet_runtime.prove import Draft
+from armlet_runtime.recorder import Recorder
 from armlet_runtime.recording import Packet, Recording, write_recording
 
 from .conftest import SmallBundle
@@ -368,3 +372,29 @@ def test_where_else_in_its_recording_an_example_is_found(model: CountingModel, b
         assert len(found) == 1 and found[0].begin_s + found[0].length_s <= end_s + 0.1, (found, at_s)
         assert found[0].label in model.manifest.labels and found[0].length_s >= 1.0
     assert elsewhere(0.0, 10.0) == []  # nothing is left
+
+
+async def test_the_page_learns_and_says_when_nothing_is_new(
+    model: CountingModel,  # noqa: F811
+    small_bundle: SmallBundle,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "small.armlet"
+    path.write_bytes(small_bundle.path.read_bytes())
+    core = LiveCore(model)
+    feed(core, both(4.0))
+    unsure = small_bundle.open()
+    confidence = Confidence(dict.fromkeys(SUBSETS, 1e-4))
+    sure = dataclasses.replace(unsure, manifest=msgspec.structs.replace(unsure.manifest, confidence=confidence))
+
+    def controls(bundle: Bundle) -> RunControls:
+        recorder = Recorder()
+        return RunControls(str(path), lambda: bundle, None, core, recorder, lambda path: None)
+
+    assert await controls(unsure).enrol("wave", 2.0) == "Learned 'wave' from 3 windows."
+    assert core.labels[-1] == "wave"
+    said = await controls(sure).enrol("jump", 0.0)
+    assert said.startswith("Learned 'jump' from 1 window. But the model is sure that all of this is '")
+    with pytest.raises(EnrolmentError, match="cannot name a class"):
+        await controls(unsure).enrol("", 0.0)
+    assert core.labels[-2:] == ("wave", "jump")
