@@ -217,6 +217,7 @@ class HeartRateTwin(Twin):
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         self._rate = streams["hr"]
         self._intervals = streams.get("rr")
+        self._energy = streams.get("energy")
         location = characteristic(heart_rate.LOCATION_UUID, _READ, _CHEST)
         measurement = characteristic(heart_rate.MEASUREMENT_UUID, _NOTIFY)
         super().__init__(heart_rate.SERVICE_UUID, [measurement, location], [heart_rate.MEASUREMENT_UUID])
@@ -230,7 +231,10 @@ class HeartRateTwin(Twin):
             bpm = float(self._rate.values[i, 0])
             contact = math.isfinite(bpm)
             measurement = heart_rate.HeartRate(
-                round(bpm) if contact else 0, self._beats(before_ns, at_ns) if contact else (), contact=contact
+                round(bpm) if contact else 0,
+                self._beats(before_ns, at_ns) if contact else (),
+                contact,
+                self._energy_kj(before_ns, at_ns),
             )
             yield Due(at_ns, heart_rate.encode(measurement), heart_rate.MEASUREMENT_UUID)
             before_ns = at_ns
@@ -240,6 +244,12 @@ class HeartRateTwin(Twin):
             return ()
         first, last = np.searchsorted(self._intervals.times_ns, (after_ns + 1, until_ns + 1))
         return tuple(self._intervals.values[first:last, 0].tolist())
+
+    def _energy_kj(self, after_ns: int, until_ns: int) -> int | None:
+        if self._energy is None:
+            return None
+        first, last = np.searchsorted(self._energy.times_ns, (after_ns + 1, until_ns + 1))
+        return round(float(self._energy.values[last - 1, 0])) if last > first else None
 
 
 class OximeterTwin(Twin):
@@ -604,7 +614,9 @@ class _Kind(NamedTuple):
 _AXES = dict.fromkeys(SCALES, 3)
 _KINDS: Mapping[str, _Kind] = {
     "imu": _Kind(lambda streams, size, name: ImuTwin(list(streams.values()), size), frozenset(), _AXES),
-    "heart_rate": _Kind(lambda streams, size, name: HeartRateTwin(streams), frozenset({"hr"}), {"hr": 1, "rr": 1}),
+    "heart_rate": _Kind(
+        lambda streams, size, name: HeartRateTwin(streams), frozenset({"hr"}), {"hr": 1, "rr": 1, "energy": 1}
+    ),
     "oximeter": _Kind(
         lambda streams, size, name: OximeterTwin(streams), frozenset({"spo2", "hr"}), {"spo2": 1, "hr": 1}
     ),

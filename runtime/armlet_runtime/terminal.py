@@ -31,6 +31,9 @@ _BLOCKS, _GREYS = " ▁▂▃▄▅▆▇█", " .:-=+*%@"
 # labels that are shown, however many of the others there are.
 _FIXED_LINES, _FEWEST_LABELS = 10, 3
 
+# Columns of a wearable's name, and of what stands beside it up to the clock's bound.
+_NARROWEST_NAME, _WIDEST_NAME, _BESIDE_NAME = 8, 20, 46
+
 _STYLES = {"streaming": "green", "linked": "green", "missing": "red", "gone": "red", "refused": "red"}
 
 
@@ -182,7 +185,9 @@ def frame(
             f"{value:>7} {signal.unit:6.6} ", (f"{signal.coverage:4.0%} ", style), (f"{age:>9}", style)
         )
         lines.append(Text.assemble(name, (line, "cyan"), about))
-    lines += [Text(), Text(f"{'wearable':20} {'link':10} {'Hz':>4} {'lost':>5} {'bad':>4}  clock", "dim")]
+    # On a narrow terminal names are cut, so that the clock stays.
+    wide = max(_NARROWEST_NAME, min(_WIDEST_NAME, width - _BESIDE_NAME))
+    lines += [Text(), Text(f"{'wearable':{wide}} {'link':10} {'Hz':>4} {'lost':>5} {'bad':>4}  clock", "dim")]
     room = height - len(lines) - 1
     shown = state.wearables if len(state.wearables) <= room else state.wearables[: max(room - 1, 0)]
     # Why a wearable does not send stands below it where there is a line for it.
@@ -193,7 +198,7 @@ def frame(
         clock = _clock_text(one.clock.drift_ppm, one.clock.bound_ms, blocks) if one.clock else "none"
         counts = f" {one.rate_hz:4.0f} {one.lost:5} {one.malformed:4}  {clock:17} "
         link = (f"{one.state:10.10}", _STYLES.get(one.state, ""))
-        lines.append(Text.assemble(_cells(one.name, 20), " ", link, counts, (" ".join(extra), "dim")))
+        lines.append(Text.assemble(_cells(one.name, wide), " ", link, counts, (" ".join(extra), "dim")))
         if below and one.problem:
             lines.append(Text(f"  {one.problem}", "yellow"))
     if len(shown) < len(state.wearables):

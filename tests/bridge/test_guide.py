@@ -45,6 +45,10 @@ def glove(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
+def test_it_lists_every_profile() -> None:
+    assert all(f"[{one.name}]({one.name}.py)" in GUIDE for one in wearables.PROFILES)
+
+
 async def test_the_whole_path(glove: types.ModuleType) -> None:
     times = np.arange(250) * 10_000_000
     values = np.stack([np.arange(250) / 1000, np.zeros(250), np.ones(250)], axis=1).astype(np.float32)

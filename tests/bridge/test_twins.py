@@ -27,18 +27,18 @@ SECONDS = 2.5
 # What channel 0 rises by from sample to sample, well above what any wearable resolves: a sample says which it is.
 STEPS = {
     "acc": 0.02, "gyro": 0.02, "mag": 0.6, "ecg": 0.005, "eeg": 2.0, "ppg": 1000.0, "hr": 1.0, "spo2": 0.5,
-    "temp": 0.25, "rr": 0.02,
+    "temp": 0.25, "rr": 0.02, "energy": 1.0,
 }  # fmt: skip
-ZERO = {"hr": 60.0, "spo2": 90.0, "temp": 30.0, "rr": 0.7}
+ZERO = {"hr": 60.0, "spo2": 90.0, "temp": 30.0, "rr": 0.7, "energy": 900.0}
 CHANNELS = {"acc": 3, "gyro": 3, "mag": 3, "eeg": 4}
-ARRIVALS = ("hr", "spo2", "temp", "rr")  # placed by their arrivals
+ARRIVALS = ("hr", "spo2", "temp", "rr", "energy")  # placed by their arrivals
 
 # Without a clock: in 3 s on a busy host their rates are not known well yet.
 COUNTED = ("Muse-ABCD", "Thingy", "Arduino")
 
 WORN: dict[str, tuple[str, dict[str, float]]] = {
     "Own imu": ("imu", {"acc": 50.0, "gyro": 50.0, "mag": 50.0}),
-    "Strap": ("heart_rate", {"hr": 5.0, "rr": 5.0}),
+    "Strap": ("heart_rate", {"hr": 5.0, "rr": 5.0, "energy": 5.0}),
     "Oximeter": ("oximeter", {"spo2": 5.0, "hr": 5.0}),
     "Thermometer": ("thermometer", {"temp": 5.0}),
     "Polar H10 12345678": ("polar", {"ecg": 130.0, "acc": 200.0}),

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ from numpy.typing import NDArray
 
 from armlet_runtime.cutting import Cutter
 from armlet_runtime.errors import PacketError
-from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import Packet
 from armlet_runtime.streams import Wearable
 from armlet_runtime.wearables import (
@@ -29,7 +25,6 @@ from armlet_runtime.wearables import (
     arduino,
     battery,
     device_information,
-    imu,
     medical,
     movesense,
     muse,
@@ -119,22 +114,6 @@ def test_facts() -> None:
             battery.decode(bad)
     assert device_information.decode(b"Polar Electro Oy\0") == "Polar Electro Oy"
     assert device_information.decode(b"\xff\x1b[31m") == "\ufffd [31m"
-
-
-def test_the_guide_s_example_works() -> None:
-    guide = Path(imu.__file__).with_name("guide.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    names: dict[str, Any] = {"np": np, "struct": struct, "Modality": Modality, "PacketError": PacketError}
-    exec("from __future__ import annotations\nfrom armlet_runtime.wearables.profile import *\n" + code, names)
-    profile = names["GloveProfile"]()
-    assert written(carry_out(profile.start(Wanted()))) == ["01"] and carry_out(profile.stop(Wanted())) == []
-    decoder = profile.decoder()
-    (batch,) = decoder.take("data", names["DATA_UUID"], struct.pack("<H3h", 7, 1000, 0, -500))
-    check(decoder, [batch])
-    assert batch.sequence == 7 and batch.values["acc"][0] == pytest.approx([1.0, 0.0, -0.5])
-    with pytest.raises(PacketError, match="not 8"):
-        decoder.take("data", names["DATA_UUID"], b"\0")
-    assert all(f"[{one.name}]({one.name}.py)" in guide for one in PROFILES)
 
 
 # --- numbers of IEEE 11073 ------------------------------------------------------------------------------------------

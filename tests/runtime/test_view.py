@@ -64,6 +64,16 @@ def test_everything_fits_80_by_24(model: BundleModel) -> None:
     assert text.endswith("and 6 more") and text.count("streaming") == 8
 
 
+def test_a_narrow_terminal_cuts_names_and_keeps_clocks(model: BundleModel) -> None:
+    monitor, _, end_ns = played(model)
+    monitor.links({"Polar H10 1234567890": Link("Polar H10 1234567890", "streaming")})
+    for width, name in ((80, "Polar H10 1234567890 "), (60, "Polar H10 1234 "), (40, "Polar H1 ")):
+        lines = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, width, 24)]
+        assert any(line.startswith(f"{name}streaming ") for line in lines)
+        (head,) = (line for line in lines if line.startswith("wearable"))
+        assert width < 60 or head.index("clock") + len("+100 ppm ±99.9 ms") <= width
+
+
 def test_what_is_shown_of_a_replay(model: BundleModel) -> None:
     monitor, _, end_ns = played(model)
     lines = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, 80, 24)]

@@ -136,6 +136,9 @@ def test_heart_rate_without_contact_is_no_sample() -> None:
         [1, 2],
     ]
     assert {group.counters for group in decoder.groups} == {None}
+    # The energy spent is the sensor's own sum.
+    _, energy = decoder.take("data", heart_rate.MEASUREMENT_UUID, bytes.fromhex("0c 50 39 01"))
+    assert energy.values["energy"].tolist() == [[313.0]] and energy.group.modalities[0].unit == "kJ"
 
 
 def test_beats_lie_their_intervals_apart_whatever_the_arrivals() -> None:

@@ -42,6 +42,9 @@ def run(bundle: str, key: str, bluetooth: str) -> None:
     wait_for("what it does", lambda: properties()["StatusText"] == "decides on acc+gyro")
     assert main(["service", "status", "--json", "status.json"]) == 0
     assert json.loads(Path("status.json").read_text())["status"] == "decides on acc+gyro"
+    # Shut in: no new privileges, and system calls are filtered.
+    shut = Path(f"/proc/{main_process()}/status").read_text()
+    assert "NoNewPrivs:\t1\n" in shut and "Seccomp:\t2\n" in shut, shut
     # Fed by a run that decides: after longer than the watchdog's 3 s it is the same process.
     first = main_process()
     time.sleep(4.0)

@@ -30,6 +30,7 @@ LOCATION_UUID = sig(0x2A38)
 
 MODALITY = Modality("hr", ("bpm",), UNITS["hr"], 1.0)
 RR_MODALITY = Modality("rr", ("interval",), UNITS["rr"], 1.0)
+ENERGY_MODALITY = Modality("energy", ("spent",), UNITS["energy"], 1.0)
 RR_UNIT_S = 1 / 1024
 
 _WIDE, _CONTACT, _CONTACT_KNOWN, _ENERGY, _RR = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -103,16 +104,17 @@ def decode(data: bytes) -> HeartRate:
 
 HR_GROUP = Group("heart_rate", (MODALITY,))
 RR_GROUP = Group("heart_rate.rr", (RR_MODALITY,))
+ENERGY_GROUP = Group("heart_rate.energy", (ENERGY_MODALITY,))
 
 
 class HeartRateDecoder:
-    """Heart rate and beat-to-beat intervals as modalities.
+    """Heart rate, beat-to-beat intervals and the energy spent as modalities.
 
     A measurement without skin contact, or of 0 beats a minute, is no sample. The beats of a packet lie their intervals
-    apart; the newest is taken to be of now.
+    apart; the newest is taken to be of now. The energy is a sum that the sensor keeps, whatever it touches.
     """
 
-    groups: tuple[Group, ...] = (HR_GROUP, RR_GROUP)
+    groups: tuple[Group, ...] = (HR_GROUP, RR_GROUP, ENERGY_GROUP)
 
     def take(self, kind: str, source: str, data: bytes) -> list[Batch]:
         """See :class:`armlet_runtime.wearables.profile.Decoder`."""
@@ -130,6 +132,9 @@ class HeartRateDecoder:
                     before_ns=np.rint(after * 1e9).astype(np.int64),
                 )
             )
+        if measurement.energy_kj is not None:
+            spent = np.full((1, 1), measurement.energy_kj, np.float32)
+            batches.append(Batch(ENERGY_GROUP, {ENERGY_MODALITY.name: spent}))
         return batches
 
 
@@ -139,7 +144,7 @@ class HeartRateProfile(ProfileBase):
     name: str = "heart_rate"
     services: tuple[str, ...] = (SERVICE_UUID,)
     sources: tuple[str, ...] = (MEASUREMENT_UUID,)
-    carries: tuple[str, ...] = (MODALITY.name, RR_MODALITY.name)
+    carries: tuple[str, ...] = (MODALITY.name, RR_MODALITY.name, ENERGY_MODALITY.name)
 
     def start(self, wanted: Wanted) -> Steps:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""

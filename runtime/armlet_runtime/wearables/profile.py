@@ -24,6 +24,7 @@ UNITS: Mapping[str, str] = {
     "ppg": "count",
     "hr": "bpm",
     "rr": "s",
+    "energy": "kJ",
     "spo2": "%",
     "temp": "degC",
     "eda": "uS",
