@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -46,6 +46,8 @@ GROUP = "armlet.bluetooth"
 # One attempt to connect. A Raspberry Pi's own chip takes 1 to 3 s; what has not come up by then has gone, and others
 # wait for their turn.
 CONNECT_S = 10.0
+# The end of a scan, which a connection attempt waits for.
+QUIET_S = 2.0
 # All steps of starting a wearable: a dozen commands at a round trip of 0.1 s each, and a slow one.
 START_S = 15.0
 # The answer to one command.
@@ -216,6 +218,7 @@ async def _open_adapter(name: str) -> AsyncIterator[Bluetooth]:
 class _Adapter:
     bluetooth: Bluetooth
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)
     worked: bool = False
     refused_since: float | None = None
     heard_at: float = 0.0
@@ -333,6 +336,7 @@ class Session:
             self._start(self._scan(adapter))
         if sys.platform == "linux" and any(adapter.bluetooth.scanner is None for adapter in self._adapters):
             self._start(self._follow_bluez())
+            self._start(self._free_wearables())
         try:
             await self._failed
         finally:
@@ -382,6 +386,19 @@ class Session:
         with suppress(OSError, EOFError):  # without a D-Bus scanning fails, and says so
             await follow(changed)
 
+    async def _free_wearables(self) -> None:
+        """Have BlueZ end the links of missing wearables that a process which is no more has left behind."""
+        from .bluez import free
+
+        def wanted(name: str, address: str, services: Collection[str]) -> bool:
+            link = next((link for link in self.links.values() if link.address == address), None)
+            if link is not None:
+                return not link.linked
+            return name in self._names or address in self._names or (not self._names and self._useful(name, services))
+
+        with suppress(OSError, EOFError):
+            await free(lambda: any(map(self._scan_wanted, self._adapters)), wanted)
+
     def _scan_wanted(self, adapter: _Adapter) -> bool:
         """Whether a wearable is missing, and the adapter is not busy with connecting one."""
         if adapter.connecting.locked():
@@ -405,8 +422,10 @@ class Session:
 
         while True:
             if not self._scan_wanted(adapter):
+                adapter.quiet.set()
                 await self._wait_for_change()
                 continue
+            adapter.quiet.clear()
             try:
                 async with BleakScanner(heard, backend=bluetooth.scanner, **bluetooth.options):
                     adapter.worked, adapter.refused_since = True, None
@@ -461,7 +480,7 @@ class Session:
         if self._names:
             wanted = self._names.get(address) or self._names.get(name)
             return self._known_as(self.links[wanted], address) if wanted is not None else None
-        if not name or not self._useful(name, advertisement):
+        if not name or not self._useful(name, advertisement.service_uuids):
             return None
         if name in self.links:
             link = self._known_as(self.links[name], address)
@@ -498,8 +517,8 @@ class Session:
                 task.cancel()
         return True
 
-    def _useful(self, name: str, advertisement: AdvertisementData) -> bool:
-        profiles = profiles_of_advertisement(name, advertisement.service_uuids)
+    def _useful(self, name: str, services: Collection[str]) -> bool:
+        profiles = profiles_of_advertisement(name, services)
         return any(Wanted(self._rates_hz).wants(*profile.carries) for profile in profiles)
 
     # --- one wearable -------------------------------------------------------------------------------------------------
@@ -567,6 +586,9 @@ class Session:
         async with adapter.connecting:
             self._set(link, "connecting")
             link.attempts += 1
+            # What a bluetoothd says of the end of its scan can keep it from saying that a link is up.
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(adapter.quiet.wait(), QUIET_S)
             client = await asyncio.wait_for(
                 establish_connection(
                     BleakClient,

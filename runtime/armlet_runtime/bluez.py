@@ -5,19 +5,33 @@ come any more, and what bleak remembers of the old daemon makes every later requ
 daemon does say so. bleak forgets all it knows of BlueZ, and tells every client that its link is gone, when its
 connection to the D-Bus ends; so that connection is ended here. And a scan on an adapter that was pulled out or powered
 off goes on without a word, and hears nothing when the adapter is back.
+
+Nor does BlueZ end the links of a process that was killed (https://github.com/bluez/bluez/issues/89). A wearable with a
+link does not advertise, so the next process would wait for it in vain; :func:`free` ends links that nobody listens to.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from typing import Any
 
 from dbus_fast import BusType, Message, MessageType
 from dbus_fast.aio import MessageBus
 
+# How often links that nobody listens to are looked for, and how long one must have been such: longer than another
+# process takes from connecting to listening.
+LOOK_S = 2.0
+ORPHAN_S = 8.0
+
 DAEMON = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
+DEVICE = "org.bluez.Device1"
+CHARACTERISTIC = "org.bluez.GattCharacteristic1"
 _BUS = "org.freedesktop.DBus"
+# Of a characteristic: whether a process takes its notifications, in the one or the other of BlueZ's two ways.
+_TAKEN = ("Notifying", "NotifyAcquired")
 _RULES = (
     f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{DAEMON}'",
     f"type='signal',sender='{DAEMON}',interface='{_BUS}.ObjectManager'",
@@ -64,3 +78,47 @@ async def follow(changed: Callable[[], None]) -> None:
             changed()
     finally:
         bus.disconnect()
+
+
+async def free(looking: Callable[[], bool], wanted: Callable[[str, str, Collection[str]], bool]) -> None:
+    """End the links of wanted wearables that no process listens to, so that they advertise again. Never returns.
+
+    Args:
+        looking: Whether a wearable is missing; while none is, nothing is done.
+        wanted: Of a name, an address and the UUIDs of services: whether it is a wearable that is missing.
+
+    Raises:
+        OSError: There is no system D-Bus.
+    """
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    since: dict[str, float] = {}
+    try:
+        while True:
+            objects: dict[str, dict[str, Any]] = {}
+            if looking():
+                reply = await bus.call(Message(DAEMON, "/", f"{_BUS}.ObjectManager", "GetManagedObjects"))
+                objects = reply.body[0] if reply.message_type is MessageType.METHOD_RETURN else {}
+            now = time.monotonic()
+            since = {path: since.get(path, now) for path in _unheard(objects) if wanted(*_who(objects[path][DEVICE]))}
+            for path in [path for path, first in since.items() if now - first >= ORPHAN_S]:
+                await bus.call(Message(DAEMON, path, DEVICE, "Disconnect"))
+                del since[path]
+            await asyncio.sleep(LOOK_S)
+    finally:
+        bus.disconnect()
+
+
+def _unheard(objects: dict[str, dict[str, Any]]) -> list[str]:
+    """Paths of the devices that have a link and whose notifications nobody takes."""
+    heard = {
+        path.partition("/service")[0]
+        for path, faces in objects.items()
+        if any(key in face and face[key].value for face in [faces.get(CHARACTERISTIC, {})] for key in _TAKEN)
+    }
+    linked = [path for path, faces in objects.items() if DEVICE in faces and faces[DEVICE]["Connected"].value]
+    return [path for path in linked if path not in heard]
+
+
+def _who(device: dict[str, Any]) -> tuple[str, str, list[str]]:
+    """Name, address and UUIDs of services of a device."""
+    return device["Alias"].value, device["Address"].value, device["UUIDs"].value

@@ -1,7 +1,7 @@
 """Run inside the user-mode Linux by ``test_bluez.py``: the runtime on real BlueZ, and what BlueZ does wrong.
 
 Wearables and their air are virtual, and so is the controller on ``/dev/vhci``; the kernel's Bluetooth, ``bluetoothd``,
-the D-Bus and bleak's BlueZ back end are what a Raspberry Pi has.
+the D-Bus and bleak's BlueZ back end are what a Raspberry Pi has. All times are of the guest's clock (``kernel.boot``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import asyncio
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +19,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,42 +33,26 @@ from armlet_runtime.streams import Wearable
 from ..test_ble import Run, counting
 
 BLUETOOTHD = "/usr/libexec/bluetooth/bluetoothd"
+# What samples may be late by against one another; in real time that is the host's affair.
+LATE_MS = 20 if os.environ["ARMLET_CLOCK"] == "virtual" else 1000
 ACC, GYRO, STRAP = WearableSpec("Acc", ("acc",)), WearableSpec("Gyro", ("gyro",)), WearableSpec("Strap", ("hr",))
 
 
 class Daemon:
-    """``bluetoothd``, started anew when it ends by itself, as D-Bus and systemd do.
-
-    Debian's 5.66 sometimes crashes when a wearable hangs up or an adapter is pulled out.
-    """
+    """``bluetoothd``. Memory that it has freed is overwritten, so that a use of it after that is a crash."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = True
-        self._process = self._start()
-        threading.Thread(target=self._keep, daemon=True).start()
-
-    @staticmethod
-    def _start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([BLUETOOTHD, "-n"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def _keep(self) -> None:
-        while True:
-            time.sleep(0.2)
-            with self._lock:
-                if self._wanted and self._process.poll() is not None:
-                    print(f"bluetoothd ended by itself ({self._process.returncode})")
-                    self._process = self._start()
+        self.start()
 
     def start(self) -> None:
-        with self._lock:
-            self._wanted, self._process = True, self._start()
+        environment = {**os.environ, "MALLOC_PERTURB_": "165"}
+        self._process = subprocess.Popen([BLUETOOTHD, "-n"], stderr=subprocess.DEVNULL, env=environment)
 
     def kill(self) -> None:
-        with self._lock:
-            self._wanted = False
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+        """End it without a word, as a crash does."""
+        assert self._process.poll() is None, f"bluetoothd ended by itself ({self._process.returncode})"
+        self._process.kill()
+        self._process.wait()
 
 
 @pytest.fixture
@@ -81,19 +62,16 @@ def daemon() -> Iterator[Daemon]:
     one.kill()
 
 
-async def powered(daemon: Daemon) -> None:
-    """Return when BlueZ has a usable adapter. A ``bluetoothd`` that starts while one is plugged in can miss it."""
-    for _ in range(5):
-        end = time.monotonic() + 8
-        while time.monotonic() < end:
-            try:
-                (await get_global_bluez_manager()).get_default_adapter()
-                return
-            except (BleakError, OSError, EOFError):
-                await asyncio.sleep(0.1)
-        daemon.kill()
-        daemon.start()
-    raise AssertionError("BlueZ has no adapter")
+async def powered() -> None:
+    """Return when BlueZ has a usable adapter."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            (await get_global_bluez_manager()).get_default_adapter()
+            return
+        except (BleakError, OSError, EOFError):
+            assert time.monotonic() < end, "BlueZ has no adapter"
+            await asyncio.sleep(0.1)
 
 
 @dataclass
@@ -114,7 +92,7 @@ class Worn:
         return wearable
 
     def samples_once(self, name: str, modality: str) -> None:
-        """That every sample came once, at its own time within what a busy machine is late by."""
+        """That every sample came once, at its own time."""
         wearable = self.wearable(name)
         counts = wearable.counts["imu"]
         assert counts.duplicated == counts.malformed == counts.implausible == 0, counts
@@ -122,19 +100,18 @@ class Worn:
         steps = np.diff(np.rint(values[:, 0] * 1000)) % 1000
         assert (steps >= 1).all()
         late_ms = np.diff(times) / 1e6 - steps * 20
-        # Within what a host that is busy delays the first packets of a link; the count begins anew after 20 s.
-        late_ms = (late_ms + 10_000) % 20_000 - 10_000
-        assert np.ptp(np.cumsum(late_ms)) < 1000
+        late_ms = (late_ms + 10_000) % 20_000 - 10_000  # the count begins anew after 20 s
+        assert np.ptp(np.cumsum(late_ms)) < LATE_MS
 
 
 @asynccontextmanager
-async def worn(daemon: Daemon, *specs: WearableSpec, seconds: float = 120.0) -> AsyncIterator[Worn]:
+async def worn(*specs: WearableSpec, seconds: float = 120.0) -> AsyncIterator[Worn]:
     air = AirLink()
     async with AsyncExitStack() as stack:
         play = await stack.enter_async_context(put_on(counting(seconds), air, list(specs)))
         ports = [KernelPort(air)]
         stack.callback(lambda: ports[-1].close())
-        await powered(daemon)
+        await powered()
         run = Run(Session(SystemBluetooth()))
         try:
             yield Worn(run, play, air, ports)
@@ -144,7 +121,7 @@ async def worn(daemon: Daemon, *specs: WearableSpec, seconds: float = 120.0) -> 
 
 
 async def test_three_wearables_stream_each_sample_once(daemon: Daemon) -> None:
-    async with worn(daemon, ACC, GYRO, STRAP, seconds=3.0) as on:
+    async with worn(ACC, GYRO, STRAP, seconds=3.0) as on:
         await on.run.until(lambda: on.run.streaming("Acc", "Gyro", "Strap"), 40)
         await on.play.run()
         await on.run.until(
@@ -157,7 +134,7 @@ async def test_three_wearables_stream_each_sample_once(daemon: Daemon) -> None:
 
 async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> None:
     """https://github.com/hbldh/bleak/issues/2002"""
-    async with worn(daemon, ACC, GYRO) as on:
+    async with worn(ACC, GYRO) as on:
         await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 40)
         playing = asyncio.ensure_future(on.play.run())
         gyro, link = on.play.wearables["Gyro"].controller, on.run.session.links["Gyro"]
@@ -168,7 +145,7 @@ async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> 
             began, heard = time.monotonic(), len(on.run.of("Gyro"))
             await on.run.until(lambda heard=heard: len(on.run.of("Gyro")) > heard + 10, 20)  # type: ignore[misc]
             print(f"loss {loss}: samples again after {time.monotonic() - began:.2f} s, {link.failures}")
-        assert link.connections == 6
+        assert link.connections == 6 and not link.failures
         on.samples_once("Gyro", "gyro")
         on.samples_once("Acc", "acc")
         assert len(on.run.of("Acc", "connected")) == 1
@@ -176,17 +153,17 @@ async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> 
 
 
 async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
-    """bluetoothd takes a new attempt down with the end of the old link: https://github.com/hbldh/bleak/issues/1489"""
-    async with worn(daemon, ACC) as on:
+    """In real time bluetoothd takes some attempts down with the end of the old link (bleak's issue 1489)."""
+    async with worn(ACC) as on:
         await on.run.until(lambda: on.run.streaming("Acc"), 40)
         playing = asyncio.ensure_future(on.play.run())
         link = on.run.session.links["Acc"]
-        for _ in range(15):
+        for _ in range(30):
             await on.play.wearables["Acc"].hang_up()
             await on.run.until(lambda: not on.run.streaming("Acc"), 10)
             await on.run.until(lambda: on.run.streaming("Acc"), 40)
         print(f"{link.attempts} attempts, {link.connections} connections, {link.failures}")
-        assert link.connections == 16
+        assert link.connections == 31
         heard = len(on.run.of("Acc"))
         await on.run.until(lambda: len(on.run.of("Acc")) > heard + 10, 20)
         on.samples_once("Acc", "acc")
@@ -195,7 +172,7 @@ async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
 
 async def test_a_killed_bluetoothd_is_got_over_in_the_same_process(daemon: Daemon) -> None:
     """No callback, and ``is_connected`` stays true."""
-    async with worn(daemon, ACC, GYRO) as on:
+    async with worn(ACC, GYRO) as on:
         await on.run.until(lambda: on.run.streaming("Acc", "Gyro"), 40)
         playing = asyncio.ensure_future(on.play.run())
         daemon.kill()
@@ -204,7 +181,7 @@ async def test_a_killed_bluetoothd_is_got_over_in_the_same_process(daemon: Daemo
         seen = time.monotonic() - began
         await asyncio.sleep(1.5)
         daemon.start()
-        await powered(daemon)
+        await powered()
         began, heard = time.monotonic(), (len(on.run.of("Acc")), len(on.run.of("Gyro")))
         await on.run.until(lambda: len(on.run.of("Acc")) > heard[0] + 5 and len(on.run.of("Gyro")) > heard[1] + 5, 30)
         print(f"noticed after {seen:.3f} s; samples of both {time.monotonic() - began:.2f} s after its restart")
@@ -213,7 +190,7 @@ async def test_a_killed_bluetoothd_is_got_over_in_the_same_process(daemon: Daemo
 
 
 async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> None:
-    async with worn(daemon, ACC) as on:
+    async with worn(ACC) as on:
         await on.run.until(lambda: on.run.streaming("Acc"), 40)
         playing = asyncio.ensure_future(on.play.run())
         for _ in range(2):
@@ -227,18 +204,45 @@ async def test_an_adapter_that_is_pulled_out_and_comes_back(daemon: Daemon) -> N
         playing.cancel()
 
 
-async def armlet(daemon: Daemon, *arguments: str) -> str:
-    """What a command said; again, if ``bluetoothd`` crashed under it."""
-    for _ in range(3):
-        await powered(daemon)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "armlet_runtime", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+async def armlet(*arguments: str) -> str:
+    """What a command said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "armlet_runtime", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = (await process.communicate())[0].decode()
+    assert process.returncode == 0, said
+    return said
+
+
+async def test_a_killed_runtime_leaves_its_wearable_to_the_next_and_a_living_one_does_not(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """BlueZ keeps the links of a process that is no more: https://github.com/bluez/bluez/issues/89"""
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        play = await stack.enter_async_context(put_on(counting(120.0), air, [ACC]))
+        stack.callback(KernelPort(air).close)
+        await powered()
+        first = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "armlet_runtime", "record", str(tmp_path / "first.mcap"), "--wearables", "Acc"
         )
-        said = (await process.communicate())[0].decode()
-        if process.returncode == 0:
-            return said
-        assert "cannot be used here" in said or "cannot scan" in said or "did not come up" in said, said
-    raise AssertionError(said)
+        acc = play.wearables["Acc"]
+        await asyncio.wait_for(acc.subscribed.wait(), 40)
+        playing = asyncio.ensure_future(play.run())
+        run = Run(Session(SystemBluetooth(), names=("Acc",)))
+        try:
+            await asyncio.sleep(15)
+            assert acc.subscribed.is_set() and acc.dropped == 0 and run.session.links["Acc"].state == "missing"
+            first.kill()
+            await first.wait()
+            began = time.monotonic()
+            await run.until(lambda: run.streaming("Acc"), 20)
+            print(f"taken over after {time.monotonic() - began:.2f} s")
+            await run.until(lambda: len(run.of("Acc")) > 10, 5)
+        finally:
+            run.task.cancel()
+            await asyncio.gather(run.task, return_exceptions=True)
+            playing.cancel()
 
 
 async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -> None:
@@ -247,15 +251,15 @@ async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -
         play = await stack.enter_async_context(put_on(counting(60.0), air, [ACC, GYRO]))
         for _ in range(2):
             stack.callback(KernelPort(air).close)
-        await powered(daemon)
-        scanned = await armlet(daemon, "wearables", "scan", "--seconds", "3")
+        await powered()
+        scanned = await armlet("wearables", "scan", "--seconds", "3")
         assert all(f"{name:24} " in scanned for name in ("Acc", "Gyro")) and scanned.count(" -50 dBm  imu") == 2
-        info = await armlet(daemon, "wearables", "info", "Gyro", "--bluetooth", "system:hci0")
+        info = await armlet("wearables", "info", "Gyro", "--bluetooth", "system:hci0")
         for says in (
             "battery     100",
             "mtu         517",
             "model       virtual wearable",
-            "gyro (x, y, z) rad/s at 50 Hz",
+            "gyro (x, y, z) in rad/s at 50 Hz",
         ):
             assert says in info, info
 
@@ -272,29 +276,10 @@ async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -
             await asyncio.gather(run.task, return_exceptions=True)
 
 
-def test_armlet_run_decides_through_a_link_loss(daemon: Daemon) -> None:
+def test_armlet_run_decides_through_a_link_loss(daemon: Daemon, tmp_path: Path) -> None:
     """The command lines, as README has them, with nothing between them but BlueZ; a recorder and a screen, too."""
-    summary: dict[str, Any] = {}
-    for _ in range(3):  # unless bluetoothd crashed under it, or the host was too busy to let the guest decide
-        summary = live_run(daemon)
-        subsets = [one["subset"] for one in summary["transitions"]]
-        print(subsets, summary["latency_s"], summary["memory"])
-        if [one for one, _ in groupby(one for one in subsets if one != "none")] == ["acc+gyro", "acc", "acc+gyro"]:
-            break
-    else:
-        raise AssertionError(subsets)
-    assert summary["missed"] == 0
-    counts = {name: one["profiles"]["imu"] for name, one in summary["wearables"].items() if name != "Armlet-Hr"}
-    assert counts["Armlet-Gyro"]["connections"] >= 2 and counts["Armlet-Gyro"]["packets"] > 100
-    assert all(one["duplicated"] == one["malformed"] == one["implausible"] == 0 for one in counts.values())
-    assert summary["memory"]["resident_bytes"] < 90e6
-
-
-def live_run(daemon: Daemon) -> dict[str, Any]:
-    """The summary of one run, while the gyroscope is out of reach for some seconds."""
     bundle, played = Path(os.environ["ARMLET_BUNDLE"]), os.environ["ARMLET_PLAYED"]
     armlet = [sys.executable, "-m", "armlet_runtime"]
-    folder = Path(tempfile.mkdtemp())
     air = subprocess.Popen(
         [*armlet, "wearables", "simulate", played, "--listen", "vhci", "--duration", "10", "--link-loss", "gyro:3:6"],
         stdout=subprocess.PIPE, text=True,
@@ -302,11 +287,11 @@ def live_run(daemon: Daemon) -> dict[str, Any]:
     screen, theirs = pty.openpty()
     try:
         assert air.stdout is not None and "on the air at system" in air.stdout.readline()
-        asyncio.run(powered(daemon))
+        asyncio.run(powered())
         live = subprocess.Popen(
             [*armlet, "run", bundle, "--key", bundle.with_name("signing.key.pub"), "--duration", "15",
-             "--wearables", "Armlet-Acc,Armlet-Gyro,Armlet-Hr", "--record", folder / "live.mcap",
-             "--decisions", folder / "live.jsonl", "--json", folder / "live.json"],
+             "--wearables", "Armlet-Acc,Armlet-Gyro,Armlet-Hr", "--record", tmp_path / "live.mcap",
+             "--decisions", tmp_path / "live.jsonl", "--json", tmp_path / "live.json"],
             stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm"},
         )  # fmt: skip
         os.close(theirs)
@@ -316,10 +301,17 @@ def live_run(daemon: Daemon) -> dict[str, Any]:
         air.terminate()
         air.wait(10)
     assert live.returncode == 0, error.decode()
-    decisions = [json.loads(line) for line in (folder / "live.jsonl").read_text().splitlines()]
+    decisions = [json.loads(line) for line in (tmp_path / "live.jsonl").read_text().splitlines()]
     assert [one["index"] for one in decisions] == list(range(len(decisions)))
-    result: dict[str, Any] = json.loads((folder / "live.json").read_text())
-    return result
+    summary = json.loads((tmp_path / "live.json").read_text())
+    subsets = [one["subset"] for one in summary["transitions"]]
+    print(subsets, summary["latency_s"], summary["memory"])
+    assert [one for one, _ in groupby(one for one in subsets if one != "none")] == ["acc+gyro", "acc", "acc+gyro"]
+    assert summary["missed"] == 0
+    counts = {name: one["profiles"]["imu"] for name, one in summary["wearables"].items() if name != "Armlet-Hr"}
+    assert counts["Armlet-Gyro"]["connections"] == 2 and counts["Armlet-Gyro"]["packets"] > 100
+    assert all(one["duplicated"] == one["malformed"] == one["implausible"] == 0 for one in counts.values())
+    assert summary["memory"]["resident_bytes"] < 90e6
 
 
 def show_nobody(screen: int) -> None:

@@ -1,6 +1,6 @@
 """A user-mode Linux kernel with Bluetooth, built once from Debian's source package and kept in a cache.
 
-``python tests/bluez/kernel.py`` builds it and prints where it lies.
+``python tests/runtime/bluez/kernel.py`` builds it and prints where it lies.
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def build() -> Path:
     return kernel
 
 
-def boot(kernel: Path, tests: Path, timeout_s: float, **variables: str) -> tuple[int, str]:
+def boot(kernel: Path, tests: Path, timeout_s: float, clock: str = "virtual", **variables: str) -> tuple[int, str]:
     """Boot the kernel, run a file of tests as root inside, power off.
 
     Args:
         kernel: Of :func:`build`.
         tests: They see the host's file system read-only, a system D-Bus, and no ``bluetoothd`` yet.
         timeout_s: After which it is killed.
+        clock: What time is inside. ``virtual``: it stands still while a process runs, and what all sleep is skipped
+            (time-travel=inf-cpu), so that how fast or busy the host is changes nothing. ``real``: the host's.
         variables: Of its environment, without blanks.
 
     Returns:
@@ -93,8 +95,9 @@ def boot(kernel: Path, tests: Path, timeout_s: float, **variables: str) -> tuple
         seed.write_bytes(os.urandom(64))
         command = [
             str(kernel), "mem=512M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={INIT}",
-            "con=null", "con0=null,fd:1", "quiet", f"ARMLET_PYTHON={sys.executable}", f"ARMLET_TESTS={tests}",
-            f"ARMLET_SEED={seed}", *(f"{name}={value}" for name, value in variables.items()),
+            "con=null", "con0=null,fd:1", "quiet", *(["time-travel=inf-cpu"] if clock == "virtual" else []),
+            f"ARMLET_PYTHON={sys.executable}", f"ARMLET_TESTS={tests}", f"ARMLET_SEED={seed}", f"ARMLET_CLOCK={clock}",
+            *(f"{name}={value}" for name, value in variables.items()),
         ]  # fmt: skip
         # The guest's memory is a file in TMPDIR; HOME holds its control socket.
         environment = {**os.environ, "HOME": name}
