@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 
+import numpy as np
+
 from .ble import Session
 from .recording import Packet
 
@@ -18,6 +20,8 @@ TURN_S = 0.25
 # then, so only a full garbage collection finds them, and by itself one comes after 70 000 objects: in hours, and until
 # then the process grows, and keeps the size. One takes 1 to 2 ms on a PC, as what start-up made is left out.
 COLLECT_NS = 60_000_000_000
+# numpy/_core/src/multiarray/alloc.c: NBUCKETS, in bytes, and NCACHE.
+NUMPY_CACHED_BYTES, NUMPY_CACHED = 1024, 7
 
 
 async def turns(
@@ -122,7 +126,16 @@ async def play(
 
 @contextmanager
 def _started() -> Iterator[None]:
-    """Leave what start-up made out of the garbage collections of the run, which are shorter then."""
+    """Settle the memory of a process that is to run for long.
+
+    What start-up made is left out of the garbage collections of the run, which are shorter then. And NumPy's cache is
+    filled: of arrays under 1 KiB that are freed, NumPy keeps up to seven of each number of bytes, for ever. Windows are
+    cut through arrays of ever new sizes, so it would fill for hours, with blocks that lie scattered between others and
+    keep their pages in use.
+    """
+    for size in range(1, NUMPY_CACHED_BYTES):
+        held = [np.empty(size, np.uint8) for _ in range(NUMPY_CACHED)]
+        held.clear()
     gc.collect()
     gc.freeze()
     gc.collect()  # counts how many live, which are none now

@@ -91,7 +91,8 @@ class Run:
     def _make_room(self, count: int) -> None:
         """Move the samples to the beginning of new arrays, so that what :meth:`samples` gave stays as it is."""
         used = len(self)
-        times = np.empty(max(LEAST_ROOM, 2 * (used + count)), np.int64)
+        # A power of two, so that the new arrays fit where older ones were.
+        times = np.empty(max(LEAST_ROOM, 1 << (2 * (used + count) - 1).bit_length()), np.int64)
         values = np.empty((len(times), self._values.shape[1]), np.float32)
         times[:used], values[:used] = self.samples()
         self._times, self._values, self._begin, self._end = times, values, 0, used
