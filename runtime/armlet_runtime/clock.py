@@ -83,6 +83,15 @@ class Line:
         """The device time of a host time (both ns)."""
         return self.at_ns + round((host_ns - self.offset_ns - self.at_ns) / (1 + self.slope))
 
+    def seconds_to_host(self, device_ns: NDArray[np.int64], end_ns: int) -> NDArray[np.float64]:
+        """Host times in seconds relative to one in ns, of device times (n,) near it: to the ns, in few steps."""
+        return np.asarray((device_ns - self.to_device(end_ns)) * ((1 + self.slope) / 1e9), np.float64)
+
+    def apart_ns(self, other: Line, device_ns: int) -> float:
+        """How far this line's host time of a device time is after the other's."""
+        mine = self.offset_ns + (device_ns - self.at_ns) * self.slope
+        return mine - other.offset_ns - (device_ns - other.at_ns) * other.slope
+
 
 class ClockFit:
     """The line from one run of a device clock to the host's clock.

@@ -30,7 +30,7 @@ import numpy as np
 from .clock import FINEST_BOUND_NS, Line
 from .modalities import Modality
 from .streams import Run, SampleRing
-from .windows import Bool, Float32, fill_gaps, resample, sample_times
+from .windows import Bool, Float32, Float64, all_finite, fill_gaps, resample, sample_times
 
 HELD_WITHIN_NS = FINEST_BOUND_NS
 """How far a held line may be from the clock's: what a host's time stamps are good for, and no stated bound is finer."""
@@ -91,30 +91,40 @@ class Cutter:
         ring, kept = self.ring, self._kept(end_ns)
         if not kept:
             self.lines = {run: run.clock.line for run in ring.runs}
-        # Relative to the end, so that float64 seconds stay exact however large the host's clock is.
-        newest = self._open + ring.total - self._total if kept else None
-        times, values = ring.samples(end_ns, self.lines, newest)
-        taken = len(times)
-        if np.count_nonzero(np.isfinite(values)) < values.size:  # a sample that is no number was not received
+        times_s, values = self._samples(end_ns, kept)
+        taken = len(times_s)
+        if not all_finite(values):  # a sample that is no number was not received
             finite = np.all(np.isfinite(values), axis=1)
-            times, values = times[finite], values[finite]
-        times_s = times / 1e9
+            times_s, values = times_s[finite], values[finite]
         cut, covered = resample(times_s, values, self._grid_s[kept:], ring.period_ns / 1e9)
         if kept:
             cut = np.concatenate([self._values[self._hop : self._hop + kept], cut])
             covered = np.concatenate([self._covered[self._hop : self._hop + kept], covered])
-        later = len(times) - int(times.searchsorted(0, side="right"))
+        up_to_end = int(times_s.searchsorted(0.0, side="right"))
+        later = len(times_s) - up_to_end
         self._end_ns, self._edits, self._total = end_ns, ring.edits, ring.total
         self._values, self._covered = cut, covered
-        self._settled = int(self._grid_s.searchsorted(times_s[-2])) if len(times) > 1 else 0
+        self._settled = int(self._grid_s.searchsorted(times_s[-2])) if len(times_s) > 1 else 0
         # Two before the first point that is not settled, which is the end itself if all are, and those after it.
-        self._open = max(3, later + 2) + taken - len(times)
+        self._open = max(3, later + 2) + taken - len(times_s)
         return Cut(
             window=np.ascontiguousarray(fill_gaps(cut, covered).T),
             coverage=int(np.count_nonzero(covered)) / len(covered),
-            age_ns=-int(times[-1 - later]) if later < len(times) else None,
+            age_ns=round(-1e9 * float(times_s[up_to_end - 1])) if up_to_end else None,
             total=ring.total - later,
         )
+
+    def _samples(self, end_ns: int, kept: int) -> tuple[Float64, Float32]:
+        """Samples for the points after the kept ones: host times (n,) in seconds, and values (n, channels).
+
+        The times are relative to the end, so that they are exact to the nanosecond however large the host's clock is.
+        """
+        ring = self.ring
+        if kept and (newest := self._open + ring.total - self._total) <= len(ring.runs[-1]):
+            device_ns, values = ring.runs[-1].samples(newest)
+            return self.lines[ring.runs[-1]].seconds_to_host(device_ns, end_ns), values
+        times, values = ring.samples(end_ns, self.lines)
+        return times / 1e9, values
 
     def _kept(self, end_ns: int) -> int:
         """How many points of the window before stay, from the hop on; 0 to cut the window anew."""
@@ -125,6 +135,8 @@ class Cutter:
             if line is held:
                 continue
             end = held.to_device(end_ns)
-            if max(abs(line.to_host(at) - held.to_host(at)) for at in (end - self._span_ns, end)) > HELD_WITHIN_NS:
+            if not -HELD_WITHIN_NS <= line.apart_ns(held, end) <= HELD_WITHIN_NS:
+                return 0
+            if not -HELD_WITHIN_NS <= line.apart_ns(held, end - self._span_ns) <= HELD_WITHIN_NS:
                 return 0
         return max(0, self._settled - self._hop)

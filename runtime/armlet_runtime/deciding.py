@@ -102,7 +102,7 @@ class Decider:
             embedding: Of the model, (embedding_dim,).
         """
         scores = softmax(logits, self._temperature.get(subset, 1.0))
-        best = max(range(len(scores)), key=scores.__getitem__)
+        best = scores.index(max(scores))
         raw = self.labels[best] if scores[best] >= self.unknown_below else UNKNOWN
         if self.enrolled:
             known = self._prototypes.get(subset) if scores[best] <= SURE else None

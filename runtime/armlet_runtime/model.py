@@ -15,6 +15,7 @@ from .engines import Engine, Program
 from .engines.base import Float32
 from .errors import BundleError, DataError, EngineError, NotANumberError
 from .manifest import EnginePrograms, Manifest, ProgramRef, StepProgram
+from .windows import all_finite
 
 # The TFLite runtime runs the programs that were made for LiteRT.
 _PROGRAMS_OF = {"tflite": "litert"}
@@ -117,8 +118,8 @@ class BundleModel:
         self.manifest = manifest
         self.engine: Engine = engines.get_engine(engine if engine is not None else choose_engine(manifest))
         _, programs = programs_of(manifest, self.engine.name)
-        self._modalities = {modality.name: modality for modality in manifest.modalities}
-        names = tuple(self._modalities)
+        self._shapes = {m.name: (len(m.channels), manifest.window.samples(m)) for m in manifest.modalities}
+        names = tuple(self._shapes)
         masks = load_array(read(manifest.mask_tokens), manifest.mask_tokens, (len(names), manifest.token_dim))
         self.mask_tokens: dict[str, Float32] = dict(zip(names, masks, strict=True))
         self._prototypes: Float32 | None = None
@@ -132,7 +133,7 @@ class BundleModel:
         self._aggregator = self._load(programs.aggregator, read)
         # The aggregator's input, made once, and the places of the tokens in it.
         self._row = np.empty((1, len(names) * manifest.token_dim), np.float32)
-        self._places: dict[str, Float32] = dict(zip(names, np.split(self._row, len(names), axis=1), strict=True))
+        self._places: dict[str, Float32] = dict(zip(names, np.split(self._row[0], len(names)), strict=True))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, engine: str | None = None) -> BundleModel:
@@ -153,7 +154,8 @@ class BundleModel:
             EngineError: The engine failed.
         """
         self._check(modality, window)
-        return self.encode_normalised(modality, self.manifest.normalisation[modality].apply(window))
+        token: Float32 = self._encode(modality, self.manifest.normalisation[modality].apply(window))["token"][0]
+        return token
 
     def encode_normalised(self, modality: str, window: Float32) -> Float32:
         """The token (D,) of one window (channels, samples) that is normalised already.
@@ -163,6 +165,7 @@ class BundleModel:
             NotANumberError: The window holds NaN or infinity.
             EngineError: The engine failed.
         """
+        self._check(modality, window)
         token: Float32 = self._encode(modality, window)["token"][0]
         return token
 
@@ -171,6 +174,7 @@ class BundleModel:
 
         Its encoder must be one of :attr:`steps`.
         """
+        self._check(modality, window)
         made = self._encode(modality, window)
         return made["token"][0], made["next_state"]
 
@@ -214,15 +218,13 @@ class BundleModel:
         return token, Carried(window[:, oldest:newest].copy(), state)
 
     def _encode(self, modality: str, window: Float32) -> dict[str, Float32]:
-        self._check(modality, window)
         _check_finite(modality, window)
         return self._encoders[modality]({"window": np.asarray(window, np.float32)[None]})
 
     def _check(self, modality: str, window: Float32) -> None:
-        known = self._modalities.get(modality)
-        if known is None:
-            raise DataError(f"the model has no modality '{modality}'; it has {', '.join(self._modalities)}")
-        shape = (len(known.channels), self.manifest.window.samples(known))
+        shape = self._shapes.get(modality)
+        if shape is None:
+            raise DataError(f"the model has no modality '{modality}'; it has {', '.join(self._shapes)}")
         if window.shape != shape:
             raise DataError(f"a window of '{modality}' must have the shape {shape}, not {window.shape}")
 
@@ -240,16 +242,15 @@ class BundleModel:
             NotANumberError: The scores are none: a decision is never NaN.
             EngineError: The engine failed.
         """
-        unknown = [name for name in tokens if name not in self.mask_tokens]
-        if unknown or not tokens:
+        if not tokens or not tokens.keys() <= self.mask_tokens.keys():
             raise DataError(f"a decision needs tokens of some of {', '.join(self.mask_tokens)}, not of {list(tokens)}")
-        for name, token in tokens.items():
-            if token.shape != (self.manifest.token_dim,):
-                raise DataError(f"a token must have the shape ({self.manifest.token_dim},), not {token.shape} ({name})")
         for name, place in self._places.items():
-            place[0] = tokens.get(name, self.mask_tokens[name])
+            token = tokens.get(name, self.mask_tokens[name])
+            if token.shape != place.shape:
+                raise DataError(f"a token must have the shape {place.shape}, not {token.shape} ({name})")
+            place[:] = token
         result = self._aggregator({"tokens": self._row})
-        if not np.isfinite(result["logits"]).all():
+        if not all_finite(result["logits"]):
             raise NotANumberError(f"the scores of {', '.join(tokens)} are no finite numbers: the signal is too large")
         embedding: Float32 = result["embedding"][0]
         if self._prototypes is None:
@@ -275,5 +276,5 @@ class BundleModel:
 
 
 def _check_finite(modality: str, window: Float32) -> None:
-    if not np.isfinite(window).all():
+    if not all_finite(window):
         raise NotANumberError(f"a window of '{modality}' holds samples that are no finite numbers; leave it out")

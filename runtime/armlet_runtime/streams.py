@@ -102,9 +102,10 @@ class Run:
         while len(self._chunks) > 1 and self._chunks[0][1] < device_ns:
             self._begin += self._chunks.popleft()[2]
 
-    def samples(self) -> tuple[NDArray[np.int64], Float32]:
-        """Device times (n,) and values (n, channels), to be read only, and not kept."""
-        return self._times[self._begin : self._end], self._values[self._begin : self._end]
+    def samples(self, newest: int | None = None) -> tuple[NDArray[np.int64], Float32]:
+        """Device times (n,) and values (n, channels) of all, or of so many; to be read only, and not kept."""
+        begin = self._begin if newest is None else self._end - newest
+        return self._times[begin : self._end], self._values[begin : self._end]
 
 
 class SampleRing:
@@ -163,24 +164,16 @@ class SampleRing:
         """Host time of the newest sample. There must have been one."""
         return max([run.newest_ns for run in self.runs])
 
-    def samples(
-        self, end_ns: int, lines: Mapping[Run, Line] | None = None, newest: int | None = None
-    ) -> tuple[NDArray[np.int64], Float32]:
+    def samples(self, end_ns: int, lines: Mapping[Run, Line] | None = None) -> tuple[NDArray[np.int64], Float32]:
         """Host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels), to be read only.
 
-        Args:
-            end_ns: Host time.
-            lines: Of each run, the line that gives its host times; None for those that the clocks have now.
-            newest: No more than so many samples are wanted, if that saves work.
+        ``lines``: Of each run, the line that gives its host times; None for those that the clocks have now.
         """
         parts: list[tuple[NDArray[np.int64], Float32]] = []
         before: int | None = None
         for run in reversed(self.runs):
             device_ns, values = run.samples()
-            line = run.clock.line if lines is None else lines[run]
-            if newest is not None and not parts and newest <= len(run):
-                return line.to_host(device_ns[-newest:]) - end_ns, values[-newest:]
-            times = line.to_host(device_ns) - end_ns
+            times = (run.clock.line if lines is None else lines[run]).to_host(device_ns) - end_ns
             # Runs follow each other; where the estimates of their clocks make them overlap, the newer run holds.
             stop = len(times) if before is None else int(np.searchsorted(times, before, side="left"))
             if stop:

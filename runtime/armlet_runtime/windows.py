@@ -23,12 +23,18 @@ Bool = NDArray[np.bool_]
 # across it. 1.5 lies half-way between "next sample" (1) and "one sample lost" (2).
 GAP_PERIODS = 1.5
 
-# Lagrange's polynomials for samples at -1, 0, 1 and 2: of each, which of the nodes (in the order of _NODES) give its
-# three factors, and what it is divided by.
+# Of the samples at -1, 0, 1 and 2 around a grid time: where they lie from the place that searchsorted gives; Lagrange's
+# polynomials: for each, which of the nodes give its three factors, and what it is divided by; and what linear
+# interpolation gives it, as multiples of the share and of 1.
+_AROUND = np.array([-2, -1, 0, 1])[:, None]
 _NODES = np.array([0, 1, 2, -1], np.float32)[:, None]
 _FACTORS = np.array([[0, 3, 3, 3], [1, 1, 0, 0], [2, 2, 2, 1]])
 _DIVISORS = np.array([-6, 2, -2, 6], np.float32)[:, None]
-_NEIGHBOURS = np.array([-1, 0, 1, 2])[:, None]
+_LINEAR_SHARE = np.array([0, -1, 1, 0], np.float32)[:, None]
+_LINEAR_ONE = np.array([0, 1, 0, 0], np.float32)[:, None]
+
+# Samples that are not there, before the first and after the last: far from any grid time and from each other.
+_NEVER_BEFORE, _NEVER_AFTER = np.array([-2e15, -1e15]), np.array([1e15, 2e15])
 
 # So many grid times at once, so that a day's recording needs little memory beside its samples.
 _BLOCK = 65_536
@@ -121,29 +127,33 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
         starts = range(0, len(grid_s), _BLOCK)
         blocks = [resample(times_s, values, grid_s[start : start + _BLOCK], period_s) for start in starts]
         return np.concatenate([block for block, _ in blocks]), np.concatenate([there for _, there in blocks])
-    # Two samples before each grid time and two after it, (4, m); at the ends the same one again, a step of 0 away.
-    places = times_s.searchsorted(grid_s, side="right") - 1 + _NEIGHBOURS
-    np.minimum(np.maximum(places, 0, out=places), n - 1, out=places)
-    times = times_s.take(places)
-    steps = times[1:] - times[:-1]
-    together = (steps > 0) & (steps <= GAP_PERIODS * period_s)
+    # Two samples before each grid time and two after it, (4, m).
+    padded_s = np.concatenate([_NEVER_BEFORE, times_s, _NEVER_AFTER])
+    places = padded_s.searchsorted(grid_s, side="right") + _AROUND
+    around_s = padded_s.take(places)
+    steps = around_s[1:] - around_s[:-1]
+    together = steps <= GAP_PERIODS * period_s
     inside = together[1]
-    since = grid_s - times[1]
-    share = np.divide(since, steps[1], out=np.zeros(len(grid_s)), where=inside).astype(np.float32)
+    covered = four = together[0] & inside & together[2]
+    since = grid_s - around_s[1]
+    share = (since / steps[1]).astype(np.float32)
     factors = (share - _NODES).take(_FACTORS, axis=0)
     weights = factors[0] * factors[1] * factors[2] / _DIVISORS
-    covered = four = together[0] & inside & together[2]
     if np.count_nonzero(four) < len(four):  # those beside a gap: linear, the nearest sample's, or nothing
-        until = times[2] - grid_s
+        until = around_s[2] - grid_s
         # 1 ns of slack: times come from integer nanoseconds through floating point.
-        covered = inside | (np.abs(np.minimum(since, until)) <= 0.5 * period_s + 1e-9)
+        covered = inside | (np.minimum(since, until) <= 0.5 * period_s + 1e-9)
         share = np.where(inside, share, since > until)
-        linear = np.zeros_like(weights)
-        linear[1] = (1 - share) * covered
-        linear[2] = share * covered
+        linear = (share * _LINEAR_SHARE + _LINEAR_ONE) * covered
         weights = np.where(four, weights, linear)
-    before, left, right, after = values.take(places, axis=0) * weights[:, :, None]
+    # At the ends the first or last sample stands for those that are not there, which have no weight.
+    before, left, right, after = values.take(places - 2, axis=0, mode="clip") * weights[:, :, None]
     return before + left + right + after, covered
+
+
+def all_finite(values: Float32) -> bool:
+    """Whether none is NaN or infinite. A live loop asks often, of few: counting them is quicker than ``all``."""
+    return int(np.count_nonzero(np.isfinite(values))) == values.size
 
 
 def fill_gaps(values: Float32, covered: Bool) -> Float32:

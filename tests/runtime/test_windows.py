@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armlet_runtime import windows
 from armlet_runtime.modalities import Modality, subset_name, subsets
-from armlet_runtime.windows import Normalisation, WindowSpec, cut, fill_gaps, resample, sample_times
+from armlet_runtime.windows import GAP_PERIODS, Normalisation, WindowSpec, cut, fill_gaps, resample, sample_times
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 
@@ -63,6 +67,51 @@ def test_resample_never_invents_a_value_out_of_reach(count: int, start: float, d
         assert np.abs(times - at).min() <= 1.5 * 0.02 + 1e-6
 
 
+def spelled_out(times: list[float], values: list[float], at: float, period_s: float) -> float | None:
+    """What :func:`resample` says of one grid time; None where it is not covered."""
+
+    def together(i: int) -> bool:
+        return 0 <= i < len(times) - 1 and times[i + 1] - times[i] <= GAP_PERIODS * period_s
+
+    left = bisect.bisect_right(times, at) - 1
+    if together(left):
+        share = (at - times[left]) / (times[left + 1] - times[left])
+        if not (together(left - 1) and together(left + 1)):
+            return values[left] * (1 - share) + values[left + 1] * share
+        nodes = (-1, 0, 1, 2)
+        weights = [math.prod((share - other) / (node - other) for other in nodes if other != node) for node in nodes]
+        return sum(weight * value for weight, value in zip(weights, values[left - 1 : left + 3], strict=True))
+    near = [i for i in (left, left + 1) if 0 <= i < len(times)]
+    nearest = min(near, key=lambda i: abs(times[i] - at), default=None)
+    return None if nearest is None or abs(times[nearest] - at) > period_s / 2 + 1e-9 else values[nearest]
+
+
+@given(
+    steps=st.lists(st.sampled_from([0.019, 0.02, 0.021, 0.0299, 0.0301, 0.041, 0.1]), max_size=30),
+    start=st.floats(-0.3, 0.3),
+    seed=st.integers(0, 2**16),
+)
+def test_resample_is_what_its_text_says(steps: list[float], start: float, seed: int) -> None:
+    times = np.cumsum(steps)
+    values = np.random.default_rng(seed).normal(size=(len(steps), 1)).astype(np.float32)
+    grid = np.sort(np.concatenate([start + np.arange(30) * 0.02, times]))  # some on the samples
+    out, covered = resample(times, values, grid, 0.02)
+    for at, got, there in zip(grid, out[:, 0], covered, strict=True):
+        expected = spelled_out(times.tolist(), values[:, 0].tolist(), float(at), 0.02)
+        assert there == (expected is not None)
+        assert got == pytest.approx(expected or 0.0, abs=1e-5)
+
+
+def test_long_recordings_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.choice([0.02, 0.02, 0.02, 0.06], 1000))
+    values, grid = rng.normal(size=(1000, 3)).astype(np.float32), np.arange(1500) / 50
+    whole = resample(times, values, grid, 0.02)
+    monkeypatch.setattr(windows, "_BLOCK", 64)
+    for one, other in zip(whole, resample(times, values, grid, 0.02), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_fill_gaps_holds_the_nearest_covered_sample() -> None:
     values = np.array([[1.0], [0.0], [0.0], [0.0], [5.0], [0.0]], np.float32)
     covered = np.array([True, False, False, False, True, False])
@@ -83,9 +132,9 @@ def test_windows_one_length_apart_share_no_sample() -> None:
 
 def test_cut_is_a_view_of_the_samples_in_order() -> None:
     values = np.arange(20, dtype=np.float32).reshape(10, 2)
-    windows = cut(values, length=4, stride=3)
-    assert windows.shape == (3, 2, 4)
-    np.testing.assert_array_equal(windows[1], values[3:7].T)
+    made = cut(values, length=4, stride=3)
+    assert made.shape == (3, 2, 4)
+    np.testing.assert_array_equal(made[1], values[3:7].T)
 
 
 def test_normalisation_gives_zero_mean_and_unit_spread() -> None:
