@@ -51,9 +51,9 @@ class GoldenResult(msgspec.Struct, frozen=True):
         windows: Golden windows, each run in every subset.
         max_difference: Largest absolute difference of a logit from the stored one.
         tolerance: Largest difference allowed.
-        steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
         failed: Which of :data:`ODD_INPUTS`, and whether :data:`STEPS_HOLD`, were not stood.
         passed: Whether all of it held.
+        steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
     """
 
     engine: str
@@ -63,9 +63,9 @@ class GoldenResult(msgspec.Struct, frozen=True):
     windows: int
     max_difference: float
     tolerance: float
-    steps: float | None
     failed: tuple[str, ...]
     passed: bool
+    steps: float | None = None
 
 
 def run_encoders(model: BundleModel, windows: Mapping[str, Float32]) -> dict[str, Float32]:
@@ -299,7 +299,7 @@ def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult
         windows=logits.shape[1],
         max_difference=difference,
         tolerance=tolerance,
-        steps=steps,
         failed=failed,
         passed=difference <= tolerance and not failed,  # false also for a NaN
+        steps=steps,
     )

@@ -84,11 +84,11 @@ class Carried:
     """What an incremental encoder left for the next window.
 
     Attributes:
-        samples: (channels, n) in physical units that it rests on.
+        samples: The bytes of the samples, in physical units, that it rests on.
         state: What the step program takes.
     """
 
-    samples: Float32
+    samples: bytes
     state: Float32
 
 
@@ -198,7 +198,7 @@ class BundleModel:
         """The token (D,) of one window (channels, samples) in physical units, and what is carried to the next one.
 
         A step is taken where ``before`` holds for this window: the samples that it rests on are in it, a hop earlier,
-        the very same numbers. Else, and where the encoder is not incremental, the whole window is encoded.
+        bit for bit the same. Else, and where the encoder is not incremental, the whole window is encoded.
 
         Raises:
             DataError: The model has no such modality, or the window is of another shape.
@@ -209,13 +209,13 @@ class BundleModel:
             return self.encode(modality, window), None
         self._check(modality, window)
         normalisation, (oldest, newest) = self.manifest.normalisation[modality], step.rests_on
-        if before is not None and np.array_equal(before.samples, window[:, oldest - step.hop : newest - step.hop]):
+        if before is not None and before.samples == window[:, oldest - step.hop : newest - step.hop].tobytes():
             ends = np.concatenate((window[:, : step.head], window[:, window.shape[1] - step.tail :]), axis=1)
             token, state = self.step(modality, normalisation.apply(ends), before.state)
             self.stepped += 1
         else:
             token, state = self.begin(modality, normalisation.apply(window))
-        return token, Carried(window[:, oldest:newest].copy(), state)
+        return token, Carried(window[:, oldest:newest].tobytes(), state)
 
     def _encode(self, modality: str, window: Float32) -> dict[str, Float32]:
         _check_finite(modality, window)

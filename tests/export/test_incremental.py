@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
 from pathlib import Path
@@ -10,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from torch import Tensor, nn
 
 from armlet_export.assemble import SUFFIX
+from armlet_export.explain import delegated_when_loaded, explain_bundle
 from armlet_export.gate import run_engine
 from armlet_export.incremental import Step, StepPlan, Windowed, plan, plan_of, plans, step, windowed
 from armlet_export.lower import NEXT_STATE, STATE, Part, Signature, lower
 from armlet_export.pipeline import ExportReport, Material, export_model
+from armlet_runtime.bench import cases
 from armlet_runtime.bundle import Bundle, open_bundle
+from armlet_runtime.commands import inspect
 from armlet_runtime.decisions import Decision
 from armlet_runtime.engines import get_engine
 from armlet_runtime.errors import DataError, ExportError, NotANumberError
@@ -25,7 +30,7 @@ from armlet_runtime.golden import STEPS_HOLD, golden_run, golden_windows, step_d
 from armlet_runtime.live import LiveCore
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
-from armlet_runtime.trust import Trust
+from armlet_runtime.trust import trusted_keys
 from armlet_train.conv import ConvEncoder
 from armlet_train.methods import build_model
 from armlet_train.models import ArmletModel, fold_batchnorm
@@ -204,6 +209,8 @@ def test_there_are_no_steps_in_dynamic_int8() -> None:
 class Made:
     report: ExportReport
     bundle: Bundle
+    file: Path
+    key: Path
     material: Material
 
 
@@ -217,8 +224,9 @@ def made(material: Material, student: ArmletModel, work: Path, tmp_path_factory:
     description = dataclasses.replace(material.description, steps=steps)
     with_steps = dataclasses.replace(material, description=description)
     report = export_model(with_steps, ENGINES, key, folder, folder / "made.armlet", Recorder())
-    bundle = open_bundle(folder / "made.armlet", Trust((key.public_key(),)))
-    return Made(report, bundle, with_steps)
+    (folder / "key.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    bundle = open_bundle(folder / "made.armlet", trusted_keys([folder / "key.pub"]))
+    return Made(report, bundle, folder / "made.armlet", folder / "key.pub", with_steps)
 
 
 def test_a_bundle_holds_steps_for_every_engine(made: Made) -> None:
@@ -267,6 +275,24 @@ def test_a_step_program_that_goes_wrong_after_some_hops_is_refused(made: Made, t
     assert result.steps is not None
     assert 1e-5 < (step_difference(model, golden_windows(made.bundle.manifest, made.bundle.read)) or 0) < result.steps
     model.close()
+
+
+def test_what_is_said_of_steps(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    operations = {(row.engine, row.part): row.operations for row in made.report.programs}
+    assert {(row.engine, row.part): row.operations for row in explain_bundle(made.bundle)} == operations
+    assert delegated_when_loaded(made.bundle)["step acc"] == "1 delegate"
+    model = BundleModel.from_bundle(made.bundle, "litert")
+    timed = cases(made.bundle, model)
+    assert list(timed) == ["encoder acc", "encoder gyro", "step acc", "aggregator", "decision"]
+    for window in range(6):
+        timed["step acc"](window)
+    assert model.stepped == 6  # each of them was a step
+    model.close()
+    parser = argparse.ArgumentParser()
+    inspect.add_arguments(parser)
+    inspect.run(parser.parse_args([str(made.file), "--key", str(made.key)]))
+    shown = capsys.readouterr().out
+    assert "acc reads 32 of 64 samples a hop" in shown and "litert/step_acc.tflite" in shown
 
 
 def test_live_decisions_are_those_without_steps(made: Made) -> None:
