@@ -49,3 +49,7 @@ class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> bytes:
         """One line of JSON without the line feed; the same decision always gives the same bytes."""
         return msgspec.json.encode(self)
+
+    def untimed(self) -> Decision:
+        """Without what only a live run has: what a replay makes of the same packets."""
+        return msgspec.structs.replace(self, latency_s=None, compute_s=None)

@@ -67,6 +67,11 @@ class Recorder:
         if self._writer is not None:
             self._writer.packet(packet)
 
+    def decision(self, decided_ns: int, line: bytes) -> None:
+        """Write a decision, if a recording goes on; see :meth:`RecordingWriter.decision`."""
+        if self._writer is not None:
+            self._writer.decision(decided_ns, line)
+
     def remember(self, packet: Packet, samples: int) -> None:
         """Keep a packet for recordings that begin later, if it was part of the conversation at the connection.
 

@@ -13,6 +13,7 @@ so that Foxglove plots them::
                                   the channel's metadata hold the modality as JSON
     topic /labels                 {"start_ns", "end_ns", "name"}; log time = start_ns
     topic /packets                {"wearable", "kind", "source", "data" (base64)}; log time = arrival_ns
+    topic /decisions              a :class:`armlet_runtime.decisions.Decision`; log time = decided_ns
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .decisions import Decision
 from .errors import DataError, ForeignRecordingError
 from .files import write_atomic
 from .modalities import Modality
@@ -44,7 +46,7 @@ BEGAN = "began"
 FLUSH_NS = 1_000_000_000
 
 _INFO, _META = "armlet.recording", "armlet.meta"
-_STREAMS, _LABELS, _PACKETS = "/streams/", "/labels", "/packets"
+_STREAMS, _LABELS, _PACKETS, _DECISIONS = "/streams/", "/labels", "/packets", "/decisions"
 _NUMBER, _STRING = {"type": "number"}, {"type": "string"}
 
 
@@ -103,6 +105,8 @@ class Recording:
         streams: By modality name.
         labels: In order of time.
         packets: In order of arrival.
+        decisions: Of the live run, in order, each as :meth:`armlet_runtime.decisions.Decision.to_json` gives it: with
+            their embeddings they would take ten times the memory.
         truncated: The file it was read from had no end: its writer was killed, or the file was cut off, and what is
             here is all up to the last whole chunk.
     """
@@ -113,6 +117,7 @@ class Recording:
     streams: dict[str, Stream] = field(default_factory=dict)
     labels: list[Label] = field(default_factory=list)
     packets: list[Packet] = field(default_factory=list)
+    decisions: list[bytes] = field(default_factory=list)
     truncated: bool = False
 
 
@@ -132,6 +137,30 @@ class _LabelMessage(msgspec.Struct, forbid_unknown_fields=True):
     start_ns: int
     end_ns: int
     name: str
+
+
+_NAMES, _NUMBERS = {"type": "array", "items": _STRING}, {"type": "array", "items": _NUMBER}
+_DECISION_SCHEMA = {
+    "index": _NUMBER,
+    "subset": _NAMES,
+    "label": {"type": ["string", "null"]},
+    "scores": _NUMBERS,
+    "reason": {"type": ["string", "null"]},
+    "latency_s": {"type": ["number", "null"]},
+}
+"""What programs that plot it need; the rest of a decision is there as well."""
+
+
+def decoded(line: bytes) -> Decision:
+    """A decision of :attr:`Recording.decisions`.
+
+    Raises:
+        DataError: It is none.
+    """
+    try:
+        return msgspec.json.decode(line, type=Decision)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"a decision is none: {error}") from error
 
 
 class RecordingWriter:
@@ -207,6 +236,11 @@ class RecordingWriter:
             self._writer.flush()
             self._flushed_ns = packet.arrival_ns
 
+    def decision(self, decided_ns: int, line: bytes) -> None:
+        """Write one decision: when it fell due, and itself as :attr:`Recording.decisions` has it."""
+        self._channel(_DECISIONS, _DECISION_SCHEMA, {})
+        self._add(_DECISIONS, decided_ns, line)
+
     def add_meta(self, meta: Mapping[str, str]) -> None:
         """Write more of the recording's meta."""
         self._writer.add_metadata(_META, dict(meta))
@@ -243,7 +277,9 @@ class RecordingWriter:
         self._counts[topic] = 0
 
     def _write(self, topic: str, time_ns: int, message: object) -> None:
-        data = msgspec.json.encode(message)
+        self._add(topic, time_ns, msgspec.json.encode(message))
+
+    def _add(self, topic: str, time_ns: int, data: bytes) -> None:
         self._writer.add_message(self._channels[topic], time_ns, data, time_ns, self._counts[topic] & 0xFFFFFFFF)
         self._counts[topic] += 1
 
@@ -268,6 +304,8 @@ def write_recording(path: Path, recording: Recording) -> None:
         writer.label(label)
     for packet in recording.packets:
         writer.packet(packet)
+    for line in recording.decisions:
+        writer.decision(decoded(line).decided_ns, line)
     writer.finish()
     try:
         write_atomic(path, buffer.getvalue())
@@ -376,6 +414,7 @@ class _Content:
         except (msgspec.MsgspecError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataError(f"a message does not follow its schema: {error}") from error
         recording.labels = [Label(m.start_ns, m.end_ns, m.name) for m in labels]
+        recording.decisions = self._messages.get(_DECISIONS, [])
         times = self._times.get(_PACKETS, [])
         recording.packets = [
             Packet(time, m.wearable, m.kind, m.source, m.data) for time, m in zip(times, packets, strict=True)

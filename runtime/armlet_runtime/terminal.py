@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .decisions import Decision
+from .manifest import UNKNOWN
 from .modalities import subset_name
 from .screen import LinkView, Monitor, State, one_line, subsets_line
 from .view import JournalView, LineView, certified_text
@@ -188,6 +189,7 @@ def frame(
     # On a narrow terminal names are cut, so that the clock stays.
     wide = max(_NARROWEST_NAME, min(_WIDEST_NAME, width - _BESIDE_NAME))
     lines += [Text(), Text(f"{'wearable':{wide}} {'link':10} {'Hz':>4} {'lost':>5} {'bad':>4}  clock", "dim")]
+    lines += [] if state.wearables else [Text("none heard yet", "dim")]
     room = height - len(lines) - 1
     shown = state.wearables if len(state.wearables) <= room else state.wearables[: max(room - 1, 0)]
     # Why a wearable does not send stands below it where there is a line for it.
@@ -214,7 +216,8 @@ def _header(state: State, width: int) -> Text:
     left = f" {state.bundle} on {state.engine}"
     clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     right = f"{'' if state.live else 'replay  '}{clock}  Ctrl-C ends "
-    return Text(f"{left[: width - len(right)]:{max(width - len(right), 0)}}{right}", "reverse")
+    room = max(width - len(right) - 1, 0)
+    return Text(f"{left[:room]:{room}} {right}", "reverse")
 
 
 def _decision(state: State) -> list[Text]:
@@ -223,7 +226,8 @@ def _decision(state: State) -> list[Text]:
     newest = state.newest
     if newest is None:
         return [Text(), Text(" waiting for the first window", "bold"), Text()]
-    what = (newest.label, "bold green") if newest.label else (newest.reason or "", "bold red")
+    style = "bold yellow" if newest.label == UNKNOWN else "bold green"
+    what = (newest.label, style) if newest.label else (newest.reason or "", "bold red")
     about = f"  on {subset_name(newest.subset)}{certified_text(state.certified)}"
     times = f"{state.decisions} decisions"
     if state.latency_s is not None and state.compute_s is not None:

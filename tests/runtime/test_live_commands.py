@@ -118,7 +118,10 @@ def test_replay_gives_the_live_decisions_byte_for_byte(live: Path, small_bundle:
             "--decisions", tmp_path / f"{name}.jsonl", "--json", tmp_path / f"{name}.json",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        count = len(lines(live / "live.jsonl"))
+        assert f"\n{count} of the live run's {count} decisions are the same here\n" in done.stdout
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    assert read_recording(live / "live.mcap").decisions == (live / "live.jsonl").read_bytes().splitlines()
     timed = [{**decision, "latency_s": None, "compute_s": None} for decision in lines(live / "live.jsonl")]
     assert lines(tmp_path / "one.jsonl") == timed
     summary, lived = (json.loads(path.read_text()) for path in (tmp_path / "one.json", live / "live.json"))

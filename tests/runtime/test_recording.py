@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mcap.reader import make_reader
 
+from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.recording import (
@@ -38,6 +39,7 @@ def _stream(modality: Modality, samples: int, seed: int = 0) -> Stream:
 
 def _same(a: Recording, b: Recording) -> None:
     assert (a.name, a.person, a.meta, a.labels, a.packets) == (b.name, b.person, b.meta, b.labels, b.packets)
+    assert a.decisions == b.decisions
     assert a.streams.keys() == b.streams.keys()
     for name in a.streams:
         assert a.streams[name].modality == b.streams[name].modality
@@ -63,6 +65,11 @@ def recordings(draw: st.DrawFn) -> Recording:
     recording.labels = [Label(*span) for span in spans]
     packets = draw(st.lists(st.tuples(times, text, text, text, st.binary(max_size=40)), max_size=6))
     recording.packets = [Packet(*packet) for packet in packets]
+    for index, (at_ns, label, score) in enumerate(draw(st.lists(st.tuples(times, text, st.floats(0, 1)), max_size=3))):
+        made = Decision(
+            index, 0, at_ns, ("acc",), label, (score,), (), {"acc": 0.0, "hr": None}, {"acc": 1.0}, "litert"
+        )
+        recording.decisions.append(made.to_json())
     return recording
 
 

@@ -94,7 +94,7 @@ def test_what_is_shown_of_a_replay(model: BundleModel) -> None:
 def test_before_anything_was_heard(model: BundleModel) -> None:
     monitor = Monitor(LiveCore(model), model, {})
     text = "\n".join(line.plain for line in frame(monitor, model.manifest.modalities, 10**12, 80, 24))
-    assert "waiting for the first window" in text and "never" in text
+    assert "waiting for the first window" in text and "never" in text and text.endswith("\nnone heard yet")
 
 
 def test_brackets_in_names_and_problems_are_text(model: BundleModel, capsys: pytest.CaptureFixture[str]) -> None:

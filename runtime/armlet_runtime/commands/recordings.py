@@ -133,6 +133,7 @@ def describe(recording: Recording) -> dict[str, Any]:
         ],
         "labels": dict(Counter(label.name for label in recording.labels)),
         "packets": dict(Counter(packet.wearable for packet in recording.packets if packet.kind == "data")),
+        "decisions": len(recording.decisions),
     }
 
 
@@ -160,3 +161,5 @@ def _show(about: dict[str, Any]) -> None:
     for what in ("packets", "labels"):
         if about[what]:
             print(f"  {what}: {', '.join(f'{name} {count}' for name, count in about[what].items())}")
+    if about["decisions"]:
+        print(f"  decisions: {about['decisions']}")

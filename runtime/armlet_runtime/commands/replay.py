@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from ..opened import open_model
     from ..outputs import Lines, write_json
     from ..playing import packets_of
-    from ..recording import ENDED_NS, Packet, read_recording
+    from ..recording import ENDED_NS, Packet, decoded, read_recording
     from ..screen import Monitor
     from ..summary import Tally, since_process_start_s
     from ..terminal import make_view
@@ -94,14 +94,22 @@ def run(args: argparse.Namespace) -> int:
             view.say(f"the page is at {page.url}")
             return await play(packets, ended_ns, speed, turn)
 
+    # Of a recording that began in the middle of a run the windows lie elsewhere.
+    comparable = recording.meta.get("bundle") == opened.bundle.digest and recording.decisions
+    live = recording.decisions if comparable and decoded(recording.decisions[0]).index == 0 else []
+    same = 0
+
     began_ns = time.monotonic_ns()
     with Lines(args.decisions) as lines:
 
         def turn(packets: list[Packet], now_ns: int) -> None:
+            nonlocal same
             for decision in [one for packet in packets for one in core.packet(packet)] + core.advance(now_ns):
                 lines.write(decision.to_json())
                 monitor.decision(decision)
                 view.decision(decision, tally.add(decision))
+                if decision.index < len(live):
+                    same += decoded(live[decision.index]).untimed() == decision
             view.tick(now_ns)
             if page is not None:
                 page.tick(now_ns)
@@ -120,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         model, opened.bundle.digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor
     )
     view.end(summary)
+    if live:
+        print(f"{same} of the live run's {len(live)} decisions are the same here", flush=True)
     if args.json:
         write_json(args.json, summary)
     return 0

@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_unknown_option(parser)
     add_bluetooth_arguments(parser)
     add_web_option(parser)
-    parser.add_argument("--record", type=Path, metavar="FILE", help="record what arrives (.mcap), for 'armlet replay'")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="record what arrives and what is decided (.mcap), for 'armlet replay'",
+    )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument(
         "--mqtt",
@@ -134,7 +139,9 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
 
             def out(decisions: list[Decision]) -> None:
                 for decision in decisions:
-                    lines.write(decision.to_json())
+                    line = decision.to_json()
+                    lines.write(line)
+                    recorder.decision(decision.decided_ns, line)
                     sinks.send(decision, core.labels)
                     monitor.decision(decision)
                     view.decision(decision, tally.add(decision))
