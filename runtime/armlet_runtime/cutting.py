@@ -23,7 +23,7 @@ number of samples, nothing is kept and no line is held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,7 @@ HELD_WITHIN_NS = FINEST_BOUND_NS
 """How far a held line may be from the clock's: what a host's time stamps are good for, and no stated bound is finer."""
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """One window of one modality.
 
     Attributes:

@@ -19,8 +19,7 @@ import math
 import operator
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from .layers import Example, Layer, Prototype
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What one window is decided to be.
 
     Attributes:
@@ -250,4 +248,4 @@ def softmax(logits: Sequence[float], temperature: float = 1.0) -> tuple[float, .
     highest = max(logits)
     powers = [math.exp((logit - highest) / temperature) for logit in logits]
     total = math.fsum(powers)
-    return tuple(power / total for power in powers)
+    return tuple([power / total for power in powers])

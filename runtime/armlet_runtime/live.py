@@ -344,15 +344,16 @@ class LiveCore:
         scores: tuple[float, ...] = ()
         embedding: tuple[float, ...] = ()
         reason: str | None = None
-        if not tokens:
+        subset = tuple(tokens)
+        if not subset:
             reason = NO_SENSOR
-        elif subset_name(tuple(tokens)) in self._refused:
+        elif subset_name(subset) in self._refused:
             reason = BELOW_FLOOR
         else:
             try:
                 logits, vector = self._model.aggregate(tokens)
                 embedding = tuple(vector.tolist())
-                verdict = self._decider.decide(subset_name(tuple(tokens)), logits.tolist(), embedding)
+                verdict = self._decider.decide(subset_name(subset), logits.tolist(), embedding)
                 label, raw_label, scores = verdict.label, verdict.raw_label, verdict.scores
             except NotANumberError:
                 reason = NOT_A_NUMBER
@@ -364,7 +365,7 @@ class LiveCore:
             index=self._index,
             window_end_ns=end_ns,
             decided_ns=decided_ns,
-            subset=tuple(tokens),
+            subset=subset,
             label=label,
             scores=scores,
             embedding=embedding,

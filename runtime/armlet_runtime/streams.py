@@ -162,7 +162,7 @@ class SampleRing:
 
     def newest_ns(self) -> int:
         """Host time of the newest sample. There must have been one."""
-        return max([run.newest_ns for run in self.runs])
+        return self.runs[0].newest_ns if len(self.runs) == 1 else max(run.newest_ns for run in self.runs)
 
     def samples(self, end_ns: int, lines: Mapping[Run, Line] | None = None) -> tuple[NDArray[np.int64], Float32]:
         """Host times relative to ``end_ns`` (n,), strictly rising, and values (n, channels), to be read only.
@@ -264,7 +264,9 @@ class Wearable:
         if kind == "data":
             self.linked = True
             counts.packets += 1
-        decoder = self._decoders.setdefault(profile.name, profile.decoder())
+        decoder = self._decoders.get(profile.name)
+        if decoder is None:
+            decoder = self._decoders[profile.name] = profile.decoder()
         try:
             batches = decoder.take(kind, source, data)
         except RepeatedPacketError:

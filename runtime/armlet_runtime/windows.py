@@ -74,7 +74,7 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         normal = (window - _column(self.mean)) / _column(self.std)
         if self.knee is not None:
             normal = np.arcsinh(normal / self.knee) / np.arcsinh(1 / self.knee)
-        return np.ascontiguousarray(normal, dtype=np.float32)
+        return normal.astype(np.float32, order="C")
 
     def undo(self, window: Float32) -> Float32:
         """The window (..., channels, samples) in physical units that normalises to ``window``."""

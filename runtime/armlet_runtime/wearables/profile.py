@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -84,7 +85,7 @@ class Group:
     modalities: tuple[Modality, ...]
     counters: Counters | None = None
 
-    @property
+    @cached_property
     def period_ns(self) -> int:
         """Nominal time between two samples."""
         return round(1e9 / self.modalities[0].rate_hz)
