@@ -6,7 +6,9 @@ the samples, run the program, and, with steps, look whether the state still hold
 Shown are medians, and how many times as fast as the plain encoder: a ``step``, and a ``whole`` window of an incremental
 encoder, which is what a hop costs where nothing can be carried.
 
-``FOLDER`` gets the programs (in a process of its own, because of torch), and is used again.
+``--count`` counts the instructions of a call on emulated boards instead (by QEMU; see ``tests/test_aarch64.py``), where
+a multiplication that is saved is worth more. ``FOLDER`` gets the programs (in a process of its own, because of torch),
+and is used again.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -161,11 +165,34 @@ def measure(folder: Path) -> Iterator[str]:
                 )
 
 
-def main(folder: Path) -> None:
+def count(folder: Path) -> Iterator[str]:
+    """The same rows in instructions, on every emulated core."""
+    from tests.test_aarch64 import CORES, make_board
+
+    script, repetitions = Path(__file__).with_name("count_steps.py"), 10
+    with tempfile.TemporaryDirectory() as scratch:
+        board = make_board(Path(scratch))
+        for core, shape in itertools.product(CORES, SHAPES):
+            yield f"{core}, {shape}"
+            for engine, precision in itertools.product(("litert", "executorch"), PRECISIONS):
+                done = board.run(core, script, folder, shape, precision, engine, str(repetitions))
+                marks = list(map(int, re.findall(r"instructions (\d+)", done.stderr)))
+                if len(marks) != 6:
+                    raise SystemExit(f"no instructions were counted: {board.no_plugin or done.stderr[-500:]}")
+                plain, whole, step = (
+                    (last - first) // repetitions for first, last in zip(marks[::2], marks[1::2], strict=True)
+                )
+                yield (
+                    f"  {engine:10s} {precision}  plain {plain:9,}  step {step:9,}, {plain / step:.2f} times fewer  "
+                    f"whole {whole:9,}, {plain / whole:.2f}"
+                )
+
+
+def main(folder: Path, rows: Callable[[Path], Iterator[str]]) -> None:
     if not (folder / OPERATIONS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "benchmarks.incremental", str(folder), "--make"], check=True)
-    for line in measure(folder):
+    for line in rows(folder):
         print(line, flush=True)
 
 
@@ -174,4 +201,4 @@ if __name__ == "__main__":
         with contextlib.redirect_stdout(sys.stderr):  # the converters talk
             make(Path(sys.argv[1]))
     else:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), count if "--count" in sys.argv else measure)

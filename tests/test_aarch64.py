@@ -86,6 +86,11 @@ def made(what: str, *command: str | Path) -> None:
 
 @pytest.fixture(scope="session")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    return make_board(tmp_path_factory.mktemp("plugin"))
+
+
+def make_board(scratch: Path) -> Board:
+    """The emulated board, from the cache or made in minutes; skipped where that cannot be done."""
     missing = sorted(package for tool, package in TOOLS.items() if shutil.which(tool) is None)
     if missing:
         pytest.skip(f"needs the system packages {', '.join(missing)}: apt install {' '.join(missing)}")
@@ -107,7 +112,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
         (folder / "complete").touch()
     site = folder / "site"
     executorch_build.build(site / "executorch", folder, "aarch64", "aarch64-linux-gnu-g++")
-    plugin, why = counting_plugin(tmp_path_factory.mktemp("plugin"), folder / "root")
+    plugin, why = counting_plugin(scratch, folder / "root")
     return Board(folder / "root", site, plugin, why)
 
 

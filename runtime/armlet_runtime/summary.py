@@ -66,6 +66,8 @@ class Summary(msgspec.Struct, frozen=True):
     """Subset to its number of decisions."""
     labels: dict[str, int]
     """Label to its number of decisions."""
+    stepped: int
+    """Windows of single modalities that a step program encoded from the one before; 0 without incremental encoders."""
     undecided: dict[str, int]
     """Why there was no label, to how often."""
     certified: dict[str, CertificateRow]
@@ -182,6 +184,7 @@ class Tally:
             late=sum(latency > limit_s for latency in self._latency_s),
             subsets=dict(self._subsets),
             labels=dict(self._labels),
+            stepped=model.stepped,
             undecided=dict(self._undecided),
             certified={name: row for name, row in (certified or {}).items() if name in self._subsets},
             floor=floor,
