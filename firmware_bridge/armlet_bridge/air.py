@@ -63,6 +63,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         self._absent: dict[AirController, list[asyncio.TimerHandle]] = {}
         self._held: list[tuple[AirController, AirController, Callable[[], None]]] = []
         self._supervision_s: dict[tuple[str, str], float] = {}
+        self._interval_s: dict[tuple[str, str], float] = {}
 
     # What LocalLink's callers use.
 
@@ -76,9 +77,11 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         if isinstance(packet, ll.ConnectInd):
             ends = str(packet.initiator_address), str(packet.advertiser_address)
             self._supervision_s[ends] = packet.timeout * SUPERVISION_UNIT_S
-            wait_s = ESTABLISH_INTERVALS * packet.interval * INTERVAL_UNIT_S
+            self._interval_s[ends] = packet.interval * INTERVAL_UNIT_S
             loop.call_later(
-                wait_s, self._check_established, sender_controller.le_connections[packet.advertiser_address]
+                ESTABLISH_INTERVALS * self._interval_s[ends],
+                self._check_established,
+                sender_controller.le_connections[packet.advertiser_address],
             )
 
     def send_acl_data(
@@ -100,11 +103,24 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
             self._deliver(sender_controller, peer.controller, arrive)
 
     def send_ll_control_pdu(self, sender_address: hci.Address, receiver_address: hci.Address, packet: Any) -> None:
-        """Send one packet of the link's control channel; to a peer that is gone it is lost."""
+        """Send one packet of the link's control channel; to a peer that is gone it is lost.
+
+        A host asks a new link's other end for its features, and has until the next connection event, when the answer
+        comes, to take in that there is a link. bluetoothd needs that time.
+        """
         sender = self.find_le_controller(sender_address)
         receiver = self.find_le_controller(receiver_address)
-        if sender and receiver:
+        if not sender or not receiver:
+            return
+
+        def arrive() -> None:
             self._deliver(sender, receiver, lambda: receiver.on_ll_control_pdu(sender_address, packet))
+
+        if isinstance(packet, ll.FeatureRsp):
+            ends = str(receiver_address), str(sender_address)
+            asyncio.get_running_loop().call_later(self._interval_s.get(ends, 0.0), arrive)
+        else:
+            arrive()
 
     # Distance.
 
@@ -145,6 +161,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         super().remove_controller(controller)
         gone = {str(controller.public_address), str(controller.random_address)}
         self._supervision_s = {ends: s for ends, s in self._supervision_s.items() if not gone & set(ends)}
+        self._interval_s = {ends: s for ends, s in self._interval_s.items() if not gone & set(ends)}
 
     def forget(self, controller: AirController) -> None:
         """A controller fell silent without a word (reset, power cut): its peers' links end by supervision timeout."""

@@ -46,8 +46,6 @@ GROUP = "armlet.bluetooth"
 # One attempt to connect. A Raspberry Pi's own chip takes 1 to 3 s; what has not come up by then has gone, and others
 # wait for their turn.
 CONNECT_S = 10.0
-# The end of a scan, which a connection attempt waits for.
-QUIET_S = 2.0
 # All steps of starting a wearable: a dozen commands at a round trip of 0.1 s each, and a slow one.
 START_S = 15.0
 # The answer to one command.
@@ -104,7 +102,7 @@ class Trouble:
 AWAY = Trouble("away", 0.5, 15.0)
 """It did not answer: out of reach, off, or taken by another host."""
 CUT = Trouble("cut", 0.25, 4.0)
-"""The link came up and went down again at once; BlueZ does this to about one quick reconnect in twenty."""
+"""The link came up and went down again at once, or BlueZ did not say that it is up."""
 BUSY = Trouble("busy", 0.25, 2.0)
 """The host's Bluetooth was doing something else."""
 STALE = Trouble("stale", 0.25, 4.0)
@@ -218,7 +216,6 @@ async def _open_adapter(name: str) -> AsyncIterator[Bluetooth]:
 class _Adapter:
     bluetooth: Bluetooth
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    quiet: asyncio.Event = field(default_factory=asyncio.Event)
     worked: bool = False
     refused_since: float | None = None
     heard_at: float = 0.0
@@ -422,10 +419,8 @@ class Session:
 
         while True:
             if not self._scan_wanted(adapter):
-                adapter.quiet.set()
                 await self._wait_for_change()
                 continue
-            adapter.quiet.clear()
             try:
                 async with BleakScanner(heard, backend=bluetooth.scanner, **bluetooth.options):
                     adapter.worked, adapter.refused_since = True, None
@@ -586,9 +581,6 @@ class Session:
         async with adapter.connecting:
             self._set(link, "connecting")
             link.attempts += 1
-            # What a bluetoothd says of the end of its scan can keep it from saying that a link is up.
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(adapter.quiet.wait(), QUIET_S)
             client = await asyncio.wait_for(
                 establish_connection(
                     BleakClient,
