@@ -133,9 +133,8 @@ class Cutter:
             line = run.clock.line
             if line is held:
                 continue
-            end = held.to_device(end_ns)
-            if not -HELD_WITHIN_NS <= line.apart_ns(held, end) <= HELD_WITHIN_NS:
-                return 0
-            if not -HELD_WITHIN_NS <= line.apart_ns(held, end - self._span_ns) <= HELD_WITHIN_NS:
+            at_end = line.apart_ns(held, held.to_device(end_ns))
+            at_start = at_end - (line.slope - held.slope) * self._span_ns
+            if max(at_end, at_start) > HELD_WITHIN_NS or min(at_end, at_start) < -HELD_WITHIN_NS:
                 return 0
         return max(0, self._settled - self._hop)

@@ -139,11 +139,13 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
     share = (since / steps[1]).astype(np.float32)
     factors = (share - _NODES).take(_FACTORS, axis=0)
     weights = factors[0] * factors[1] * factors[2] / _DIVISORS
-    if np.count_nonzero(four) < len(four):  # those beside a gap: linear, the nearest sample's, or nothing
-        until = around_s[2] - grid_s
-        # 1 ns of slack: times come from integer nanoseconds through floating point.
-        covered = inside | (np.minimum(since, until) <= 0.5 * period_s + 1e-9)
-        share = np.where(inside, share, since > until)
+    if np.count_nonzero(four) < len(four):  # the others are linear
+        covered = inside
+        if np.count_nonzero(inside) < len(inside):  # and those in a gap the nearest sample's, or nothing
+            until = around_s[2] - grid_s
+            # 1 ns of slack: times come from integer nanoseconds through floating point.
+            covered = inside | (np.minimum(since, until) <= 0.5 * period_s + 1e-9)
+            share = np.where(inside, share, since > until)
         linear = (share * _LINEAR_SHARE + _LINEAR_ONE) * covered
         weights = np.where(four, weights, linear)
     # At the ends the first or last sample stands for those that are not there, which have no weight.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from armlet_runtime.clock import ClockFit, Counts, PacketClock
+from armlet_runtime.clock import ClockFit, Counts, Line, PacketClock
 from armlet_runtime.cutting import HELD_WITHIN_NS, Cut, Cutter
 from armlet_runtime.modalities import Modality
-from armlet_runtime.streams import SampleRing
+from armlet_runtime.streams import Run, SampleRing
 from armlet_runtime.windows import fill_gaps, resample, sample_times
 
-from .made_devices import CLOCKED, START_NS, Device, Sent
+from .made_devices import CLOCKED, LEAST_NS, START_NS, Device, Sent
 
 RATE_HZ, PERIOD_NS = 50.0, 20_000_000
 SAMPLES, HOP = 64, 8
@@ -55,6 +55,7 @@ class Hop:
     window: NDArray[np.float32]
     fresh: NDArray[np.float32]
     same: int
+    lines: Mapping[Run, Line]
 
 
 def hops(stream: Stream, packets: Iterable[Sent], wait_ns: int = 80_000_000) -> Iterator[Hop]:
@@ -69,7 +70,7 @@ def hops(stream: Stream, packets: Iterable[Sent], wait_ns: int = 80_000_000) -> 
             if before is not None:
                 equal = (before[:, HOP:] == cut.window[:, :-HOP]).all(axis=0)
                 same = int(np.argmin(equal)) if not equal.all() else SAMPLES - HOP
-            yield Hop(end_ns, cut.window, fresh.window, same)
+            yield Hop(end_ns, cut.window, fresh.window, same, dict(cutter.lines))
             before, end_ns = cut.window, end_ns + HOP_NS
         stream.take(sent)
         if cutter is None and stream.ring.runs:
@@ -170,6 +171,22 @@ def test_settled_points_stay_the_same_bits(loss: float, bursts: bool, least: flo
         same += [hop.same for hop in hops(Stream(device), device.packets(60.0, seed))][60:]
     assert len(same) > 800
     assert np.mean(np.array(same) >= SAMPLES - HOP - 4) >= least
+
+
+def test_the_stated_bound_holds_for_all_samples_of_a_window() -> None:
+    """By the lines that are held, up to 100 us from the clocks' own: with jitter, loss and stalls, from 10 s on."""
+    kept = []
+    for seed, ppm in enumerate((-100.0, 0.0, 100.0)):
+        stream = Stream(Device(ppm))
+        for hop in hops(stream, stream.device.packets(40.0, seed)):
+            bound_ns = stream.clock.bound_ns
+            if hop.end_ns < START_NS + 10_000_000_000 or bound_ns is None:
+                continue
+            times, values = stream.ring.samples(hop.end_ns, hop.lines)
+            taken_ns = START_NS + np.rint(values[:, 0] * 1e9 / RATE_HZ).astype(np.int64)
+            errors = times + hop.end_ns - taken_ns - LEAST_NS  # the least delay cannot be seen
+            kept.append(np.abs(errors[(times > -SAMPLES * PERIOD_NS) & (times <= 0)]).max() <= bound_ns)
+    assert len(kept) > 500 and np.mean(kept) >= 0.99
 
 
 def ring_of(*parts: tuple[ClockFit, range]) -> SampleRing:
