@@ -159,6 +159,7 @@ def test_other_signals_of_polar_sensor_logger(
             "row 4, column sensor timestamp [ns]: '5996160509",
         ),
         ("HR", "HR [bpm]", "Pulse", "row 1: holds none of the signals"),
+        ("ACC", ";7;425", ";7e300;425", "row 9, column Y [mg]: is larger than a float32 can be"),
     ],
 )
 def test_a_mistake_in_a_polar_file_is_named(key: str, old: str, new: str, says: str) -> None:
@@ -581,7 +582,8 @@ def _mcap_bytes() -> bytes:
     writer.start()
     channel = writer.register_channel("/imu", "json", writer.register_schema("imu", "jsonschema", b"{}"))
     for n in range(3):
-        writer.add_message(channel, 10**18 + n, b'{"x": 1.5, "y": {"z": 2}}', 0)
+        message = b'{"x": 1.5, "y": {"z": 2}, "linear_acceleration": {"x": 1, "y": 2}}'
+        writer.add_message(channel, 10**18 + n, message, 0)
     writer.finish()
     return buffer.getvalue()
 
@@ -597,10 +599,12 @@ def _zip_bytes() -> bytes:
 READERS: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
     "polar": (POLAR["ACC"][:600].encode(), lambda data: read_polar([("a.txt", data)], "a", "")),
     "beats": (POLAR["RR"].encode(), lambda data: read_polar([("a.txt", data)], "a", "")),
+    "pulse": (POLAR["HR"].encode(), lambda data: read_polar([("a.txt", data)], "a", "")),
     "e4": (E4["IBI.csv"].encode(), lambda data: empatica.read(e4({"IBI.csv": data.decode("latin-1")}), "a", "")),
     "e4 zip": (_zip_bytes(), lambda data: empatica.read(empatica.unzipped(data, "a.zip"), "a", "")),
     "csv": (b"time [ms],acc_x [g],hr\n0,1.5,70\n20,,71\n40,2,nan\n", lambda data: read_samples(data, "a.csv", "a", "")),
     "dates": (b"date;eeg_a\n2026-01-01T00:00:00Z;1\n", lambda data: read_samples(data, "a.csv", "a", "")),
+    "commas": (b"time_s;acc_x\n0,5;-1,5\n1;2e1\n", lambda data: read_samples(data, "a.csv", "a", "")),
     "parquet": (_parquet_bytes(), lambda data: read_samples(data, "a.parquet", "a", "")),
     "mcap": (_mcap_bytes(), lambda data: foreign_mcap.read(data, "a.mcap", "a", "")),
     "edf": (_edf_bytes(), lambda data: edf.read(data, "a.edf", "a", "")),

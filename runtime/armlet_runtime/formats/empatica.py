@@ -130,7 +130,7 @@ def _signal(table: Table, name: str, channels: tuple[str, ...], unit: str, facto
     start, rate = _unix_ns(table, 0), float(numbers[1, 0])
     if not 0.01 <= rate <= 10_000:
         raise table.wrong(1, 0, f"a rate is from 0.01 to 10,000 Hz, not {rate:g}")
-    values = (numbers[2:] * factor).astype(np.float32)
+    values = table.float32(range(len(channels)), numbers[2:], range(2, len(numbers)), factor)
     times = start + np.rint(np.arange(len(values)) * (1e9 / rate)).astype(np.int64)
     return Stream(Modality(name, channels, unit, rate), times, values)
 
@@ -151,7 +151,7 @@ def _beats(table: Table) -> Stream:
         if not (0 <= offset < 1e8 and offset > before):
             raise table.wrong(index + 1, 0, f"{offset:g} s is not later than the beat before")
     times = start + np.rint(offsets * 1e9).astype(np.int64)
-    return Stream(RR, times, intervals[:, None].astype(np.float32))
+    return Stream(RR, times, table.float32([1], intervals[:, None], range(1, len(times) + 1)))
 
 
 def _unix_ns(table: Table, index: int) -> int:

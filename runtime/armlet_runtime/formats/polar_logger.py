@@ -131,21 +131,22 @@ def _by_sensor(table: Table, clock: int, columns: Sequence[int], measurement: in
     restart = "where the sensor's clock began anew, begin another session"
     times, _ = times_ns(table, clock, restart)
     kind = KINDS[measurement]
-    values = np.stack([table.numbers(column) * factor for column in columns], axis=1)
+    values = np.stack([table.numbers(column) for column in columns], axis=1)
     modality = Modality(kind.modality, kind.channels, UNITS[kind.modality], rate_of(times))
-    return Stream(modality, times, values.astype(np.float32))
+    return Stream(modality, times, table.float32(columns, values, range(len(times)), factor))
 
 
 def _by_phone(table: Table, phone: Int64) -> Stream:
     """Heart rate or the intervals of beats."""
     if (column := table.column(*_BEATS)) is not None:
         values = table.numbers(column) / 1e3
-        return Stream(RR, _beat_times(phone, values), values[:, None].astype(np.float32))
+        return Stream(RR, _beat_times(phone, values), table.float32([column], values[:, None], range(len(values))))
     if (column := table.column("HR [bpm]")) is not None:
         falls = np.flatnonzero(np.diff(phone) < -_CLOCK_STEP_NS)
         if len(falls):
             raise table.wrong(int(falls[0]) + 1, 0, "is earlier than the row before: the phone's clock was set back")
-        return Stream(HR, _rising(phone), table.numbers(column)[:, None].astype(np.float32))
+        pulse = table.numbers(column)[:, None]
+        return Stream(HR, _rising(phone), table.float32([column], pulse, range(len(pulse))))
     known = ", ".join("/".join(names) for names, _, _ in _SIGNALS)
     raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, HR [bpm]", 1)
 

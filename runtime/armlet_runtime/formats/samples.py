@@ -26,7 +26,6 @@ from ..recording import BEGAN, Label, Recording, Stream
 from ..wearables import UNITS
 from ..wearables.profile import XYZ
 from .table import (
-    Float64,
     Int64,
     Table,
     assumed,
@@ -196,19 +195,12 @@ def streams_of(table: Table, clock: int, times: Int64, wanted: Sequence[Columns]
         if not there.any():
             continue
         known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_of(times[there]))
-        streams.append(Stream(known, times[there], _float32(table, columns, values * factor, there)))
+        streams.append(
+            Stream(known, times[there], table.float32(columns, values[there] * factor, np.flatnonzero(there)))
+        )
     if not streams:
         raise mistake(table.file, "has no samples")
     return streams, told
-
-
-def _float32(table: Table, columns: Sequence[int], values: Float64, there: Any) -> Any:
-    with np.errstate(over="ignore"):
-        narrow = values[there].astype(np.float32)
-    if np.isinf(narrow).any():
-        row, column = np.argwhere(np.isinf(narrow))[0]
-        raise table.wrong(int(np.flatnonzero(there)[row]), columns[int(column)], "is larger than a float32 can be")
-    return narrow
 
 
 def _told(table: Table, clock: int) -> dict[str, Columns]:
@@ -354,7 +346,7 @@ def _stream(table: Table, modality: Modality) -> Stream:
         raise table.wrong(0, clock, "times count from 0")
     columns = [index for index in channels if index is not None]
     values = np.stack([table.numbers(index) for index in columns], axis=1) if columns else np.zeros((len(times), 0))
-    return Stream(modality, times, _float32(table, columns, values, np.ones(len(times), np.bool_)))
+    return Stream(modality, times, table.float32(columns, values, range(len(times))))
 
 
 def _read_labels(table: Table) -> list[Label]:

@@ -111,6 +111,21 @@ class Table:
             values[index] = value
         return values
 
+    def float32(
+        self, columns: Sequence[int], values: Float64, rows: Sequence[int] | Int64, factor: float = 1.0
+    ) -> NDArray[np.float32]:
+        """Values (n, columns) of some rows and columns times a factor, as recordings hold them.
+
+        Raises:
+            DataError: One is too large for that.
+        """
+        with np.errstate(over="ignore"):
+            narrow = (values * factor).astype(np.float32)
+        if np.isinf(narrow).any():
+            row, column = np.argwhere(np.isinf(narrow))[0]
+            raise self.wrong(int(rows[row]), columns[int(column)], "is larger than a float32 can be")
+        return narrow
+
     def wrong(self, index: int, column: int | None, problem: str) -> DataError:
         """A mistake in one row."""
         return mistake(self.file, problem, self.lines[index], None if column is None else self.title(column))
