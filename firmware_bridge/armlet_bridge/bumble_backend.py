@@ -454,7 +454,9 @@ async def open_bluetooth(transport: str | Controller) -> AsyncIterator[Bluetooth
             try:
                 source, sink = await stack.enter_async_context(await open_transport(transport))
             except Exception as error:  # libusb's errors and bumble's bare ones share no base but Exception
-                reason = str(error) or type(error).__name__
+                client = transport.startswith(("tcp-client:", "unix-client:"))
+                nobody = client and isinstance(error, ConnectionRefusedError | FileNotFoundError)
+                reason = "nobody listens there" if nobody else str(error) or type(error).__name__
                 raise WearableError(f"cannot open the Bluetooth transport '{transport}': {reason}") from error
         device = Device.with_hci("armlet", hci.Address.generate_static_address(), source, sink)
         try:

@@ -152,7 +152,8 @@ class Page:
 
     def _page(self, connection: ServerConnection, host: str) -> Response:
         nonce = secrets.token_urlsafe(16)
-        response = connection.respond(HTTPStatus.OK, self._html.replace("@NONCE@", nonce))
+        html = self._html.replace("@NONCE@", nonce).replace("@TOKEN@", "needed" if self._token else "")
+        response = connection.respond(HTTPStatus.OK, html)
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "text/html; charset=utf-8"
         response.headers["X-Content-Type-Options"] = "nosniff"

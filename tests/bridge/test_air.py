@@ -365,9 +365,10 @@ async def test_noise_on_the_socket_harms_nobody(thing: Thing, air: AirLink, blue
 async def test_bad_transports_are_one_sentence(air: AirLink, tmp_path: Path) -> None:
     sockets = ("tcp-client:127.0.0.1:1", f"unix-client:{tmp_path / 'none'}", "tcp-client:x")
     for transport in (*sockets, "carrier-pigeon:1", "usb:63", "serial:/dev/none"):
-        with pytest.raises(WearableError, match="cannot open the Bluetooth transport"):
+        with pytest.raises(WearableError, match="cannot open the Bluetooth transport") as refused:
             async with open_bluetooth(transport):
                 pass
+        assert ("nobody listens there" in str(refused.value)) == (transport in sockets[:2])
     tcp = ("tcp-server:127.0.0.1", "tcp-server:127.0.0.1:x", "tcp-server:127.0.0.1:65536", "tcp-client:127.0.0.1:1")
     for where in (*tcp, "unix-server:"):
         with pytest.raises(UsageError, match="give tcp-server:HOST:PORT, unix-server:PATH or vhci"):

@@ -104,7 +104,7 @@ def test_addresses() -> None:
 async def test_a_page_is_given_to_this_host_only(small_draft: Path) -> None:
     async with page(small_draft, "127.0.0.1:0") as (_, host):
         status, text, headers = await fetch(f"http://{host}/")
-        assert status == 200 and "<title>armlet</title>" in text
+        assert status == 200 and "<title>armlet</title>" in text and 'if ("" && ' in text
         # One file that refers to nothing, and may ask nobody else for anything.
         assert not re.search(r"(src|href)=[\"'](?!data:)", text) and "@NONCE@" not in text
         policy = headers["Content-Security-Policy"]
@@ -176,7 +176,8 @@ async def test_another_address_asks_for_a_token(small_draft: Path, armlet_home: 
         assert served.url.endswith(f"/#{token}") and len(token) >= 32 and kept.stat().st_mode & 0o777 == 0o600
         # Reached by its loopback address here, because a test machine may have no other.
         host = f"127.0.0.1:{host.rpartition(':')[2]}"
-        assert token not in (await fetch(f"http://{host}/"))[1]
+        text = (await fetch(f"http://{host}/"))[1]
+        assert token not in text and 'if ("needed" && location.hash' in text  # it is asked for before anything is
         for wrong in ("", "x" * 32, token + "x", token[:-1]):
             async with live(host) as connection:
                 await connection.send(wrong)
