@@ -332,7 +332,7 @@ def test_scan_and_info(make_recording: MakeRecording, tmp_path: Path) -> None:
         told = subprocess.run([*armlet, "info", "Imu", *reach], check=True, capture_output=True, text=True).stdout
         for says in ("rssi        -50 dBm", "battery     100 %", "mtu         517 bytes", "interval    15 ms"):
             assert f"{says}\n" in told
-        assert "modality    acc (x, y, z) g at 50 Hz\n" in told
+        assert "modality    acc (x, y, z) in g at 50 Hz\n" in told
         about = json.loads((tmp_path / "out.json").read_text())
         assert about["address"] == heard["address"]
         assert (about["maker"], about["battery"]) == ("armlet", 100)
@@ -383,7 +383,7 @@ def test_info_of_what_has_sent_nothing(make_recording: MakeRecording, tmp_path: 
             [*armlet, "watch", "Strap", "--duration", "3", *reach], check=True, capture_output=True, text=True
         ).stdout
         assert watch.endswith("streaming  -50 dBm  battery 100 %  it has sent nothing yet\n")
-        assert "profiles    heart_rate\n" in strap and "modality    hr (bpm) bpm at 1 Hz\n" in strap
+        assert "profiles    heart_rate\n" in strap and "modality    hr (bpm) in bpm at 1 Hz\n" in strap
         assert "profiles    uart\n" in printer and "modality    none yet" in printer
     finally:
         process.terminate()

@@ -266,7 +266,7 @@ def _info(args: argparse.Namespace) -> int:
             print(f"{key:11} {f'{value:g}' if isinstance(value, float) else value}{_SHOWN_UNITS.get(key, '')}")
     for modality in about["modalities"]:
         channels = ", ".join(modality["channels"])
-        print(f"{'modality':11} {modality['name']} ({channels}) {modality['unit']} at {modality['rate_hz']:g} Hz")
+        print(f"{'modality':11} {modality['name']} ({channels}) in {modality['unit']} at {modality['rate_hz']:g} Hz")
     if not about["modalities"]:
         print(f"{'modality':11} none yet: what it sends shows when it sends, and it has sent nothing")
     if args.json:
