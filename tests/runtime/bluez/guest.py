@@ -154,7 +154,7 @@ async def test_notifications_do_not_double_after_link_losses(daemon: Daemon) -> 
 
 async def test_reconnects_at_once_come_up_in_the_end(daemon: Daemon) -> None:
     """bluetoothd can take a new attempt down with the end of the old link: https://github.com/hbldh/bleak/issues/1489"""
-    async with worn(ACC) as on:
+    async with worn(ACC, seconds=240.0) as on:
         await on.run.until(lambda: on.run.streaming("Acc"), 40)
         playing = asyncio.ensure_future(on.play.run())
         link = on.run.session.links["Acc"]
