@@ -19,7 +19,7 @@ TURN_S = 0.25
 # Each connection that ended leaves some hundred objects in cycles (the client, tasks, tracebacks). They are old by
 # then, so only a full garbage collection finds them, and by itself one comes after 70 000 objects: in hours, and until
 # then the process grows, and keeps the size. One takes 1 to 2 ms on a PC, as what start-up made is left out.
-COLLECT_NS = 60_000_000_000
+COLLECT_NS = 10_000_000_000
 # numpy/_core/src/multiarray/alloc.c: NBUCKETS, in bytes, and NCACHE.
 NUMPY_CACHED_BYTES, NUMPY_CACHED = 1024, 7
 
