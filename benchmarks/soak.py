@@ -46,7 +46,7 @@ from armlet_runtime.streams import SampleRing
 from armlet_runtime.trust import trusted_keys
 from armlet_runtime.wearables import movesense
 
-from . import skipped_idle
+from . import quicker, skipped_idle
 from .soaked import NAMES, SPECS, Soaked, Spec, Told
 
 TOLERANCE_NS = 20_000_000
@@ -179,7 +179,7 @@ class Soak:
         self.worn: dict[str, Worn] = {}
         self.unplugged = 0
         self.start_ns = 0
-        self._socket = socket
+        self.socket = socket
         self._plugged = AsyncExitStack()
 
     @asynccontextmanager
@@ -215,7 +215,7 @@ class Soak:
             return self._figures(figures)
 
     async def _plug(self) -> None:
-        await self._plugged.enter_async_context(serve(self.air, f"unix-server:{self._socket}"))
+        await self._plugged.enter_async_context(serve(self.air, f"unix-server:{self.socket}"))
 
     # --- what is done to the wearables --------------------------------------------------------------------------------
 
@@ -420,7 +420,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--faults", type=int, default=110_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--apart", action="store_true", help="the runtime in its own process, in real time")
+    parser.add_argument("--apart", action="store_true", help="the runtime in its own process, no time skipped")
+    parser.add_argument("--speed", type=float, default=1.0, help="with --apart: a clock so many times as fast")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
@@ -428,12 +429,11 @@ def main() -> int:
         socket, packets = str(Path(folder) / "air"), Path(folder) / "packets"
         soak = Soak(args.minutes * 60, args.faults, args.seed, socket)
         if args.apart:
-            keys = [word for key in args.key for word in ("--key", str(key))]
-            figures = asyncio.run(
-                apart(soak, ["--bundle", str(args.bundle), *keys, "--socket", socket, "--packets", str(packets)])
-            )
+            told = ["--bundle", args.bundle, *(word for key in args.key for word in ("--key", key))]
+            told += ["--socket", socket, "--packets", packets, "--speed", args.speed]
+            figures = quicker.run(apart(soak, list(map(str, told))), args.speed)
         else:
-            figures, clock = skipped_idle.run(soak.run(Soaked(model, socket, packets)))
+            figures, clock = skipped_idle.run(together(soak, model, packets))
             figures["skipped_s"] = clock.skipped_ns / 1e9
         check = Check(model, soak.start_ns)
         check.replay(packets, figures.pop("ended_ns"))
@@ -446,6 +446,11 @@ def main() -> int:
         args.json.write_text(text + "\n")
     counted = figures["all_counted"] and figures["replayed_alike"] and not figures["missed"]
     return 0 if counted and not figures["windows_wrong"] and figures["longest_silence_hops"] <= 2 else 1
+
+
+async def together(soak: Soak, model: BundleModel, packets: Path) -> dict[str, Any]:
+    """A soak of the runtime in this process."""
+    return await soak.run(Soaked(model, soak.socket, packets))
 
 
 async def apart(soak: Soak, arguments: Sequence[str]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from armlet_runtime.recording import Packet
 from armlet_runtime.trust import trusted_keys
 from armlet_runtime.wearables import movesense, muse
 
+from . import quicker
+
 SAMPLE_NS = 10_000_000_000
 """Resident memory is looked at so often."""
 
@@ -83,6 +85,8 @@ class Adapter:
         while True:
             with suppress(WearableError):  # it is not in
                 async with open_bluetooth(self._transport) as self._now:
+                    # asyncio reads a socket into 256 KiB at the end of the heap, which no adapter of a board needs.
+                    self._now.radio.device.host.hci_sink.transport.max_size = 4096
                     lost = asyncio.Event()
                     self._now.radio.device.once(Device.EVENT_FLUSH, lost.set)
                     self.found.set()
@@ -227,8 +231,9 @@ def resident_kib() -> tuple[int, int]:
     return kib["Rss"], kib["Anonymous"]
 
 
-async def report(soaked: Soaked) -> None:
+async def report(model: BundleModel, socket: str, packets: Path) -> None:
     """Run one, and say what the other half is to know."""
+    soaked = Soaked(model, socket, packets)
     running = asyncio.ensure_future(soaked.run())
     said = ""
     while not running.done():
@@ -246,9 +251,10 @@ def main() -> int:
     parser.add_argument("--key", type=Path, action="append", default=[])
     parser.add_argument("--socket", required=True)
     parser.add_argument("--packets", type=Path, required=True)
+    parser.add_argument("--speed", type=float, default=1.0)
     args = parser.parse_args()
     model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
-    asyncio.run(report(Soaked(model, args.socket, args.packets)))
+    quicker.run(report(model, args.socket, args.packets), args.speed)
     return 0
 
 
