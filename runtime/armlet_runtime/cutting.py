@@ -7,12 +7,12 @@ next ``window[:, :-hop]`` are the same bits up to the newest settled point.
 
 **The clock.** Host times are those of a line that is held for each run of the device clock. When the fit's own line has
 moved away from it by more than :data:`HELD_WITHIN_NS` anywhere in the window, it is taken instead, and the whole window
-is cut anew. So every window is what a fresh cut with the held lines gives, and no sample in it is further from where
-the fit has it than that.
+is cut anew. So every window is what a fresh cut with the held lines gives (to a nanosecond of rounding), and no sample
+in it is further from where the fit has it than that.
 
 **Whatever else changes what was there** has the window cut anew too: a packet that came late enough to be put before
-another one, a chunk whose samples turned out to lie closer together, a new run of the clock, a run that was dropped, or
-a window that does not end one hop after the one before.
+another one, a packet whose samples turned out to lie closer together, a new run of the clock, a run that was dropped,
+or a window that does not end one hop after the one before.
 
 Gaps are filled in each window from the points that are covered in it, as in training; so a gap that is not yet over, or
 that the window's beginning has reached, may be filled otherwise in the next window.
