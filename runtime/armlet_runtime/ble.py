@@ -72,6 +72,9 @@ NOT_HEARD = -127
 # A scan in which nobody at all is heard for so long is begun anew: bluetoothd can believe that it scans when it does
 # not (https://github.com/bluez/bluez/issues/807).
 DEAF_S = 5.0
+# BlueZ may tell of a wearable's first advertisement together with the end of its link, and of the next ones only when
+# its signal strength has changed by 8 dB or a new scan begins.
+TOGETHER_S = 0.1
 # Another address may stand for a known wearable only when its own has not been heard for so long: wearables with
 # privacy change theirs, and a stranger of the same name is not to push one out.
 TAKE_OVER_S = 30.0
@@ -269,6 +272,7 @@ class Link:
     newest_ns: int = 0
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     heard_at: float = 0.0
+    lost_at: float = 0.0
     unknown: int = 0
     pair: bool = False
     sightings: dict[_Adapter, _Sighting] = field(default_factory=dict)
@@ -540,6 +544,9 @@ class Session:
                 link.heard.clear()
                 link.profiles = ()
                 self._set(link, "missing" if trouble is None else "refused" if trouble is REFUSED else "waiting")
+            if trouble is None and link.heard_at > link.lost_at - TOGETHER_S:
+                link.heard.set()
+                self._set(link, "found")
             if trouble is not None:
                 longest_s = min(trouble.first_s * 2 ** min(in_a_row - 1, 16), trouble.longest_s)
                 await asyncio.sleep(longest_s * random.uniform(0.5, 1.0))
@@ -572,6 +579,7 @@ class Session:
             nonlocal linked
             if linked:
                 linked = False
+                link.lost_at = time.monotonic()
                 self._put(link, "disconnected")
             lost.set()
             if link.asked is not None and not link.asked[2].done():
