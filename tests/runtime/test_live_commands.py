@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from armlet_runtime.cli import main
+from armlet_runtime.commands import enrol
 from armlet_runtime.decisions import Decision
 from armlet_runtime.enrolment import Bank, make_example, recorded_windows
 from armlet_runtime.layers import Layer
@@ -306,3 +307,18 @@ def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_
         assert says in refused.stderr, refused.stderr
         # The engine may say a line of its own.
         assert "Traceback" not in refused.stderr and refused.stderr.count("\n") <= 2, refused.stderr
+
+
+def test_a_live_example_of_silent_wearables_is_given_up(
+    small_bundle: SmallBundle,
+    played: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(enrol, "PATIENCE_S", 3.0)
+    command = ["enrol", "jump", str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+    # Connected, and silent: what is played begins when the other one is connected, too.
+    with wearables(played, tmp_path) as bluetooth:
+        assert main([*command, "--bluetooth", bluetooth, "--wearables", "Armlet-Acc"]) == 2
+    assert "no sensor was there for 3 s" in capsys.readouterr().err

@@ -145,6 +145,7 @@ def _live(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, 
 
 
 async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str, Float32]]:
+    import asyncio
     import time
     from contextlib import aclosing
 
@@ -158,9 +159,13 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
     names = {modality.name for modality in model.manifest.modalities}
     print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C gives up", flush=True)
     give_up = time.monotonic() + PATIENCE_S
+    # Before the first sample there is no decision that could tell the time.
+    silent = asyncio.Event()
+    patience = asyncio.get_running_loop().call_later(PATIENCE_S, silent.set)
     end_ns: int | None = None
-    async with aclosing(live.decisions()) as decisions:
+    async with aclosing(live.decisions(silent)) as decisions:
         async for decision in decisions:
+            patience.cancel()
             if end_ns is None and (set(decision.subset) == names or (decision.subset and time.monotonic() > give_up)):
                 missing = ", ".join(sorted(names - set(decision.subset)))
                 if missing:
@@ -171,7 +176,10 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
                 return live.core.recent(length_s)
             elif end_ns is None and time.monotonic() > give_up:
                 break
-    raise EnrolmentError(f"no sensor was there for {PATIENCE_S:g} s: 'armlet wearables scan' lists who is in reach")
+    raise EnrolmentError(
+        f"no sensor was there for {PATIENCE_S:g} s: 'armlet wearables scan' lists who is in reach; whoever is "
+        "connected to another run ('armlet service status') is not"
+    )
 
 
 def _show(layer: Layer, names: Sequence[str]) -> None:

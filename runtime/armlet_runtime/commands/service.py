@@ -21,7 +21,12 @@ JOURNAL_LINES = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    install = actions.add_parser("install", help="write the unit, start it, and have it started with the machine")
+    install = actions.add_parser(
+        "install",
+        help="write the unit, start it, and have it started with the machine",
+        description="Write a systemd unit of this user that runs 'armlet run BUNDLE OPTION ...' in this folder, start "
+        "it, and have it started with the machine. Where there is one already, it takes its place.",
+    )
     install.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
     install.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help="as for 'armlet run'")
     install.set_defaults(act=_install)
