@@ -8,8 +8,8 @@ and what the wearable did not measure stays out of it. A live run refuses both, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from .errors import DataError
 from .live import RATE_TOLERANCE
 from .modalities import Modality
 from .recording import Packet, Recording, Stream
-from .streams import Wearable
+from .streams import SampleRing, Wearable
 from .wearables import played
 from .windows import GAP_PERIODS, Float32, resample
 
@@ -33,6 +33,9 @@ _PASS, _STOP, _DECIBELS = 0.4, 0.5, 60.0
 # a clock looks back some minutes only, and its newest line does not hold for the first hour.
 _SETTLED_NS = 5_000_000_000
 _KEEP_NS = 30_000_000_000
+
+# By how much the time of a sample that was settled may yet move.
+_CLOCK_MOVES_NS = 100_000_000
 
 
 def packets_of(recording: Recording, modalities: Sequence[Modality]) -> tuple[list[Packet], list[str]]:
@@ -143,46 +146,69 @@ def with_streams(recording: Recording) -> Recording:
     if not recording.packets:
         return recording
     wearables: dict[str, Wearable] = {}
-    parts: dict[tuple[str, str], list[tuple[NDArray[np.int64], Float32]]] = {}
-    modalities: dict[tuple[str, str], Modality] = {}
+    found: dict[tuple[str, str], _Settled] = {}
     settled_ns = recording.packets[0].arrival_ns
     for packet in recording.packets:
         wearable = wearables.setdefault(packet.wearable, Wearable(packet.wearable, _KEEP_NS))
         if packet.arrival_ns - settled_ns > 2 * _SETTLED_NS:
             settled_ns = packet.arrival_ns - _SETTLED_NS
-            _settle(wearables, parts, modalities, settled_ns)
+            _settle(wearables, found, settled_ns)
         wearable.take(packet)
-    _settle(wearables, parts, modalities, None)
+    _settle(wearables, found, None)
     streams = dict(recording.streams)
-    for key, chunks in parts.items():
+    for key, one in found.items():
+        if not one.parts:
+            continue
         name = key[1]
         for number in range(2, 10):
             if name in streams:
                 name = f"{key[1]}_{number}"
-        times = np.concatenate([times for times, _ in chunks])
-        values = np.concatenate([values for _, values in chunks])
-        one = modalities[key]
-        streams[name] = Stream(Modality(name, one.channels, one.unit, one.rate_hz), times, values)
+        times = np.concatenate([times for times, _ in one.parts])
+        values = np.concatenate([values for _, values in one.parts])
+        streams[name] = Stream(Modality(name, one.known.channels, one.known.unit, one.known.rate_hz), times, values)
     return replace(recording, streams=streams)
 
 
-def _settle(
-    wearables: dict[str, Wearable],
-    parts: dict[tuple[str, str], list[tuple[NDArray[np.int64], Float32]]],
-    modalities: dict[tuple[str, str], Modality],
-    until_ns: int | None,
-) -> None:
-    """Take what lies after what was taken before, and before a time."""
+@dataclass
+class _Settled:
+    """What is settled of one modality of a wearable.
+
+    Attributes:
+        known: As it was sent at first.
+        ring: Where its samples come from.
+        taken: Of the samples that the ring has ever had, how many are settled.
+        parts: Times and values of those, and of those of rings before with as many channels.
+    """
+
+    known: Modality
+    ring: SampleRing
+    taken: int = 0
+    parts: list[tuple[NDArray[np.int64], Float32]] = field(default_factory=list)
+
+
+def _settle(wearables: Mapping[str, Wearable], found: dict[tuple[str, str], _Settled], until_ns: int | None) -> None:
+    """Take what is not taken yet, and lies before a time."""
     for wearable in wearables.values():
         for name, ring in wearable.rings.items():
+            one = found.setdefault((wearable.name, name), _Settled(ring.modality, ring))
+            if one.ring is not ring:  # it sends in another way now
+                if ring.modality.channels != one.known.channels:
+                    continue
+                one.ring, one.taken = ring, 0
             if not ring.total:
                 continue
             times, values = ring.samples(0)
-            chunks = parts.setdefault((wearable.name, name), [])
-            start = int(np.searchsorted(times, chunks[-1][0][-1], side="right")) if chunks and len(chunks[-1][0]) else 0
             stop = len(times) if until_ns is None else int(np.searchsorted(times, until_ns))
-            known = modalities.setdefault((wearable.name, name), ring.modality)
-            if stop > start and ring.modality.channels == known.channels:
-                chunks.append((times[start:stop], values[start:stop]))
-            elif not chunks:
-                del parts[wearable.name, name]
+            # Counted, for a sample's time is another one since its clock is known better; but what lies well before
+            # the newest that was taken is taken, though of overlapping runs of a clock some do not show.
+            start = len(times) - (ring.total - one.taken)
+            newest_ns = int(one.parts[-1][0][-1]) if one.parts else None
+            if newest_ns is not None:
+                start = max(start, int(np.searchsorted(times, newest_ns - _CLOCK_MOVES_NS)))
+            if stop > max(start, 0):
+                start = max(start, 0)
+                one.taken = ring.total - (len(times) - stop)
+                taken = times[start:stop]
+                if newest_ns is not None:
+                    taken = np.maximum(taken, newest_ns + 1 + np.arange(len(taken)))
+                one.parts.append((taken, values[start:stop]))

@@ -21,6 +21,7 @@ from armlet_runtime.playing import at_rate, packets_of, with_streams
 from armlet_runtime.prove import Draft
 from armlet_runtime.recording import Packet, Recording, Stream
 from armlet_runtime.streams import Wearable
+from armlet_runtime.wearables import imu
 from armlet_runtime.wearables.played import SOURCE, PlayedDecoder, encode, encode_info
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
@@ -60,6 +61,32 @@ def test_streams_are_the_same_after_a_replay(steps: list[int], start: int, missi
         np.testing.assert_array_equal(back.streams[name].times_ns, one.times_ns)
         np.testing.assert_array_equal(back.streams[name].values, one.values)
         assert back.streams[name].modality == one.modality
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_packets_as_streams_hold_each_sample_once(seed: int) -> None:
+    """However the clock is known better from packet to packet, over a bad link and a restart."""
+    info = imu.ImuInfo(50.0, {"acc": 0.001})
+    packets = [Packet(0, "w", "connected", "", b""), Packet(0, "w", "info", imu.INFO_UUID, imu.encode_info(info))]
+    rng = np.random.default_rng(seed)
+    arrival_ns, epoch_us, sent = 0, 0, []
+    for number in range(1500):
+        if number == 900:
+            epoch_us = -17_000_000  # it began anew
+        clock_us = epoch_us + round(number * 40_000 * (1 + 80e-6))
+        values = np.full((2, 3), 0.001) * (2 * number + np.arange(2))[:, None]
+        arrival_ns = max(arrival_ns, number * 40_000_000 + int(rng.integers(5_000_000, 60_000_000)))
+        if rng.random() < 0.95:
+            data = imu.encode_data(
+                info, number - (900 if epoch_us else 0), clock_us, {"acc": values.astype(np.float32)}
+            )
+            packets.append(Packet(arrival_ns, "w", "data", imu.DATA_UUID, data))
+            sent += [2 * number, 2 * number + 1]
+    stream = with_streams(Recording("walk", "anna", packets=packets)).streams["acc"]
+    numbers = np.rint(stream.values[:, 0] / 0.001).astype(int).tolist()
+    assert len(numbers) == len(set(numbers)) and numbers == sorted(numbers)
+    assert set(sent) - set(numbers) <= set(range(1790, 1810))  # by the restart, runs may overlap
+    assert (np.diff(stream.times_ns) > 0).all()
 
 
 def sines(rate_hz: float, *frequencies: float, seconds: float = 20.0) -> Stream:
