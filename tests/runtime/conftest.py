@@ -38,7 +38,7 @@ def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the draft that ``tests/small_model.py`` makes."""
     folder = tmp_path_factory.mktemp("small") / "draft"
     script = Path(__file__).parents[1] / "small_model.py"
-    made = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=300)
+    made = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=550)
     assert made.returncode == 0, made.stderr[-3000:]
     return folder
 
