@@ -76,6 +76,21 @@ def build() -> Path:
     return kernel
 
 
+def refusal(kernel: Path) -> str:
+    """What the host forbids, in the kernel's words, without which none can be booted; empty if one can be.
+
+    A user-mode Linux traces its processes (ptrace), which some containers forbid, and maps its memory from a file in
+    TMPDIR, which some systems mount noexec.
+    """
+    command = [str(kernel), "mem=64M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=/bin/true"]
+    with tempfile.TemporaryDirectory(prefix="armlet-uml-") as name:
+        tried = subprocess.run(
+            [*command, "con=null", "con0=null,fd:1", "quiet"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", env={**os.environ, "HOME": name}, timeout=60,
+        )  # fmt: skip
+    return "; ".join(line for line in tried.stdout.splitlines() if "not permitted" in line or "noexec" in line)
+
+
 def boot(kernel: Path, tests: Path, timeout_s: float, clock: str = "virtual", **variables: str) -> tuple[int, str]:
     """Boot the kernel, run a file of tests as root inside, power off.
 

@@ -26,9 +26,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def linux() -> Path:
     try:
-        return kernel.build()
+        built = kernel.build()
     except subprocess.CalledProcessError as error:
         raise AssertionError(f"{error.cmd[0]}: {error.stderr[-2000:]}") from error
+    if refusal := kernel.refusal(built):
+        pytest.skip(f"this machine lets no user-mode Linux run ({refusal})")
+    return built
 
 
 @pytest.mark.timeout(2400)  # the kernel is built here, and machines are busy
