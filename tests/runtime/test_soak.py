@@ -22,7 +22,7 @@ def figures(module: str, small_bundle: SmallBundle, out: Path, *arguments: str) 
 
 
 def test_four_wearables_and_every_kind_of_fault(small_bundle: SmallBundle, tmp_path: Path) -> None:
-    got = figures("benchmarks.soak", small_bundle, tmp_path / "s.json", "--minutes", "2", "--faults", "7000")
+    got = figures("benchmarks.soak", small_bundle, tmp_path / "s.json", "--minutes", "3", "--faults", "10000")
     assert got["all_counted"] and got["windows_wrong"] == 0 and got["windows_checked"] > 1000
     assert set(got["by_kind"]) >= {"lost", "doubled", "reordered", "truncated", "oversized", "restarted", "unplugged"}
     assert got["faults"] > 3000 and got["missed"] == got["dropped_packets"] == 0
