@@ -153,19 +153,6 @@ class ClockFit:
         """How far a host time may be off, but for the link's least delay; None while the fit is not valid."""
         return max(FINEST_BOUND_NS, round(BOUND_FACTOR * self._bound)) if self.valid else None
 
-    @property
-    def offset_ns(self) -> int:
-        """What to add to a present device time to get the host's. At least one observation must have been made."""
-        return self.line.offset_ns
-
-    @overload
-    def to_host(self, device_ns: int) -> int: ...
-    @overload
-    def to_host(self, device_ns: NDArray[np.int64]) -> NDArray[np.int64]: ...
-    def to_host(self, device_ns: int | NDArray[np.int64]) -> int | NDArray[np.int64]:
-        """Host times of device times (both ns). At least one observation must have been made."""
-        return self.line.to_host(device_ns)
-
     def _line(self, device_ns: int) -> float:
         return self._offset + self._slope * (device_ns - self._at_ns)
 
@@ -457,7 +444,7 @@ class PacketClock:
         return []
 
     def _late_ns(self, seen: _Seen) -> int:
-        return seen.arrival_ns - self.fit.to_host(seen.last_ns) if self._counted else 0
+        return seen.arrival_ns - self.fit.line.to_host(seen.last_ns) if self._counted else 0
 
     def _place_held(self, missing: int) -> list[Placed]:
         self._counted += missing
@@ -544,9 +531,9 @@ class PacketClock:
         host_ns = new.arrival_ns - old.arrival_ns
         late_ns = 0
         if clock is not None:
-            if new.arrival_ns - clock.to_host(new.last_ns) > LATEST_NS:
+            if new.arrival_ns - clock.line.to_host(new.last_ns) > LATEST_NS:
                 return False
-            late_ns = old.arrival_ns - clock.to_host(old.last_ns)  # it can have caught up by this
+            late_ns = old.arrival_ns - clock.line.to_host(old.last_ns)  # it can have caught up by this
         return passed_ns <= host_ns + late_ns + max(old.count, new.count) * self.period_ns + OUTRUN_NS
 
     def _stamps_last(self) -> bool:

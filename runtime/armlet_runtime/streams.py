@@ -147,7 +147,7 @@ class SampleRing:
         if len(self.runs) > 1:
             self._keep([run for run in self.runs if run.newest_ns >= limit_ns])
         for run in self.runs:
-            run.forget_before(limit_ns - run.clock.offset_ns)
+            run.forget_before(limit_ns - run.clock.line.offset_ns)
         return True
 
     def drop(self, clock: ClockFit) -> None:

@@ -123,7 +123,7 @@ def align(device: Device, seconds: float, seed: int) -> Aligned:
         for one in placed:
             number = int(one.batch.values["acc"][-1, 0])
             taken_ns = START_NS + round(number * 1e9 / device.rate_hz)
-            error_ns = one.clock.to_host(int(one.times_ns[-1])) - taken_ns - LEAST_NS
+            error_ns = one.clock.line.to_host(int(one.times_ns[-1])) - taken_ns - LEAST_NS
             bound_ns = clock.bound_ns
             rows.append(
                 (

@@ -68,8 +68,8 @@ def test_a_fit_says_when_it_is_not_valid_yet() -> None:
     for n in range(100):
         assert fit.valid == (n * 40 >= 2000 + 40) and (fit.bound_ns is not None) == fit.valid
         fit.observe(n * 40_000_000, START_NS + n * 40_000_000 + LEAST_NS)
-    assert fit.bound_ns == 100_000 and fit.to_host(5) == START_NS + LEAST_NS + 5
-    assert fit.to_host(np.array([7, 8], np.int64)).tolist() == [START_NS + LEAST_NS + 7, START_NS + LEAST_NS + 8]
+    assert fit.bound_ns == 100_000 and fit.line.to_host(5) == START_NS + LEAST_NS + 5
+    assert fit.line.to_host(np.array([7, 8], np.int64)).tolist() == [START_NS + LEAST_NS + 7, START_NS + LEAST_NS + 8]
 
 
 @pytest.mark.parametrize("step_ms", [-40, 40])
@@ -80,7 +80,7 @@ def test_a_clock_that_is_set_is_followed(step_ms: int) -> None:
         device_ns = n * 20_000_000
         step_ns = step_ms * 1_000_000 if n > 25 * 60 else 0
         fit.observe(device_ns - step_ns, START_NS + device_ns + int(rng.integers(0, 30_000_000)))
-    error_ns = fit.to_host(device_ns - step_ns) - START_NS - device_ns
+    error_ns = fit.line.to_host(device_ns - step_ns) - START_NS - device_ns
     assert abs(error_ns) < 3_000_000
 
 
@@ -152,7 +152,7 @@ def test_counted_samples_that_are_lost_are_a_gap_not_stretched_time() -> None:
             continue
         for placed in clock.take(sent.batch, sent.arrival_ns):
             number = int(placed.batch.values["acc"][0, 0])
-            error_ns = placed.clock.to_host(int(placed.times_ns[0])) - START_NS - number * 20_000_000 - LEAST_NS
+            error_ns = placed.clock.line.to_host(int(placed.times_ns[0])) - START_NS - number * 20_000_000 - LEAST_NS
             worst_ns = max(worst_ns, abs(error_ns)) if number > 500 else worst_ns
     assert 48 <= counts.lost <= 51 and worst_ns < 60_000_000
 

@@ -83,7 +83,7 @@ def is_what_the_held_lines_give(cutter: Cutter, cut: Cut, end_ns: int) -> None:
     for run, line in cutter.lines.items():
         for host_ns in (end_ns - SAMPLES * PERIOD_NS, end_ns):
             device_ns = line.to_device(host_ns)
-            assert abs(run.clock.to_host(device_ns) - line.to_host(device_ns)) <= HELD_WITHIN_NS
+            assert abs(run.clock.line.to_host(device_ns) - line.to_host(device_ns)) <= HELD_WITHIN_NS
     times, values = cutter.ring.samples(end_ns, cutter.lines)
     received = np.isfinite(values[:, 0])
     grid = sample_times(0.0, RATE_HZ, SAMPLES)
