@@ -7,11 +7,12 @@ time. Waiting for one process alone is better skipped (``skipped_idle.py``).
 
 from __future__ import annotations
 
-import asyncio
 import selectors
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from .skipped_idle import run_by
 
 T = TypeVar("T")
 
@@ -27,16 +28,5 @@ class _Selector(selectors.DefaultSelector):
 
 def run(main: Coroutine[Any, Any, T], speed: float) -> T:
     """Run a coroutine as :func:`asyncio.run` does, ``speed`` times as fast."""
-    kept = monotonic, monotonic_ns = time.monotonic, time.monotonic_ns
-    time.monotonic, time.monotonic_ns = lambda: monotonic() * speed, lambda: round(monotonic_ns() * speed)
-    try:
-        loop = asyncio.SelectorEventLoop(_Selector(speed))
-        asyncio.set_event_loop(loop)  # which subprocesses want
-        try:
-            return loop.run_until_complete(main)
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-            asyncio.set_event_loop(None)
-    finally:
-        time.monotonic, time.monotonic_ns = kept
+    monotonic, monotonic_ns = time.monotonic, time.monotonic_ns
+    return run_by(lambda: monotonic() * speed, lambda: round(monotonic_ns() * speed), _Selector(speed), main)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -51,14 +51,26 @@ class _Selector(selectors.DefaultSelector):
 def run(main: Coroutine[Any, Any, T]) -> tuple[T, SkippingClock]:
     """Run a coroutine as :func:`asyncio.run` does, without waiting."""
     clock = SkippingClock()
+    return run_by(clock.monotonic, clock.monotonic_ns, _Selector(clock), main), clock
+
+
+def run_by(
+    monotonic: Callable[[], float],
+    monotonic_ns: Callable[[], int],
+    selector: selectors.BaseSelector,
+    main: Coroutine[Any, Any, T],
+) -> T:
+    """Run a coroutine as :func:`asyncio.run` does, by another clock; ``selector`` waits as that clock wants it."""
     kept = time.monotonic, time.monotonic_ns
-    time.monotonic, time.monotonic_ns = clock.monotonic, clock.monotonic_ns
+    time.monotonic, time.monotonic_ns = monotonic, monotonic_ns
     try:
-        loop = asyncio.SelectorEventLoop(_Selector(clock))
+        loop = asyncio.SelectorEventLoop(selector)
+        asyncio.set_event_loop(loop)  # which subprocesses want
         try:
-            return loop.run_until_complete(main), clock
+            return loop.run_until_complete(main)
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+            asyncio.set_event_loop(None)
     finally:
         time.monotonic, time.monotonic_ns = kept
