@@ -14,7 +14,7 @@ from .engines.base import Float32
 from .errors import NotANumberError
 from .manifest import Manifest
 from .modalities import subsets
-from .model import BundleModel, load_array, programs_of
+from .model import BundleModel, ends_of, load_array, programs_of
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a logit of a float program: other processors add up in another order (seen: 3e-8 a layer).
@@ -202,8 +202,7 @@ def step_difference(model: BundleModel, windows: Mapping[str, Float32]) -> float
                 if hop == 0:
                     stepped[name], states[name] = whole[name], state
                     continue
-                ends = np.concatenate((window[:, : step.head], window[:, length - step.tail :]), axis=1)
-                stepped[name], states[name] = model.step(name, ends, states[name])
+                stepped[name], states[name] = model.step(name, ends_of(step, window), states[name])
                 differences.append(float(np.abs(stepped[name] - whole[name]).max()))
             for subset in subsets_compared:
                 scores, wanted = (

@@ -92,6 +92,11 @@ class Carried:
     state: Float32
 
 
+def ends_of(step: StepProgram, window: Float32) -> Float32:
+    """(channels, head + tail) the first and the last samples of a window (channels, samples), joined."""
+    return np.concatenate((window[:, : step.head], window[:, window.shape[1] - step.tail :]), axis=1)
+
+
 class BundleModel:
     """Encoders, mask tokens and aggregator of a bundle, loaded into one engine. Not safe for several threads at once.
 
@@ -183,7 +188,7 @@ class BundleModel:
 
         Args:
             modality: One of :attr:`steps`.
-            ends: (channels, head + tail) its first and last samples, joined and normalised.
+            ends: (channels, head + tail) what :func:`ends_of` gives, normalised.
             state: Of the window before.
 
         Raises:
@@ -210,8 +215,7 @@ class BundleModel:
         self._check(modality, window)
         normalisation, (oldest, newest) = self.manifest.normalisation[modality], step.rests_on
         if before is not None and before.samples == window[:, oldest - step.hop : newest - step.hop].tobytes():
-            ends = np.concatenate((window[:, : step.head], window[:, window.shape[1] - step.tail :]), axis=1)
-            token, state = self.step(modality, normalisation.apply(ends), before.state)
+            token, state = self.step(modality, normalisation.apply(ends_of(step, window)), before.state)
             self.stepped += 1
         else:
             token, state = self.begin(modality, normalisation.apply(window))
