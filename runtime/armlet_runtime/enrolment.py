@@ -30,6 +30,7 @@ from .manifest import Manifest
 from .modalities import subset_name, subsets
 from .model import BundleModel, load_array
 from .recording import Packet
+from .windows import WindowSpec
 
 REACH = 0.9
 MAX_WINDOWS = 16
@@ -132,10 +133,7 @@ def recorded_windows(
     """
     core = LiveCore(model)
     window = model.manifest.window
-    begin_ns = packets[0].arrival_ns + round(at_s * 1e9)
-    # A window more or less, because the grid of windows lies where the run's first sample put it.
-    length_s = max(length_s or 0.0, window.length_s) + window.hop_s
-    end_ns = begin_ns + round(length_s * 1e9)
+    begin_ns, end_ns = _span_ns(window, packets, at_s, length_s)
     found: list[dict[str, Float32]] = []
     for decision in (one for packet in packets for one in core.packet(packet)):
         if decision.window_end_ns > end_ns:
@@ -143,6 +141,14 @@ def recorded_windows(
         if decision.window_end_ns - round(window.length_s * 1e9) >= begin_ns:
             found += core.recent(0.0)
     return found
+
+
+def _span_ns(window: WindowSpec, packets: Sequence[Packet], at_s: float, length_s: float | None) -> tuple[int, int]:
+    """From when to when, on the clock of the arrivals, the windows of an example lie."""
+    begin_ns = packets[0].arrival_ns + round(at_s * 1e9)
+    # A window more or less, because the grid of windows lies where the run's first sample put it.
+    longest_s = max(length_s or 0.0, window.length_s) + window.hop_s
+    return begin_ns, begin_ns + round(longest_s * 1e9)
 
 
 def found_elsewhere(
@@ -161,15 +167,14 @@ def found_elsewhere(
         EngineError: The engine failed.
     """
     labels, window = model.manifest.labels, model.manifest.window
-    end_s = at_s + max(length_s or 0.0, window.length_s) + window.hop_s
+    begin_ns, end_ns = _span_ns(window, packets, at_s, length_s)
     core = LiveCore(model, layer=Layer(SCHEMA, "").enrol(name, example))
     found = []
     for decision in (one for packet in packets for one in core.packet(packet)):
-        ends_s = (decision.window_end_ns - packets[0].arrival_ns) / 1e9
-        begin_s = ends_s - window.length_s
-        if decision.raw_label == name and (ends_s <= at_s or begin_s >= end_s):
+        window_ns = decision.window_end_ns - round(window.length_s * 1e9)
+        if decision.raw_label == name and (decision.window_end_ns <= begin_ns or window_ns >= end_ns):
             known = decision.scores[: len(labels)]
-            found.append((begin_s, labels[known.index(max(known))]))
+            found.append(((window_ns - packets[0].arrival_ns) / 1e9, labels[known.index(max(known))]))
     groups: list[list[tuple[float, str]]] = []
     for one in found:
         if groups and one[0] - groups[-1][-1][0] < 2.5 * window.hop_s:
