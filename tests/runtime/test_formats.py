@@ -7,7 +7,7 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +402,20 @@ def test_edf_that_was_cut_off_says_so(tmp_path: Path) -> None:
     assert 0 < len(cut.streams["acc"].times_ns) < len(whole.streams["acc"].times_ns)
 
 
+def imu_mcap(messages: Mapping[int, Any]) -> bytes:
+    """An MCAP file with one topic, /imu, of messages in JSON by their log time."""
+    from mcap.writer import Writer
+
+    buffer = io.BytesIO()
+    writer = Writer(buffer)
+    writer.start()
+    imu = writer.register_channel("/imu", "json", writer.register_schema("sensor_msgs/Imu", "jsonschema", b"{}"))
+    for time_ns, message in messages.items():
+        writer.add_message(imu, time_ns, json.dumps(message).encode(), 0)
+    writer.finish()
+    return buffer.getvalue()
+
+
 def test_mcap_of_another_program(tmp_path: Path) -> None:
     from mcap.writer import Writer
 
@@ -428,22 +442,16 @@ def test_mcap_of_another_program(tmp_path: Path) -> None:
 
 
 def test_mcap_of_a_robot() -> None:
-    from mcap.writer import Writer
-
-    buffer = io.BytesIO()
-    writer = Writer(buffer)
-    writer.start()
-    imu = writer.register_channel("/imu", "json", writer.register_schema("sensor_msgs/Imu", "jsonschema", b"{}"))
-    for n in range(50):
-        message = {
+    messages = {
+        n * 10_000_000: {
             "header": {"stamp": {"sec": n}},
             "linear_acceleration": {"x": 0, "y": 0, "z": 9.80665},
             "angular_velocity": {"x": n / 10, "y": 0, "z": 0},
             "magnetic_field": {"x": 50e-6, "y": 0, "z": 0},
         }
-        writer.add_message(imu, n * 10_000_000, json.dumps(message).encode(), 0)
-    writer.finish()
-    recording = foreign_mcap.read(buffer.getvalue(), "robot.mcap", "robot", "")
+        for n in range(50)
+    }
+    recording = foreign_mcap.read(imu_mcap(messages), "robot.mcap", "robot", "")
     modalities = {name: (one.modality.channels, one.modality.unit) for name, one in recording.streams.items()}
     xyz = ("x", "y", "z")
     assert modalities == {
@@ -575,17 +583,8 @@ def _parquet_bytes() -> bytes:
 
 
 def _mcap_bytes() -> bytes:
-    from mcap.writer import Writer
-
-    buffer = io.BytesIO()
-    writer = Writer(buffer)
-    writer.start()
-    channel = writer.register_channel("/imu", "json", writer.register_schema("imu", "jsonschema", b"{}"))
-    for n in range(3):
-        message = b'{"x": 1.5, "y": {"z": 2}, "linear_acceleration": {"x": 1, "y": 2}}'
-        writer.add_message(channel, 10**18 + n, message, 0)
-    writer.finish()
-    return buffer.getvalue()
+    message = {"x": 1.5, "y": {"z": 2}, "linear_acceleration": {"x": 1, "y": 2}}
+    return imu_mcap({10**18 + n: message for n in range(3)})
 
 
 def _zip_bytes() -> bytes:
