@@ -110,11 +110,11 @@ async def free(looking: Callable[[], bool], wanted: Callable[[str, str, Collecti
 
 def _unheard(objects: dict[str, dict[str, Any]]) -> list[str]:
     """Paths of the devices that have a link and whose notifications nobody takes."""
-    heard = {
-        path.partition("/service")[0]
-        for path, faces in objects.items()
-        if any(key in face and face[key].value for face in [faces.get(CHARACTERISTIC, {})] for key in _TAKEN)
-    }
+    heard = set()
+    for path, faces in objects.items():
+        characteristic = faces.get(CHARACTERISTIC, {})
+        if any(key in characteristic and characteristic[key].value for key in _TAKEN):
+            heard.add(path.partition("/service")[0])
     linked = [path for path, faces in objects.items() if DEVICE in faces and faces[DEVICE]["Connected"].value]
     return [path for path in linked if path not in heard]
 

@@ -201,12 +201,11 @@ def _settle(wearables: Mapping[str, Wearable], found: dict[tuple[str, str], _Set
             stop = len(times) if until_ns is None else int(np.searchsorted(times, until_ns))
             # Counted, for a sample's time is another one since its clock is known better; but what lies well before
             # the newest that was taken is taken, though of overlapping runs of a clock some do not show.
-            start = len(times) - (ring.total - one.taken)
+            start = max(len(times) - (ring.total - one.taken), 0)
             newest_ns = int(one.parts[-1][0][-1]) if one.parts else None
             if newest_ns is not None:
                 start = max(start, int(np.searchsorted(times, newest_ns - _CLOCK_MOVES_NS)))
-            if stop > max(start, 0):
-                start = max(start, 0)
+            if stop > start:
                 one.taken = ring.total - (len(times) - stop)
                 taken = times[start:stop]
                 if newest_ns is not None:

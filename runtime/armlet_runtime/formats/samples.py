@@ -195,9 +195,8 @@ def streams_of(table: Table, clock: int, times: Int64, wanted: Sequence[Columns]
         if not there.any():
             continue
         known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_of(times[there]))
-        streams.append(
-            Stream(known, times[there], table.float32(columns, values[there] * factor, np.flatnonzero(there)))
-        )
+        narrow = table.float32(columns, values[there], np.flatnonzero(there), factor)
+        streams.append(Stream(known, times[there], narrow))
     if not streams:
         raise mistake(table.file, "has no samples")
     return streams, told
