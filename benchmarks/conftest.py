@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from armlet_runtime import engines, keys
-from armlet_runtime.bundle import Bundle, open_bundle, write_bundle
+from armlet_runtime import engines
+from armlet_runtime.bundle import Bundle, keys, named_members, open_bundle, trusted_keys, write_bundle
+from armlet_runtime.checks import Draft
 from armlet_runtime.errors import EngineError
 from armlet_runtime.machine import describe
-from armlet_runtime.manifest import named_members
 from armlet_runtime.model import BundleModel, programs_of
-from armlet_runtime.prove import Draft
-from armlet_runtime.trust import trusted_keys
 
 ROUNDS, WARM_UP = 2000, 200
 

@@ -10,7 +10,8 @@ turn, from the windows that a live run would cut around it, and looked for among
 the other people. The old classes are scored with and without the new one, on the windows that are theirs from end to
 end. Of validation people, who are in the bundle's bank, a wearer's own windows are left out of it.
 
-The rules of :mod:`armlet_runtime.enrolment` were chosen on validation people; test people were looked at after that.
+The rules of :mod:`armlet_runtime.model.prototypes` were chosen on validation people; test people were looked at after
+that.
 """
 
 from __future__ import annotations
@@ -25,18 +26,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from armlet_runtime.bundle import open_bundle
-from armlet_runtime.deciding import Decider
-from armlet_runtime.enrolment import Bank, make_example
+from armlet_runtime.bundle import open_bundle, trusted_keys
 from armlet_runtime.errors import ArmletError
-from armlet_runtime.layers import Example, Layer
+from armlet_runtime.files import write_json
 from armlet_runtime.machine import describe
 from armlet_runtime.metrics import confusion_matrix, f1_per_class
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.model import BundleModel
-from armlet_runtime.outputs import write_json
-from armlet_runtime.trust import trusted_keys
-from armlet_train import data
+from armlet_runtime.model import Bank, BundleModel, Decider, Example, Layer, make_example
+from armlet_train.data import corpus as data
 from armlet_train.recipes import find_recipe, load_recipe
 
 RECIPE = "hapt-enrol"

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from armlet_runtime.checks import Draft
 from armlet_runtime.model import BundleModel
-from armlet_runtime.prove import Draft
 
 from .turns import Call, median, medians_us, ratio
 
 if TYPE_CHECKING:
-    from armlet_export.lower import Part
+    from armlet_export.backends import Part
 
 
 PRECISIONS = ("fp32", "int8")
@@ -70,16 +70,15 @@ def make(folder: Path) -> None:
     import msgspec
     import torch
 
-    from armlet_export.assemble import Description, draft
-    from armlet_export.incremental import plans
-    from armlet_export.lower import Lowered, Part, lower
+    from armlet_export.backends import Lowered, Part, lower_part
+    from armlet_export.bundle import Description, make_draft
     from armlet_export.pipeline import program_part
     from armlet_export.quantise import learn_ranges, prepare
-    from armlet_runtime.manifest import AGGREGATOR, Presence
+    from armlet_export.streaming import plans
+    from armlet_runtime.bundle import AGGREGATOR, Presence
     from armlet_runtime.modalities import Modality
-    from armlet_runtime.windows import Normalisation, WindowSpec
-    from armlet_train.methods import build_model
-    from armlet_train.models import fold_batchnorm
+    from armlet_runtime.signals import Normalisation, WindowSpec
+    from armlet_train.models import build_model, fold_batchnorm
     from armlet_train.recipes import ConvModel, find_recipe, load_recipe
 
     torch.manual_seed(0)
@@ -112,15 +111,17 @@ def make(folder: Path) -> None:
             made: dict[str, dict[str, Lowered]] = {}
             for engine in ENGINES:
                 if engine not in aggregators:
-                    aggregators[engine] = lower(engine, Part(model.aggregator, plain.signature(AGGREGATOR), "fp32"))
+                    aggregators[engine] = lower_part(
+                        engine, Part(model.aggregator, plain.signature(AGGREGATOR), "fp32")
+                    )
                 made[engine] = {AGGREGATOR: aggregators[engine]}
                 for program in ("acc", *description.step_parts):
                     wanted = program_part(partial(_same, part), description, program, precision)
-                    made[engine][program] = lower(engine, wanted)
+                    made[engine][program] = lower_part(engine, wanted)
             counts = {program: lowered.program.operations for program, lowered in made["onnx"].items()}
             operations.setdefault(name, {}).update(counts)
             masks = model.mask_tokens.detach().numpy()
-            draft(description, made, masks, 1.0).write(folder_of(folder, name, precision, kind))
+            make_draft(description, made, masks, 1.0).write(folder_of(folder, name, precision, kind))
     (folder / OPERATIONS).write_text(json.dumps(operations))
 
 

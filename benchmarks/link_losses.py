@@ -23,18 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from armlet_bridge.air import AirController, AirLink
-from armlet_bridge.bumble_backend import open_bluetooth
-from armlet_bridge.virtual import Play, WearableSpec, put_on
-from armlet_runtime.ble import Session
-from armlet_runtime.bundle import open_bundle
+from armlet_bridge.radio import open_bluetooth
+from armlet_bridge.virtual import AirController, AirLink, Play, WearableSpec, put_on
+from armlet_runtime.bluetooth import Session, drive
+from armlet_runtime.bundle import open_bundle, trusted_keys
 from armlet_runtime.decisions import Decision
-from armlet_runtime.driver import drive
 from armlet_runtime.live import LiveCore, stale_ns
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import Packet, Recording, Stream
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.signals import Packet, Recording, Stream
 
 from . import skipped_idle
 

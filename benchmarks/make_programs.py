@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from armlet_export.lower import Part, Signature, lower
+from armlet_export.backends import Part, Signature, lower_part
 from armlet_export.quantise import learn_ranges, prepare
 
 from .programs import CHANNELS, EMBEDDING, LABELS, MODALITIES, SAMPLES, TOKEN
@@ -121,7 +121,7 @@ def armlets(module: nn.Module, signature: Signature, stem: str, folder: Path) ->
     for engine, precision in (
         ("executorch", "int8"), ("executorch", "fp32"), ("litert", "int8"), ("litert", "dynamic"),
     ):  # fmt: skip
-        made = lower(engine, Part(module, signature, precision, prepared if precision == "int8" else None))
+        made = lower_part(engine, Part(module, signature, precision, prepared if precision == "int8" else None))
         (folder / f"{stem}_{precision}.{SUFFIXES[engine]}").write_bytes(made.data)
 
 
@@ -155,7 +155,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     signature = Signature("window", (1, 1), {"token": (1, 1)})
     for engine, suffix in {**SUFFIXES, "onnx": "onnx"}.items():
-        (folder / f"null.{suffix}").write_bytes(lower(engine, Part(Null(), signature, "fp32")).data)
+        (folder / f"null.{suffix}").write_bytes(lower_part(engine, Part(Null(), signature, "fp32")).data)
     kinds: dict[str, Callable[[], nn.Module]] = {"conv": Dense, "attention": Attention}
     for kind, make in kinds.items():
         encoders: dict[str, Encoder] = {name: Encoder().eval() for name in MODALITIES}

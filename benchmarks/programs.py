@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from armlet_runtime.engines import Program, get_engine
-from armlet_runtime.engines.base import Shapes
+from armlet_runtime.engines import Program, Shapes, get_engine
 
 MODALITIES = ("acc", "gyro")
 CHANNELS, SAMPLES, TOKEN, EMBEDDING, LABELS = 3, 128, 64, 64, 6

@@ -18,17 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from armlet_runtime.bundle import open_bundle
-from armlet_runtime.engines.base import Float32
+from armlet_runtime.arrays import Float32
+from armlet_runtime.bundle import open_bundle, trusted_keys
 from armlet_runtime.errors import ArmletError
+from armlet_runtime.files import write_json
 from armlet_runtime.machine import describe
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.model import BundleModel
-from armlet_runtime.outputs import write_json
-from armlet_runtime.trust import trusted_keys
-from armlet_runtime.windows import fill_gaps
-from armlet_train import data
+from armlet_runtime.signals import fill_gaps
+from armlet_train.data import corpus as data
 from armlet_train.recipes import find_recipe, load_recipe
 
 RECEIVED = (0.3, 0.4, 0.5, 0.6, 0.64, 0.7, 0.8, 0.9, 1.0)

@@ -34,16 +34,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from armlet_bridge.air import AirLink, serve
-from armlet_bridge.virtual import VirtualWearable
-from armlet_runtime.bundle import open_bundle
+from armlet_bridge.virtual import AirLink, VirtualWearable, serve
+from armlet_runtime.bundle import open_bundle, trusted_keys
 from armlet_runtime.decisions import Decision
 from armlet_runtime.live import LiveCore
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import Stream
-from armlet_runtime.streams import SampleRing
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.signals import SampleRing, Stream
 from armlet_runtime.wearables import movesense
 
 from . import quicker, skipped_idle
@@ -111,7 +108,7 @@ class Worn:
 
 
 class LinkState(Protocol):
-    """What is known here of one of the runtime's links; see :class:`armlet_runtime.ble.Link`."""
+    """What is known here of one of the runtime's links; see :class:`armlet_runtime.bluetooth.session.Link`."""
 
     state: str
     connections: int

@@ -25,16 +25,14 @@ from bleak.backends.client import BaseBleakClient
 from bleak.backends.scanner import BaseBleakScanner
 from bumble.device import Device
 
-from armlet_bridge.bumble_backend import Bluetooth, open_bluetooth
-from armlet_runtime.ble import Link, Session
-from armlet_runtime.bundle import open_bundle
+from armlet_bridge.radio import Bluetooth, open_bluetooth
+from armlet_runtime.bluetooth import Link, Session, drive
+from armlet_runtime.bundle import open_bundle, trusted_keys
 from armlet_runtime.decisions import Decision
-from armlet_runtime.driver import drive
 from armlet_runtime.errors import WearableError
 from armlet_runtime.live import LiveCore
 from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import Packet
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.signals import Packet
 from armlet_runtime.wearables import movesense, muse
 
 from . import quicker
@@ -70,7 +68,8 @@ NAMES = tuple(dict.fromkeys(spec.name for spec in SPECS))
 
 
 class Adapter:
-    """An adapter that can be pulled out and put back in: what :class:`armlet_runtime.ble.Session` takes."""
+    """An adapter that can be pulled out and put back in: what :class:`armlet_runtime.bluetooth.session.Session`
+    takes."""
 
     options: Mapping[str, Any] = {}
 

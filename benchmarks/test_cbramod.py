@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from armlet_train.cbramod import CBraMod
+from armlet_train.models import CBraMod
 
 HELPER = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "train" / "braindecode_cbramod.py"))
 ROUNDS = 20

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from armlet_runtime.streams import Wearable
+from armlet_runtime.signals import Wearable
 from armlet_runtime.wearables import imu
 
 SECONDS, SETTLED_S, SEEDS = 40.0, 10.0, 4

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from armlet_runtime.bench import DECISION, cases
-from armlet_runtime.bundle import Bundle
-from armlet_runtime.manifest import AGGREGATOR
+from armlet_runtime.bundle import AGGREGATOR, Bundle
+from armlet_runtime.checks import DECISION, cases
 from armlet_runtime.model import BundleModel
 
 Measure = Callable[[Callable[[], object]], None]

@@ -18,10 +18,8 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from armlet_runtime.bench import fresh_start
-from armlet_runtime.engines import Program, available, get_engine
-from armlet_runtime.engines.executorch import ShimProgram
-from armlet_runtime.engines.litert import TfliteProgram
+from armlet_runtime.checks import fresh_start
+from armlet_runtime.engines import Program, ShimProgram, TfliteProgram, available, get_engine
 
 from .programs import KINDS, MODALITIES, TOKEN, TOKENS, WINDOW, load_parts, load_plain, manifest
 from .turns import Call, median, medians_us, ratio

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from armlet_runtime.bench import fresh_start
-from armlet_runtime.fresh import FreshStart
+from armlet_runtime.checks import FreshStart, fresh_start
 
 ROUNDS = 3
 

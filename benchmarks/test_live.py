@@ -21,12 +21,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from armlet_runtime.bundle import Bundle
-from armlet_runtime.cutting import Cutter
 from armlet_runtime.live import LiveCore
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import Packet, Recording, Stream, write_recording
-from armlet_runtime.streams import Wearable
+from armlet_runtime.signals import Cutter, Packet, Recording, Stream, Wearable, write_recording
 from armlet_runtime.wearables import imu
 
 ARMLET = [sys.executable, "-m", "armlet_runtime"]
@@ -36,11 +34,11 @@ DECISIONS, WARM_UP = 600, 50
 Goal = Callable[..., None]
 # What bumble adds to a process that has armlet's side of Bluetooth.
 BUMBLE = """
-import armlet_runtime.ble, armlet_runtime.bundle
+import armlet_runtime.bluetooth.session, armlet_runtime.bundle.container
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = resident()
-import armlet_bridge.bumble_backend
+import armlet_bridge.radio.bumble_backend
 print(resident() - before)
 """
 

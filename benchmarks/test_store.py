@@ -17,9 +17,12 @@ import pytest
 import torch
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_train import data, finetune, runs, store
-from armlet_train.datasets import DataSet, Entry
+from armlet_runtime.signals import Label, Recording, Stream
+from armlet_train.data import arrow_store as store
+from armlet_train.data import corpus as data
+from armlet_train.data.datasets import DataSet, Entry
+from armlet_train.engine import finetune
+from armlet_train.engine import run_folder as runs
 from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
 
 GIB = float(os.environ.get("ARMLET_STORE_GIB", "0.1"))

@@ -20,11 +20,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch.utils.flop_counter import FlopCounterMode
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_train import data, finetune, loop, methods, pretraining
-from armlet_train.augment import Augment
-from armlet_train.batches import Source, steps_per_epoch
-from armlet_train.data import Corpus
+from armlet_runtime.signals import Label, Recording, Stream
+from armlet_train.data import Augment, Corpus, Source, steps_per_epoch
+from armlet_train.data import corpus as data
+from armlet_train.engine import finetune
+from armlet_train.engine import pretrain as pretraining
+from armlet_train.engine import trainer as loop
+from armlet_train.methods import Objective, build_pretraining
+from armlet_train.models import build as methods
 from armlet_train.recipes import PretrainRecipe, TrainingRecipe, find_recipe, load_recipe
 
 CUDA = torch.cuda.is_available()
@@ -55,7 +58,7 @@ def corpus() -> Corpus:
 class Training:
     """One way to train: called, it makes a step on the next batch."""
 
-    objective: loop.Objective
+    objective: Objective
     runner: torch.nn.Module
     optimiser: torch.optim.Optimizer
     stream: Iterator[tuple[Any, ...]]
@@ -76,11 +79,11 @@ def make(stage: str, corpus: Corpus, bfloat16: bool, compiled: bool) -> Training
     torch.manual_seed(0)
     model = methods.build_model(RECIPE.model, corpus.modalities, corpus.lengths, len(RECIPE.data.labels))
     source = Source(corpus, DEVICE)
-    objective: loop.Objective
+    objective: Objective
     if stage == "pretrain":
         recipe: TrainingRecipe = PRETRAIN
         augment = Augment(recipe.augment, corpus.normalisation(), DEVICE)
-        objective = method = methods.build_pretraining(model, PRETRAIN)
+        objective = method = build_pretraining(model, PRETRAIN)
         steps = steps_per_epoch(corpus, recipe.batch, labelled=False)
 
         def epoch(order: np.random.Generator) -> Iterator[tuple[Any, ...]]:

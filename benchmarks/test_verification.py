@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from armlet_runtime import keys
-from armlet_runtime.bundle import write_bundle
-from armlet_runtime.manifest import named_members
-from armlet_runtime.prove import Draft
+from armlet_runtime.bundle import keys, named_members, write_bundle
+from armlet_runtime.checks import Draft
 
 MIB = 1 << 20
 SIZES = (1, 16, 256)
@@ -28,9 +26,9 @@ PROCESSES = 5
 VERIFY = """
 import hashlib, json, re, sys, time
 from pathlib import Path
-from armlet_runtime.bundle import open_bundle
+from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.files import chunks
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.bundle.trust import trusted_keys
 
 path, trust = Path(sys.argv[1]), trusted_keys([Path(sys.argv[2])])
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from armlet_runtime.manifest import (
-    SCHEMA,
+from armlet_runtime.bundle.manifest import (
+    MANIFEST_SCHEMA,
     EnginePrograms,
     GoldenRef,
     Manifest,
@@ -27,7 +27,7 @@ from armlet_runtime.manifest import (
     encode_manifest,
 )
 from armlet_runtime.modalities import Modality
-from armlet_runtime.windows import Normalisation, WindowSpec
+from armlet_runtime.signals.windows import Normalisation, WindowSpec
 
 NAMES = ("acc", "gyro")
 SAMPLES, TOKEN, EMBEDDING, LABELS, GOLDEN, BANK = 50, 16, 12, 4, 5, 24
@@ -106,7 +106,7 @@ def manifest() -> Manifest:
     tokens = {"tokens": (1, len(NAMES) * TOKEN)}
     results = {"logits": (1, LABELS), "embedding": (1, EMBEDDING)}
     return Manifest(
-        schema=SCHEMA,
+        schema=MANIFEST_SCHEMA,
         name="small",
         version="1",
         created="2026-01-01T00:00:00Z",
@@ -159,7 +159,7 @@ def main(folder: Path) -> None:
     np.savez(folder / "input.npz", **{name: np.load(folder / "golden" / f"{name}.npy") for name in NAMES})
     rows = []
     for engine in SUFFIXES:
-        command = [sys.executable, "-m", "armlet_runtime.prove", str(folder), str(folder / "input.npz")]
+        command = [sys.executable, "-m", "armlet_runtime.checks.export_proof", str(folder), str(folder / "input.npz")]
         subprocess.run([*command, str(folder / f"{engine}.npz"), "--engine", engine], check=True)
         with np.load(folder / f"{engine}.npz") as proof:
             (folder / "golden" / f"{engine}.npy").write_bytes(npy(proof["logits"]))

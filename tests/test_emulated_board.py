@@ -24,13 +24,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_bridge.boards import PREFIX
-from armlet_bridge.updates import Result
-from armlet_runtime import keys
-from armlet_runtime.bundle import MANIFEST, open_bundle, write_bundle
+from armlet_bridge.boards.target import PREFIX
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import MANIFEST, open_bundle, write_bundle
 from armlet_runtime.engines.executorch_shim import cache_folder
-from armlet_runtime.golden import golden_windows, run_subsets
-from armlet_runtime.model import BundleModel
+from armlet_runtime.install.updates import Result
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import golden_windows, run_subsets
 
 from . import sshd
 from .emulated import board as emulated

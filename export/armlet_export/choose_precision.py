@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from armlet_runtime.bundle import AGGREGATOR
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import AGGREGATOR
 from armlet_runtime.metrics import macro_f1
 from armlet_train.data import Scored
-from armlet_train.finetune import all_logits
+from armlet_train.engine import all_logits
 from armlet_train.models import ArmletModel
 
-from .assemble import Description
-from .lower import PRECISIONS, Part
-from .qat import is_prepared, prepared_part
+from .backends import PRECISIONS, Part
+from .bundle import Description
+from .quantise import is_prepared, prepared_part
 
 AUTO = "auto"
 

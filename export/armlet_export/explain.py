@@ -7,12 +7,11 @@ from typing import Any
 
 from armlet_runtime.bundle import Bundle
 
-from . import lower, precision
-from .assemble import SUFFIX
+from . import choose_precision as precision
+from .backends import check_precision, look, lower
+from .bundle import SUFFIX
 from .pipeline import Material, ProgramReport, program_part, program_report
-from .programs import check_precision, look
-from .qat import prepare_model
-from .quantise import learn_ranges
+from .quantise import learn_ranges, prepare_model
 
 RANGE_BATCHES = 2
 """Training batches from which an untrained run's ranges are taken: they decide no size and no operator."""
@@ -41,7 +40,7 @@ def explain_run(
 
     Args:
         material: Of the run.
-        engines: Some of :data:`armlet_export.assemble.SUFFIX`.
+        engines: Some of :data:`armlet_export.bundle.draft.SUFFIX`.
         step: Called after each program.
 
     Raises:
@@ -64,7 +63,7 @@ def explain_run(
     programs = kinds | {step: kinds[name] for step, name in material.description.step_parts.items()}
     for engine in (engine for engine in SUFFIX if engine in engines):
         for part, kind in programs.items():
-            made = lower.lower(engine, program_part(make, material.description, part, kind))
+            made = lower.lower_part(engine, program_part(make, material.description, part, kind))
             reports.append(program_report(engine, part, f"{part}.{SUFFIX[engine]}", made))
             step()
     return reports

@@ -21,26 +21,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from numpy.typing import NDArray
 
-from armlet_runtime.bundle import write_bundle
+from armlet_runtime.arrays import Float32
+from armlet_runtime.bundle import AGGREGATOR, Certificate, ProgramRow, key_id, write_bundle
+from armlet_runtime.checks import ProofReport
 from armlet_runtime.errors import ExportError
 from armlet_runtime.files import write_atomic
-from armlet_runtime.golden import FLOAT_TOLERANCE
-from armlet_runtime.keys import key_id
-from armlet_runtime.manifest import AGGREGATOR, Certificate, ProgramRow
-from armlet_runtime.prove import ProofReport
-from armlet_train.batches import Labelled
-from armlet_train.data import Scored
-from armlet_train.finetune import all_logits
+from armlet_runtime.model import FLOAT_TOLERANCE
+from armlet_train.data import Labelled, Scored
+from armlet_train.engine import all_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
-from . import calibrate, incremental, lower
-from . import precision as precision_of_parts
-from .assemble import SUFFIX, Description, Draft, draft
-from .certificate import certificate
-from .gate import Float32, GateRow, Proof, check, compare, program_rows, run_engine
-from .qat import EpochReport, prepare_model, train
-from .quantise import output_range
+from . import choose_precision as precision_of_parts
+from . import streaming as incremental
+from .backends import lower
+from .bundle import SUFFIX, Description, Draft, make_draft
+from .proof import GateRow, Proof, check, compare, make_certificate, program_rows, run_engine
+from .proof import calibration as calibrate
+from .quantise import EpochReport, output_range, prepare_model, train
 
 GOLDEN_PER_LABEL = 2
 """Golden windows of each label: enough that every label and both ends of every subset are seen, and quick to run."""
@@ -67,7 +65,7 @@ class Material:
     Attributes:
         model: Float model in evaluation, without batch normalisation.
         description: What the bundle will say of it.
-        precision: Part to one of :data:`armlet_export.lower.PRECISIONS`, or ``auto`` for all.
+        precision: Part to one of :data:`armlet_export.backends.lower.PRECISIONS`, or ``auto`` for all.
         max_auto_loss: What ``auto`` may lose in macro-F1 in any subset on validation people.
         batches: Epoch number to training batches, always the same ones for the same number.
         batch_count: Batches in an epoch.
@@ -155,7 +153,7 @@ def export_model(
 
     Args:
         material: What to export.
-        engines: Some of :data:`armlet_export.assemble.SUFFIX`.
+        engines: Some of :data:`armlet_export.bundle.draft.SUFFIX`.
         key: Signing key.
         work: Folder for the checkpoint; a second call goes on from it.
         out: The bundle; written last, and only if everything held.
@@ -191,7 +189,7 @@ def export_model(
                 programs[engine][name] = lowered(engine, name, kind)
                 step()
 
-    made = draft(material.description, programs, material.model.mask_tokens.detach().numpy(), logit_step)
+    made = make_draft(material.description, programs, material.model.mask_tokens.detach().numpy(), logit_step)
     references = _References(material.model, simulated, precision, logit_step)
     with tempfile.TemporaryDirectory(dir=work) as folder:
         made.write(Path(folder))
@@ -223,7 +221,7 @@ def export_model(
             engine: calibrate.measure(modalities, material.certify, proof.logits, confidence, certified is measured)
             for engine, proof in certified.proofs.items()
         }
-        quality = certificate(
+        quality = make_certificate(
             material.certify_name,
             sorted({str(person) for person in material.certify.people}, key=_natural),
             len(material.certify.truth),
@@ -324,7 +322,7 @@ class _Lowering:
         if (engine, name, kind) not in self._done:
             with self._clock.time(f"lower {engine}"):
                 try:
-                    self._done[engine, name, kind] = lower.lower(
+                    self._done[engine, name, kind] = lower.lower_part(
                         engine, program_part(self.part, self._material.description, name, kind)
                     )
                 except ExportError as error:

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armlet_runtime.bundle import HOP_SLACK
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import HOP_SLACK
 from armlet_runtime.modalities import Modality
-from armlet_runtime.windows import WindowSpec
-from armlet_train.conv import ConvEncoder
+from armlet_runtime.signals import WindowSpec
+from armlet_train.models import ConvEncoder
 
-from .lower import Part, Signature
+from .backends import Part, Signature
 from .quantise import prepare, with_ranges_of
 
 

@@ -66,8 +66,7 @@ class Live:
 
         Whoever may leave it early closes it (``contextlib.aclosing``), which ends the links at once.
         """
-        from .ble import Session, open_bluetooth
-        from .driver import turns
+        from .bluetooth import Session, open_bluetooth, turns
 
         core = self.core = self._make_core()
         rates_hz = {modality.name: modality.rate_hz for modality in self._model.manifest.modalities}
@@ -167,8 +166,8 @@ def open_live(
         duration_s: How long a run lasts; None for until it is left.
         engine: Engine to run on; None for the bundle's first that is usable here.
         keys: Public keys to trust; empty for those of this home.
-        floor: See :class:`armlet_runtime.live.LiveCore`.
-        unknown_below: See :class:`armlet_runtime.deciding.Decider`.
+        floor: See :class:`armlet_runtime.live.core.LiveCore`.
+        unknown_below: See :class:`armlet_runtime.model.calibration.Decider`.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
@@ -179,8 +178,7 @@ def open_live(
     """
     import time
 
-    from .live import LiveCore
-    from .opened import open_model
+    from .live import LiveCore, open_model
 
     opened = open_model(str(bundle), keys, engine, floor)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from armlet_runtime import keys
-from armlet_runtime.bundle import write_bundle
-from armlet_runtime.golden import run_subsets
-from armlet_runtime.manifest import EnginePrograms, GoldenRef, Manifest, ProgramRef
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import write_bundle
+from armlet_runtime.bundle.manifest import EnginePrograms, GoldenRef, Manifest, ProgramRef
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import Recording, Stream
-from armlet_runtime.windows import Normalisation, WindowSpec
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import run_subsets
+from armlet_runtime.signals.recording import Recording, Stream
+from armlet_runtime.signals.windows import Normalisation, WindowSpec
 
 UNITS = {"acc": "g", "gyro": "rad/s", "mag": "uT"}
 

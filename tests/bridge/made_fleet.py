@@ -13,7 +13,7 @@ import socket
 import sys
 from pathlib import Path
 
-from armlet_bridge.agent import HOME, Agent, serve
+from armlet_runtime.install.agent import HOME, Agent, serve
 
 
 def main() -> None:

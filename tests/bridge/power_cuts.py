@@ -2,8 +2,8 @@
 
 ``python -m tests.bridge.power_cuts FOLDER [--every N] [--json FILE]``, in the repository's folder; needs strace.
 
-An installer (:meth:`armlet_bridge.agent.Agent.installing`) is run once under strace for the list of its system calls.
-Then it is run again for each of them on a fresh copy of the board, and killed as it makes it
+An installer (:meth:`armlet_runtime.install.agent.Agent.installing`) is run once under strace for the list of its system
+calls. Then it is run again for each of them on a fresh copy of the board, and killed as it makes it
 (``--inject=CALL:signal=KILL:when=N``), with everything it has started. The board then starts as its runtime does: it
 settles its slot and opens the bundle in use. That must be whole, verified and the old one or the new one; or none at
 all, where the board had none before.
@@ -26,13 +26,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from armlet_bridge.agent import HOME, Agent
-from armlet_bridge.deploy import deploy, roll_back
-from armlet_bridge.updates import State
-from armlet_runtime import probation
-from armlet_runtime.bundle import open_bundle
-from armlet_runtime.slots import current_bundle, current_place, read_state
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.bundle.trust import trusted_keys
+from armlet_runtime.install import probation
+from armlet_runtime.install.agent import HOME, Agent
+from armlet_runtime.install.slot_deploy import deploy_to_slot, roll_back
+from armlet_runtime.install.slots import current_bundle, current_place, read_state
+from armlet_runtime.install.updates import State
 
 ATTACH_S = 10.0
 
@@ -161,7 +161,7 @@ def started_with(slot: Path) -> str:
 
 def offer(prefix: Path, bundle: Path) -> None:
     """Bring all parts of a bundle to a board, as a workstation does."""
-    from armlet_runtime.bundle import read_front
+    from armlet_runtime.bundle.container import read_front
 
     agent, front, whole = Agent(prefix), read_front(bundle, None), open_bundle(bundle, None)
     names = {member.sha256: member.name for member in front.members}
@@ -189,15 +189,15 @@ def scenarios(
         return lambda: Agent(prefix).installing(None)
 
     arriving = board("arriving")
-    deploy(old, arriving / "slot")
+    deploy_to_slot(old, arriving / "slot")
     first = board("first")
     offer(first, old)
     second = board("second")
-    deploy(old, second / "slot")
+    deploy_to_slot(old, second / "slot")
     offer(second, new)
     back = board("back")
-    deploy(new, back / "slot")
-    deploy(old, back / "slot")
+    deploy_to_slot(new, back / "slot")
+    deploy_to_slot(old, back / "slot")
     return {
         "parts arrive": (arriving, lambda prefix: lambda: offer(prefix, new), names),
         "first deploy": (first, install, {"": "none", digests["old"]: "new"}),
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the counts")
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
-    from armlet_runtime import keys
+    from armlet_runtime.bundle import keys
 
     key = args.folder / "signing.key"
     owner = keys.generate(key).public_key()

@@ -22,8 +22,8 @@ from bumble.device import Device
 from bumble.gatt import Characteristic, CharacteristicValue, Service
 from bumble.transport.common import AsyncPipeSink
 
-from armlet_bridge.air import AirController, AirLink, serve
-from armlet_bridge.bumble_backend import Bluetooth, open_bluetooth
+from armlet_bridge.radio.bumble_backend import Bluetooth, open_bluetooth
+from armlet_bridge.virtual.air import AirController, AirLink, serve
 from armlet_runtime.errors import UsageError, WearableError
 
 SERVICE, VALUE, BROKEN, NOTIFY, INDICATE, SLOW = (f"{n:04d}0000-1234-4321-9999-61726d6c6574" for n in range(6))
@@ -382,7 +382,7 @@ async def test_bad_transports_are_one_sentence(air: AirLink, tmp_path: Path) -> 
 
 
 async def test_a_socket_that_is_no_controller_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("armlet_bridge.bumble_backend.POWER_ON_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("armlet_bridge.radio.bumble_backend.POWER_ON_TIMEOUT_S", 0.3)
     server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(WearableError, match="no Bluetooth controller answers"):

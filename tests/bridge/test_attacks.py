@@ -24,19 +24,29 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_bridge import frames, setup
-from armlet_bridge.agent import Agent
-from armlet_bridge.boards import PREFIX
-from armlet_bridge.updates import RESULTS, NoMemoryError, NoRoomError, UnsupportedError
-from armlet_runtime import keys, trust
-from armlet_runtime.bundle import DOMAIN, MAGIC, MAX_FRONT, MAX_HEADER, Front, open_bundle, open_front, write_bundle
-from armlet_runtime.envelope import MAX_BYTES, open_envelope
+from armlet_bridge.boards import environment as setup
+from armlet_bridge.boards.target import PREFIX
+from armlet_runtime.bundle import keys, trust
+from armlet_runtime.bundle.container import (
+    DOMAIN,
+    MAGIC,
+    MAX_FRONT,
+    MAX_HEADER,
+    Front,
+    open_bundle,
+    open_front,
+    write_bundle,
+)
+from armlet_runtime.bundle.dsse import MAX_BYTES, open_envelope
+from armlet_runtime.bundle.manifest import MAX_RELEASE, GoldenRef, encode_manifest
+from armlet_runtime.bundle.trust import KIND, Trust, TrustSet, next_set, trusted_keys
 from armlet_runtime.errors import ArmletError, BundleError, DeployError, SignatureError
-from armlet_runtime.manifest import MAX_RELEASE, GoldenRef, encode_manifest
+from armlet_runtime.install import frames
+from armlet_runtime.install.agent import Agent
+from armlet_runtime.install.slots import SlotState
+from armlet_runtime.install.updates import RESULTS, NoMemoryError, NoRoomError, UnsupportedError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import load_array
-from armlet_runtime.slots import SlotState
-from armlet_runtime.trust import KIND, Trust, TrustSet, next_set, trusted_keys
+from armlet_runtime.model.bundle_model import load_array
 
 from ..runtime.test_bundle import MEMBERS, entry, tiny_manifest
 
@@ -330,13 +340,13 @@ def test_attack_on_the_agent(attack: Callable[[], bytes], board: Agent) -> None:
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_attack_with_a_file(attack: Callable[[], bytes], board: Agent, tmp_path: Path) -> None:
     """The same file, brought to the board by hand: ``armlet deploy FILE file:SLOT``."""
-    from armlet_bridge.deploy import deploy
+    from armlet_runtime.install.slot_deploy import deploy_to_slot
 
     path = tmp_path / "attack.armlet"
     path.write_bytes(attack())
     before = contents(board.slot)
     with pytest.raises(BundleError, match=ON_THE_FILE.get(attack, ATTACKS[attack])):
-        deploy(path, board.slot)
+        deploy_to_slot(path, board.slot)
     assert contents(board.slot) == before
 
 
@@ -480,7 +490,7 @@ def test_preflight_knows_the_boards_memory_and_engines(board: Agent, monkeypatch
     with pytest.raises(UnsupportedError, match=r"none of the bundle's engines can be used .*abacus: unknown"):
         board.offer(bundle(**strange), None)
     assert board.offer(bundle(), None)
-    monkeypatch.setattr("armlet_bridge.agent.PROCESS_BYTES", 1 << 60)
+    monkeypatch.setattr("armlet_runtime.install.agent.PROCESS_BYTES", 1 << 60)
     with pytest.raises(NoMemoryError, match=r"MB of memory free, and trying this bundle on litert takes 11529"):
         board.offer(bundle(), None)
     assert RESULTS[NoMemoryError] == 3 and RESULTS[UnsupportedError] == 6, "as LwM2M numbers them"

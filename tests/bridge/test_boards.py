@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 
-from armlet_bridge import boards, frames
-from armlet_bridge.boards import Board, BoardError, LinkError, deploy, parse_target
-from armlet_bridge.setup import trust_owner
-from armlet_bridge.updates import Result
-from armlet_runtime import keys
-from armlet_runtime.admission import permit
-from armlet_runtime.bundle import open_bundle, read_front
+from armlet_bridge.boards import target as boards
+from armlet_bridge.boards.environment import trust_owner
+from armlet_bridge.boards.target import Board, BoardError, LinkError, deploy, parse_target
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import open_bundle, read_front
+from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.slots import current_bundle
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.install import frames
+from armlet_runtime.install.rollback_protection import permit
+from armlet_runtime.install.slots import current_bundle
+from armlet_runtime.install.updates import Result
 
 from ..sshd import Sshd, missing
 
@@ -46,7 +47,7 @@ def connecting(prefix: Path, cut_after: list[int] | None = None) -> boards.Conne
     @contextlib.asynccontextmanager
     async def connect() -> AsyncIterator[Board]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "armlet_bridge.agent", str(prefix),
+            sys.executable, "-m", "armlet_runtime.install.agent", str(prefix),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None

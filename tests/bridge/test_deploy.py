@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from armlet_bridge.deploy import HealthError, deploy
-from armlet_runtime import keys
-from armlet_runtime.bundle import open_bundle
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import (
     BundleError,
     CorruptBundleError,
@@ -27,8 +27,8 @@ from armlet_runtime.errors import (
     UntrustedKeyError,
     UsageError,
 )
-from armlet_runtime.slots import bundle_path, current_bundle, current_place, read_state
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.install.slot_deploy import HealthError, deploy_to_slot
+from armlet_runtime.install.slots import bundle_path, current_bundle, current_place, read_state
 
 MakeBundle = Callable[..., Path]
 
@@ -61,18 +61,18 @@ def test_first_deploy_makes_the_slot_and_second_takes_the_other_place(
 ) -> None:
     with pytest.raises(BundleError, match="no slot"):
         current_bundle(slot)
-    first = deploy(make_bundle(1), slot, public)
+    first = deploy_to_slot(make_bundle(1), slot, public)
     assert (first.place, first.previous, first.version) == ("a", None, "0.1")
     assert first.health.passed
     assert first.health.golden.engine == "onnx"
     assert 0 < first.health.decision_s < first.health.hop_s
     held = bundle_path(f"file:{slot}")
-    second = deploy(make_bundle(2), slot, public)
+    second = deploy_to_slot(make_bundle(2), slot, public)
     assert (second.place, second.previous) == ("b", first.digest)
     assert digest(current_bundle(slot), public) == second.digest
     assert digest(held, public) == first.digest, "a reader's file was changed under it"
     assert {p: e.digest for p, e in read_state(slot).places.items()} == {"a": first.digest, "b": second.digest}
-    assert deploy(make_bundle(3), slot, public).place == "a"
+    assert deploy_to_slot(make_bundle(3), slot, public).place == "a"
     assert set(contents(slot)) == {".lock", "a/model.armlet", "b/model.armlet", "current", "state.json"}
 
 
@@ -98,41 +98,41 @@ def test_bad_bundle_leaves_the_slot_untouched(
 ) -> None:
     bad = spoilt(kind, make_bundle(2))
     with pytest.raises(error):
-        deploy(bad, slot, public)
+        deploy_to_slot(bad, slot, public)
     assert not slot.exists()
-    deploy(make_bundle(1), slot, public)
+    deploy_to_slot(make_bundle(1), slot, public)
     before = contents(slot)
     with pytest.raises(error):
-        deploy(bad, slot, public)
+        deploy_to_slot(bad, slot, public)
     assert contents(slot) == before
 
 
 def test_untrusted_signer_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path], tmp_path: Path) -> None:
-    deploy(make_bundle(1), slot, public)
+    deploy_to_slot(make_bundle(1), slot, public)
     before = contents(slot)
     stranger = tmp_path / "stranger.key"
     keys.generate(stranger)
     with pytest.raises(UntrustedKeyError):
-        deploy(make_bundle(2, key=stranger), slot, public)
+        deploy_to_slot(make_bundle(2, key=stranger), slot, public)
     assert contents(slot) == before
 
 
 def test_failed_golden_run_keeps_the_old_bundle(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
-    old = deploy(make_bundle(1), slot, public)
+    old = deploy_to_slot(make_bundle(1), slot, public)
     with pytest.raises(HealthError, match=r"golden run on onnx differs by 0\.5"):
-        deploy(make_bundle(2, golden_error=0.5), slot, public)
+        deploy_to_slot(make_bundle(2, golden_error=0.5), slot, public)
     assert digest(current_bundle(slot), public) == old.digest
     assert set(read_state(slot).places) == {"a"}
     assert not (slot / "b" / "model.armlet").exists()
-    assert deploy(make_bundle(3), slot, public).place == "b"
+    assert deploy_to_slot(make_bundle(3), slot, public).place == "b"
 
 
 def test_a_bundle_too_slow_for_this_machine_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
-    old = deploy(make_bundle(1), slot, public)
+    old = deploy_to_slot(make_bundle(1), slot, public)
     with pytest.raises(
         HealthError, match=r"a decision takes .* ms on this machine, more than the bundle's hop of 0\.0001"
     ):
-        deploy(make_bundle(2, hop_s=1e-7), slot, public)
+        deploy_to_slot(make_bundle(2, hop_s=1e-7), slot, public)
     assert digest(current_bundle(slot), public) == old.digest
 
 
@@ -140,15 +140,15 @@ def test_a_bundle_that_crashes_or_hangs_its_engine_is_refused(
     make_bundle: MakeBundle, slot: Path, public: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check's process is ended from outside as by a crashing engine, and stopped as by one that hangs."""
-    old = deploy(make_bundle(1), slot, public)
+    old = deploy_to_slot(make_bundle(1), slot, public)
     for number, words in (
         (signal.SIGSEGV, r"took its process down \(SIGSEGV\)"),
         (signal.SIGSTOP, "took more than 3 s"),
     ):
-        monkeypatch.setattr("armlet_bridge.deploy.HEALTH_TIMEOUT_S", 3.0)
-        threading.Thread(target=_signal_child, args=("armlet_runtime.health", number)).start()
+        monkeypatch.setattr("armlet_runtime.install.slot_deploy.HEALTH_TIMEOUT_S", 3.0)
+        threading.Thread(target=_signal_child, args=("armlet_runtime.checks.deploy_check", number)).start()
         with pytest.raises(HealthError, match=words):
-            deploy(make_bundle(2), slot, public)
+            deploy_to_slot(make_bundle(2), slot, public)
         assert digest(current_bundle(slot), public) == old.digest
 
 
@@ -168,12 +168,12 @@ def _signal_child(word: str, number: signal.Signals) -> None:
 
 
 def test_concurrent_deploy_is_refused(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
-    deploy(make_bundle(1), slot, public)
+    deploy_to_slot(make_bundle(1), slot, public)
     before = contents(slot)
     with (slot / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(DeployError, match="another deploy"):
-            deploy(make_bundle(2), slot, public)
+            deploy_to_slot(make_bundle(2), slot, public)
     assert contents(slot) == before
 
 
@@ -187,19 +187,19 @@ def test_no_room_keeps_the_old_bundle(make_bundle: MakeBundle, public: list[Path
         pytest.skip("a small file system can only be mounted by root")
     try:
         with pytest.raises(DeployError, match="no room"):
-            deploy(make_bundle(1), full / "slot", public)
+            deploy_to_slot(make_bundle(1), full / "slot", public)
         assert current_place(full / "slot") is None
     finally:
         subprocess.run(["umount", str(full)], check=True)
 
 
 def test_other_targets_are_a_usage_error() -> None:
-    from armlet_bridge.deploy import parse_target
+    from armlet_runtime.install.slot_deploy import slot_folder
 
-    assert parse_target("file:/var/slot") == Path("/var/slot")
+    assert slot_folder("file:/var/slot") == Path("/var/slot")
     for target in ("/var/slot", "ssh://board", "file:"):
         with pytest.raises(UsageError, match="file:FOLDER"):
-            parse_target(target)
+            slot_folder(target)
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "c", "../b"])
@@ -213,9 +213,11 @@ def test_strange_link_is_refused(target: str, slot: Path) -> None:
 def test_killed_from_outside_at_any_time(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
     bundles = [make_bundle(1), make_bundle(2)]
     known = {digest(path, public) for path in bundles}
-    deploy(bundles[0], slot, public)
-    command = "import sys; from pathlib import Path; from armlet_bridge.deploy import deploy; print(1, flush=True); "
-    command += "deploy(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])"
+    deploy_to_slot(bundles[0], slot, public)
+    command = (
+        "import sys; from pathlib import Path; from armlet_runtime.install.slot_deploy import deploy_to_slot; "
+        "print(1, flush=True); deploy_to_slot(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])"
+    )
     for i in range(6):
         process = subprocess.Popen(
             [sys.executable, "-c", command, bundles[(i + 1) % 2], slot, public[0]],

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from armlet_bridge import boards, frames
-from armlet_bridge.boards import Board, LinkError
-from armlet_bridge.fleet import Group, Inventory, Row, deploy_to_fleet, read_inventory, table, totals
-from armlet_runtime import keys
-from armlet_runtime.bundle import open_bundle
+from armlet_bridge.boards import target as boards
+from armlet_bridge.boards.fleet import Group, Inventory, Row, deploy_to_fleet, read_inventory, table, totals
+from armlet_bridge.boards.target import Board, LinkError
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.errors import UsageError
-from armlet_runtime.slots import current_bundle, read_state
+from armlet_runtime.install import frames
+from armlet_runtime.install.slots import current_bundle, read_state
 
 MakeBundle = Callable[..., Path]
 BOARDS = 50

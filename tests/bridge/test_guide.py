@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet_bridge import twins
-from armlet_bridge.air import AirController, AirLink
-from armlet_bridge.bumble_backend import open_bluetooth
-from armlet_bridge.virtual import WearableSpec, put_on
+from armlet_bridge.radio.bumble_backend import open_bluetooth
+from armlet_bridge.virtual import twins
+from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.wearable import WearableSpec, put_on
 from armlet_runtime import wearables
-from armlet_runtime.ble import Session
+from armlet_runtime.bluetooth.session import Session
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording, Stream
-from armlet_runtime.streams import Wearable
+from armlet_runtime.signals.recording import Recording, Stream
+from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.wearables import registry
 
 GUIDE = Path(wearables.__file__).with_name("guide.md").read_text()
 
@@ -35,8 +36,8 @@ def glove(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(profile, module.__dict__)
     added = module.GloveProfile()
-    monkeypatch.setattr(wearables, "PROFILES", (*wearables.PROFILES, added))
-    monkeypatch.setattr(wearables, "_BY_SOURCE", {**wearables._BY_SOURCE, **dict.fromkeys(added.sources, added)})
+    monkeypatch.setattr(registry, "PROFILES", (*registry.PROFILES, added))
+    monkeypatch.setattr(registry, "_BY_SOURCE", {**registry._BY_SOURCE, **dict.fromkeys(added.sources, added)})
 
     space = {**vars(twins), "glove": module}
     exec(twin, space)
@@ -46,7 +47,7 @@ def glove(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_it_lists_every_profile() -> None:
-    assert all(f"[{one.name}]({one.name}.py)" in GUIDE for one in wearables.PROFILES)
+    assert all(f"[{one.name}]({one.name}.py)" in GUIDE for one in registry.PROFILES)
 
 
 async def test_the_whole_path(glove: types.ModuleType) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from armlet_bridge import boards
-from armlet_bridge.agent import HOME
-from armlet_bridge.boards import Board, LinkError, deploy
-from armlet_bridge.updates import Result
-from armlet_runtime import keys
-from armlet_runtime.bundle import open_bundle
-from armlet_runtime.slots import current_bundle
+from armlet_bridge.boards import target as boards
+from armlet_bridge.boards.target import Board, LinkError, deploy
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.install.agent import HOME
+from armlet_runtime.install.slots import current_bundle
+from armlet_runtime.install.updates import Result
 
 from ..sshd import Sshd
 from .bad_link import BadLink, why_not

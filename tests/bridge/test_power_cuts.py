@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from armlet_bridge.agent import HOME, Agent
-from armlet_bridge.updates import Result
-from armlet_runtime import keys
-from armlet_runtime.bundle import open_bundle
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.install.agent import HOME, Agent
+from armlet_runtime.install.updates import Result
 
 from .conftest import small_bundle
 from .power_cuts import cut_everywhere, offer, scenarios, started_with, void

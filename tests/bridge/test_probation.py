@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from armlet_bridge.agent import Agent
-from armlet_bridge.deploy import HealthError, deploy, roll_back
-from armlet_bridge.updates import Result, State
-from armlet_runtime import keys, probation
-from armlet_runtime.bundle import open_bundle
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import DeployError
+from armlet_runtime.install import probation
+from armlet_runtime.install.agent import Agent
+from armlet_runtime.install.probation import ProbationError, settle
+from armlet_runtime.install.slot_deploy import HealthError, deploy_to_slot, roll_back
+from armlet_runtime.install.slots import current_bundle, current_place, read_state
+from armlet_runtime.install.updates import Result, State
 from armlet_runtime.modalities import Modality
-from armlet_runtime.probation import ProbationError, settle
-from armlet_runtime.recording import Recording, Stream, write_recording
-from armlet_runtime.slots import current_bundle, current_place, read_state
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.signals.recording import Recording, Stream, write_recording
 
 from .conftest import Fault
 from .power_cuts import offer
@@ -57,28 +58,28 @@ def digest(slot: Path) -> str:
 )
 def test_a_bundle_that_fails_in_use_is_taken_back(kind: str, words: str, make_bundle: MakeBundle, slot: Path) -> None:
     """Its golden run is right; only a window that is none of the golden ones brings the fault out."""
-    old = deploy(make_bundle(1, release=1), slot)
+    old = deploy_to_slot(make_bundle(1, release=1), slot)
     assert "3 decisions on golden windows" in old.live
     before = read_state(slot)
     began = time.monotonic()
     with pytest.raises(ProbationError, match=words):
-        deploy(make_bundle(2, release=2, fault=Fault(kind, "live")), slot)
+        deploy_to_slot(make_bundle(2, release=2, fault=Fault(kind, "live")), slot)
     assert time.monotonic() - began < 30
     assert digest(slot) == old.digest and read_state(slot) == before, "not even its release may be remembered"
     assert not (slot / "b" / "model.armlet").exists()
-    assert deploy(make_bundle(3, release=1), slot).place == "b"
+    assert deploy_to_slot(make_bundle(3, release=1), slot).place == "b"
 
 
 def test_a_first_bundle_that_fails_in_use_leaves_an_empty_slot(make_bundle: MakeBundle, slot: Path) -> None:
     with pytest.raises(ProbationError):
-        deploy(make_bundle(1, fault=Fault("nan", "live")), slot)
+        deploy_to_slot(make_bundle(1, fault=Fault("nan", "live")), slot)
     assert current_place(slot) is None and read_state(slot).places == {}
 
 
 def test_a_program_that_crashes_its_engine_is_never_in_use(make_bundle: MakeBundle, slot: Path) -> None:
-    old = deploy(make_bundle(1), slot)
+    old = deploy_to_slot(make_bundle(1), slot)
     with pytest.raises(HealthError, match=r"took its process down \(SIGFPE\): the engine crashed on it"):
-        deploy(make_bundle(2, fault=Fault("crash", "golden")), slot)
+        deploy_to_slot(make_bundle(2, fault=Fault("crash", "golden")), slot)
     assert digest(slot) == old.digest
 
 
@@ -119,7 +120,7 @@ deploy.deploy(Path(sys.argv[1]), Path(sys.argv[2]))
 def test_a_deploy_that_is_killed_on_probation_is_taken_back_by_whoever_comes_next(
     make_bundle: MakeBundle, slot: Path
 ) -> None:
-    old = deploy(make_bundle(1), slot)
+    old = deploy_to_slot(make_bundle(1), slot)
 
     def leave_on_probation() -> None:
         ran = subprocess.run([sys.executable, "-c", KILLED, make_bundle(2), slot], check=False)
@@ -139,7 +140,7 @@ def test_a_deploy_that_is_killed_on_probation_is_taken_back_by_whoever_comes_nex
     said = subprocess.run([*ARMLET, "verify", f"file:{slot}"], capture_output=True, text=True, check=True).stdout
     assert old.digest in said and digest(slot) == old.digest, "as a board that starts up"
     leave_on_probation()
-    again = deploy(make_bundle(3), slot)
+    again = deploy_to_slot(make_bundle(3), slot)
     assert again.place == "b" and again.previous == old.digest
 
 
@@ -207,10 +208,10 @@ def running(slot: Path, played: Path, folder: Path) -> Iterator[Runtime]:
 def test_the_runtime_takes_a_bundle_up_and_none_of_its_decisions_is_missing(
     make_bundle: MakeBundle, slot: Path, played: Path, tmp_path: Path
 ) -> None:
-    deploy(make_bundle(1), slot)
+    deploy_to_slot(make_bundle(1), slot)
     with running(slot, played, tmp_path) as runtime:
         runtime.wait_for(2)
-        second = deploy(make_bundle(2), slot)
+        second = deploy_to_slot(make_bundle(2), slot)
         assert "live decisions, the slowest after" in second.live
         runtime.wait_for(len(runtime.made()) + 1)
         made = runtime.made()
@@ -218,7 +219,7 @@ def test_the_runtime_takes_a_bundle_up_and_none_of_its_decisions_is_missing(
         assert "toy 0.2 is in use from now on" in runtime.said.read_text()
         began = time.monotonic()
         with pytest.raises(ProbationError, match="the runtime ended when it took the bundle up"):
-            deploy(make_bundle(3, fault=Fault("crash", "strong")), slot)
+            deploy_to_slot(make_bundle(3, fault=Fault("crash", "strong")), slot)
         assert time.monotonic() - began < 30 and digest(slot) == second.digest
         assert runtime.process.wait(10) == -signal.SIGFPE
 
@@ -227,12 +228,12 @@ def test_a_runtime_that_hangs_or_loses_its_deploy(
     make_bundle: MakeBundle, slot: Path, played: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probation, "PATIENCE_S", 3.0)
-    old = deploy(make_bundle(1), slot)
+    old = deploy_to_slot(make_bundle(1), slot)
     with running(slot, played, tmp_path) as runtime:
         runtime.wait_for(2)
         runtime.process.send_signal(signal.SIGSTOP)
         with pytest.raises(ProbationError, match="it made 0 of 3 decisions within 3 s"):
-            deploy(make_bundle(2), slot)
+            deploy_to_slot(make_bundle(2), slot)
         assert digest(slot) == old.digest
         ran = subprocess.run([sys.executable, "-c", KILLED, make_bundle(2), slot], check=False)
         assert ran.returncode == -signal.SIGKILL and digest(slot) != old.digest
@@ -244,7 +245,7 @@ def test_a_runtime_that_hangs_or_loses_its_deploy(
         assert digest(slot) == old.digest and read_state(slot).probation is None
         runtime.wait_for(len(runtime.made()) + 2)
         with pytest.raises(ProbationError, match=r"it made 0 of 3 decisions"):
-            deploy(make_bundle(3, fault=Fault("nan", "strong")), slot)
+            deploy_to_slot(make_bundle(3, fault=Fault("nan", "strong")), slot)
         assert digest(slot) == old.digest
 
 
@@ -252,10 +253,10 @@ def test_a_runtime_that_never_decides_says_nothing_about_a_bundle(
     make_bundle: MakeBundle, slot: Path, tmp_path: Path
 ) -> None:
     """As on a board whose unit is started again and again, for want of Bluetooth."""
-    deploy(make_bundle(1), slot)
+    deploy_to_slot(make_bundle(1), slot)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     runtime = Runtime(slot, tmp_path, f"bumble:tcp-client:127.0.0.1:{port}")
     assert runtime.process.wait(60) != 0
-    assert "3 decisions on golden windows" in deploy(make_bundle(2), slot).live
+    assert "3 decisions on golden windows" in deploy_to_slot(make_bundle(2), slot).live

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from armlet_bridge.boards import LinkError, Target, login
+from armlet_bridge.boards.target import LinkError, Target, login
 
 from ..sshd import Sshd
 from .test_boards import sshd as sshd  # the fixture

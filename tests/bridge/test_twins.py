@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from armlet_bridge.air import AirController, AirLink
-from armlet_bridge.bumble_backend import open_bluetooth
-from armlet_bridge.twins import DeviceClock, make_twin, twin_for
-from armlet_bridge.virtual import Play, WearableSpec, put_on
-from armlet_runtime.ble import Session
+from armlet_bridge.radio.bumble_backend import open_bluetooth
+from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.twins import DeviceClock, make_twin, twin_for
+from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
+from armlet_runtime.bluetooth.session import Session
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Packet, Recording, Stream, read_recording, write_recording
-from armlet_runtime.streams import Wearable
+from armlet_runtime.signals.recording import Packet, Recording, Stream, read_recording, write_recording
+from armlet_runtime.signals.streams import Wearable
 from armlet_runtime.wearables import PROFILES, UNITS, movesense, muse, polar, uart
 
 SECONDS = 2.5

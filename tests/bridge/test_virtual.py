@@ -20,14 +20,14 @@ from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.device import BLEDevice
 from numpy.typing import NDArray
 
-from armlet_bridge.air import AirController, AirLink
-from armlet_bridge.bumble_backend import Bluetooth, open_bluetooth
-from armlet_bridge.twins import SCALES, DeviceClock, ImuTwin
-from armlet_bridge.virtual import LinkLoss, Play, WearableSpec, default_wearables, put_on
+from armlet_bridge.radio.bumble_backend import Bluetooth, open_bluetooth
+from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.twins import SCALES, DeviceClock, ImuTwin
+from armlet_bridge.virtual.wearable import LinkLoss, Play, WearableSpec, default_wearables, put_on
 from armlet_runtime.cli import main
 from armlet_runtime.errors import ArmletError, UsageError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording, Stream, write_recording
+from armlet_runtime.signals.recording import Recording, Stream, write_recording
 from armlet_runtime.wearables import heart_rate, imu
 
 MakeRecording = Callable[..., Recording]

@@ -86,7 +86,7 @@ def start_armlet(prefix: Path, out: Path) -> str:
 import sys
 from pathlib import Path
 from armlet_runtime.cli import main
-from armlet_runtime.probation import settle
+from armlet_runtime.install.probation import settle
 settle(Path("{prefix}/slot"))
 sys.exit(main(["verify", "file:{prefix}/slot", "--golden", "--json", "{out}"]))
 """

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from armlet_runtime.bundle import open_bundle
-from armlet_runtime.golden import golden_windows
-from armlet_runtime.model import BundleModel
-from armlet_runtime.trust import trusted_keys
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.bundle.trust import trusted_keys
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import golden_windows
 
 
 def main(bundle_file: str, key: str, engine: str, out: str, decisions: str) -> None:

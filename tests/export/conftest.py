@@ -15,22 +15,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from torch import Tensor
 
-from armlet_export.assemble import Description
-from armlet_export.lower import Lowered, Part, Signature, lower
+from armlet_export.backends.lower import Lowered, Part, Signature, lower_part
+from armlet_export.bundle.draft import Description
 from armlet_export.pipeline import ExportReport, Material, export_model
-from armlet_export.qat import STAGE, prepare_model, train
-from armlet_export.quantise import learn_ranges, prepare
-from armlet_runtime.engines import get_engine
-from armlet_runtime.manifest import Presence
+from armlet_export.quantise.fake_quant import learn_ranges, prepare
+from armlet_export.quantise.qat import STAGE, prepare_model, train
+from armlet_runtime.bundle.manifest import Presence
+from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_runtime.windows import WindowSpec
-from armlet_train import finetune
-from armlet_train.batches import steps_per_epoch
-from armlet_train.data import Corpus, join, score_windows
-from armlet_train.finetune import all_logits
-from armlet_train.methods import build_model
-from armlet_train.models import ArmletModel, fold_batchnorm
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_runtime.signals.windows import WindowSpec
+from armlet_train.data.corpus import Corpus, join, score_windows
+from armlet_train.data.loader import steps_per_epoch
+from armlet_train.engine import finetune
+from armlet_train.engine.finetune import all_logits
+from armlet_train.models.base import ArmletModel, fold_batchnorm
+from armlet_train.models.build import build_model
 from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, DataRecipe, FinetuneRecipe, QatRecipe
 
 from . import modules
@@ -208,7 +208,7 @@ def tiny_part(name: str, precision: str) -> Part:
 
 @cache
 def _tiny(name: str, precision: str, engine: str) -> Lowered:
-    return lower(engine, tiny_part(name, precision))
+    return lower_part(engine, tiny_part(name, precision))
 
 
 def run_tiny(engine: str, program: Lowered, part: Part, inputs: Tensor) -> list[NDArray[np.float32]]:

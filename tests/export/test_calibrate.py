@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from armlet_export import calibrate
 from armlet_export.pipeline import BANK_PER_LABEL, bank
-from armlet_runtime.manifest import Confidence
-from armlet_train.data import Scored
+from armlet_export.proof import calibration as calibrate
+from armlet_runtime.bundle.manifest import Confidence
+from armlet_train.data.corpus import Scored
 
 NAMES = ("acc", "gyro")
 

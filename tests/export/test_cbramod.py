@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from armlet_export.lower import Part, Signature, lower
+from armlet_export.backends.lower import Part, Signature, lower_part
 from armlet_runtime import engines
 from armlet_runtime.modalities import Modality
-from armlet_train.cbramod import CBraModEncoder
+from armlet_train.models.cbramod import CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes
 
 from .conftest import run_tiny
@@ -33,6 +33,6 @@ def test_encoder_is_the_same_on_every_engine(engine: str, modality: Modality) ->
     encoder = CBraModEncoder(RECIPE, modality, 48).eval()
     part = Part(encoder, Signature("window", (1, channels, 48), {"token": (1, 8)}), "fp32")
     windows = torch.randn(4, channels, 48)
-    (found,) = run_tiny(engine, lower(engine, part), part, windows)
+    (found,) = run_tiny(engine, lower_part(engine, part), part, windows)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), encoder(windows), rtol=0, atol=1e-5)

@@ -18,17 +18,17 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_export.gate import GateRow, check, compare, run_engine
 from armlet_export.pipeline import Material, engines_agree, export_model, golden_places
+from armlet_export.proof.gate import GateRow, check, compare, run_engine
 from armlet_export.quiet import quiet
-from armlet_runtime.bundle import Bundle, open_bundle
+from armlet_runtime.bundle.container import Bundle, open_bundle
+from armlet_runtime.bundle.manifest import Certificate
+from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import ExportError, RunError
-from armlet_runtime.golden import golden_run
-from armlet_runtime.manifest import Certificate
-from armlet_runtime.model import BundleModel
-from armlet_runtime.trust import Trust
-from armlet_train.finetune import all_logits
-from armlet_train.models import ArmletModel
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import run_golden
+from armlet_train.engine.finetune import all_logits
+from armlet_train.models.base import ArmletModel
 
 if TYPE_CHECKING:
     from .conftest import Exported, Recorder
@@ -55,7 +55,7 @@ def test_the_bundle_holds_all_engines_in_order(bundle: Bundle, exported: Exporte
 @pytest.mark.parametrize("engine", ENGINES)
 def test_golden_runs_pass(bundle: Bundle, engine: str) -> None:
     model = BundleModel.from_bundle(bundle, engine)
-    result = golden_run(model, bundle.read)
+    result = run_golden(model, bundle.read)
     model.close()
     assert result.passed and result.windows == 6
     assert result.precision == "int8" and result.failed == ()
@@ -177,8 +177,8 @@ def test_a_program_with_changed_weights_fails_the_gate(
 
 def _with_changed_weights(data: bytes, student: ArmletModel) -> bytes:
     """One weight in eight of the aggregator's first layer negated, in the int8 bytes of the file."""
-    from armlet_export.qat import prepared_part
-    from armlet_export.quantise import layer_ranges
+    from armlet_export.quantise.fake_quant import layer_ranges
+    from armlet_export.quantise.qat import prepared_part
 
     graph = prepared_part(student, "aggregator")
     first = layer_ranges(graph)[0]

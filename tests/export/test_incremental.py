@@ -14,26 +14,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from torch import Tensor, nn
 
-from armlet_export.assemble import SUFFIX
+from armlet_export.backends.lower import NEXT_STATE, STATE, Part, Signature, lower_part
+from armlet_export.bundle.draft import SUFFIX
 from armlet_export.explain import delegated_when_loaded, explain_bundle
-from armlet_export.gate import run_engine
-from armlet_export.incremental import Step, StepPlan, Windowed, plan, plan_of, plans, step, windowed
-from armlet_export.lower import NEXT_STATE, STATE, Part, Signature, lower
 from armlet_export.pipeline import ExportReport, Material, export_model
-from armlet_runtime.bench import cases
-from armlet_runtime.bundle import Bundle, open_bundle
+from armlet_export.proof.gate import run_engine
+from armlet_export.streaming import Step, StepPlan, Windowed, plan, plan_of, plans, step, windowed
+from armlet_runtime.bundle.container import Bundle, open_bundle
+from armlet_runtime.bundle.trust import trusted_keys
+from armlet_runtime.checks.bench import cases
 from armlet_runtime.commands import inspect
 from armlet_runtime.decisions import Decision
-from armlet_runtime.engines import get_engine
+from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import DataError, ExportError, NotANumberError
-from armlet_runtime.golden import STEPS_HOLD, golden_run, golden_windows, step_difference
-from armlet_runtime.live import LiveCore
+from armlet_runtime.live.core import LiveCore
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import BundleModel
-from armlet_runtime.trust import trusted_keys
-from armlet_train.conv import ConvEncoder
-from armlet_train.methods import build_model
-from armlet_train.models import ArmletModel, fold_batchnorm
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import STEPS_HOLD, golden_windows, run_golden, step_difference
+from armlet_train.models.base import ArmletModel, fold_batchnorm
+from armlet_train.models.build import build_model
+from armlet_train.models.conv import ConvEncoder
 from armlet_train.recipes import ConvModel, CrosslModel
 
 from .conftest import Recorder
@@ -168,7 +168,7 @@ def test_programs_of_steps_give_the_windows_tokens(engine: str) -> None:
     found = plan_of(whole, "acc", 128, 16.0)
     assert found is not None
     made = parts(whole, found)
-    begins, steps = lowered = [lower(engine, part) for part in made]
+    begins, steps = lowered = [lower_part(engine, part) for part in made]
     # What is saved, to the multiplication: the layers see 80 samples in place of 128.
     convolutions, token = 64 * 8 * 27 + 32 * 12 * 40 + 16 * 16 * 60, 16 * 16
     assert begins.program.operations == convolutions + token
@@ -248,7 +248,7 @@ def test_a_bundle_holds_steps_for_every_engine(made: Made) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_golden_runs_look_at_steps(made: Made, engine: str) -> None:
     model = BundleModel.from_bundle(made.bundle, engine)
-    result = golden_run(model, made.bundle.read)
+    result = run_golden(model, made.bundle.read)
     model.close()
     assert result.passed and result.steps == 0.0
 
@@ -259,15 +259,15 @@ def test_a_step_program_that_goes_wrong_after_some_hops_is_refused(made: Made, t
     wrong = dataclasses.replace(plan, moved=plan.moved - 1)
     part = Part(made.material.model.encoders["acc"], description.signature("acc"), "fp32")
     member = made.bundle.manifest.engines["onnx"].steps["acc"].program.member
-    replaced = {member: lower("onnx", step(part, wrong, description.signature("step acc"))).data}
-    right = {member: lower("onnx", step(part, plan, description.signature("step acc"))).data}
+    replaced = {member: lower_part("onnx", step(part, wrong, description.signature("step acc"))).data}
+    right = {member: lower_part("onnx", step(part, plan, description.signature("step acc"))).data}
     for name in made.bundle.sizes:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(replaced.get(name) or made.bundle.read(name))
     with pytest.raises(ExportError, match="not so: step programs give the scores of whole windows"):
         run_engine(tmp_path, {name: array[:4] for name, array in made.material.validation.windows.items()}, "onnx")
     model = BundleModel(made.bundle.manifest, lambda name: replaced.get(name) or made.bundle.read(name), "onnx")
-    result = golden_run(model, made.bundle.read)
+    result = run_golden(model, made.bundle.read)
     assert not result.passed and result.max_difference <= result.tolerance and result.failed == (STEPS_HOLD,)
     model.close()
     # One in float beside an encoder in int8 is off by the rounding alone, and is refused as well.

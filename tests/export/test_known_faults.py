@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_export.graphs import aten, capture, weighted_nodes
-from armlet_export.lower import Lowered, lower
-from armlet_export.programs import FLOAT32, INT8, check_precision, read_tflite
-from armlet_export.quantise import convert, layer_ranges, output_range, prepare
-from armlet_runtime.engines import get_engine
+from armlet_export.backends.lower import Lowered, lower_part
+from armlet_export.backends.programs import FLOAT32, INT8, check_precision, read_tflite
+from armlet_export.quantise.fake_quant import convert, layer_ranges, output_range, prepare
+from armlet_export.quantise.graph_rewrites import aten, capture, weighted_nodes
+from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import EngineError, ExportError
 
 from .conftest import run_tiny, tiny_part
@@ -184,7 +184,7 @@ def test_a_slice_with_another_zero_point_does_not_load(tiny: Tiny) -> None:
 def test_a_recurrent_layer_is_quantised_wrongly() -> None:
     """#10104: it is refused instead, with the operator's name."""
     with pytest.raises(ExportError, match=r"not one XNNPACK delegate|stayed in float"):
-        lower("executorch", tiny_part("Gated", "int8"))
+        lower_part("executorch", tiny_part("Gated", "int8"))
 
 
 def test_an_average_pool_that_counts_its_padding_stays_outside() -> None:
@@ -375,7 +375,7 @@ def test_fp16_weights_are_computed_with_in_fp16(tiny: Tiny, name: str, engine: s
 
 def test_executorch_makes_an_fp16_program_of_float_ends() -> None:
     with pytest.raises(ExportError, match="executorch has no fp16 program"):
-        lower("executorch", tiny_part("Perceptron", "fp16"))
+        lower_part("executorch", tiny_part("Perceptron", "fp16"))
 
 
 def test_a_mean_over_many_values_is_a_long_row_of_constants(tiny: Tiny) -> None:

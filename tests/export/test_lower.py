@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_export import lower
+from armlet_export.backends import lower
+from armlet_export.backends.programs import check_precision, read_pte, read_tflite
 from armlet_export.pipeline import Material
-from armlet_export.programs import check_precision, read_pte, read_tflite
-from armlet_export.qat import prepared_part
-from armlet_export.quantise import layer_ranges, output_range
-from armlet_runtime.engines import get_engine
+from armlet_export.quantise.fake_quant import layer_ranges, output_range
+from armlet_export.quantise.qat import prepared_part
+from armlet_runtime.bundle.manifest import AGGREGATOR
+from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import AGGREGATOR
-from armlet_train.models import ArmletModel
+from armlet_train.models.base import ArmletModel
 
 
 def int8_part(material: Material, student: ArmletModel, name: str) -> lower.Part:
@@ -74,7 +74,7 @@ def test_all_integer_formats_give_the_trained_model(material: Material, student:
     learnt = output_range(part.trained)
     assert learnt is not None
     for engine in ("litert", "executorch", "onnx"):
-        program = lower.lower(engine, part)
+        program = lower.lower_part(engine, part)
         shapes = {part.signature.input: part.signature.input_shape}, part.signature.outputs
         loaded = get_engine(engine).load(program.data, *shapes)
         got = np.concatenate([loaded({"window": window[None]})["token"] for window in windows])
@@ -90,7 +90,7 @@ def test_float_programs_do_not_pass_for_int8(material: Material) -> None:
     signature = material.description.signature(AGGREGATOR)
     part = lower.Part(material.model.aggregator, signature, "fp32")
     for engine in ("litert", "executorch", "onnx"):
-        program = lower.lower(engine, part).program
+        program = lower.lower_part(engine, part).program
         assert program.int8_weight_share == 0.0 and program.operations == 32 * 24 + 24 * 16 + 16 * 3
         with pytest.raises(ExportError, match=r"should be int8, and it stayed in float: 0\.0% of its weight bytes"):
             check_precision(program, "int8")
@@ -99,7 +99,7 @@ def test_float_programs_do_not_pass_for_int8(material: Material) -> None:
 def test_a_portable_pte_does_not_pass(material: Material) -> None:
     from executorch.exir import to_edge_transform_and_lower
 
-    from armlet_export.graphs import capture
+    from armlet_export.quantise.graph_rewrites import capture
 
     signature = material.description.signature(AGGREGATOR)
     graph = capture(material.model.aggregator, signature.example())

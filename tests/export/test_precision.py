@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from armlet_export.backends.lower import PRECISIONS, Part
+from armlet_export.choose_precision import choose, part_of, resolve, simulated
 from armlet_export.commands import export
 from armlet_export.explain import delegated_when_loaded, explain_bundle, explain_run, lines, table
-from armlet_export.gate import compare, interval
-from armlet_export.lower import PRECISIONS, Part
 from armlet_export.pipeline import Material
-from armlet_export.precision import choose, part_of, resolve, simulated
-from armlet_runtime.bundle import open_bundle
+from armlet_export.proof.gate import compare, interval
+from armlet_runtime.bundle.container import open_bundle
+from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import ExportError, UsageError
-from armlet_runtime.trust import Trust
-from armlet_train.data import Scored
-from armlet_train.finetune import all_logits
-from armlet_train.models import ArmletModel
+from armlet_train.data.corpus import Scored
+from armlet_train.engine.finetune import all_logits
+from armlet_train.models.base import ArmletModel
 
 from .conftest import Exported
 

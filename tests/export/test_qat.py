@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from armlet_export.graphs import aten, capture
 from armlet_export.pipeline import Material
-from armlet_export.qat import prepared_part, train
-from armlet_export.quantise import convert, fake_quantisers, layer_ranges, prepare, set_input_range
+from armlet_export.quantise.fake_quant import convert, fake_quantisers, layer_ranges, prepare, set_input_range
+from armlet_export.quantise.graph_rewrites import aten, capture
+from armlet_export.quantise.qat import prepared_part, train
+from armlet_runtime.bundle.manifest import AGGREGATOR
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import AGGREGATOR
-from armlet_train.finetune import all_logits
-from armlet_train.models import ArmletModel
+from armlet_train.engine.finetune import all_logits
+from armlet_train.models.base import ArmletModel
 
 
 def test_rewrites_change_nothing(material: Material) -> None:

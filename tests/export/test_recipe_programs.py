@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from armlet_export.lower import Lowered, Part, Signature, lower
-from armlet_export.quantise import learn_ranges, prepare
+from armlet_export.backends.lower import Lowered, Part, Signature, lower_part
+from armlet_export.quantise.fake_quant import learn_ranges, prepare
 from armlet_runtime.modalities import Modality
-from armlet_train import hapt, made
-from armlet_train.datasets import dreamer, ptb_xl, sleep_edf
-from armlet_train.methods import build_model
-from armlet_train.models import fold_batchnorm
+from armlet_train.data.datasets import dreamer, hapt, ptb_xl, sleep_edf
+from armlet_train.data.datasets import simulated as made
+from armlet_train.models.base import fold_batchnorm
+from armlet_train.models.build import build_model
 from armlet_train.recipes import CBraModModel, ModelRecipe, MuMaeModel, load_recipe
 
 from .conftest import run_tiny
@@ -92,7 +92,7 @@ def test_every_kind_of_model_is_among_them() -> None:
 def test_a_recipe_s_part_is_int8(name: str, part: str, engines: tuple[str, ...]) -> None:
     given = part_of(name, part, "int8")
     for engine in engines:
-        made = lower(engine, given)
+        made = lower_part(engine, given)
         assert made.program.int8_weight_share >= 0.95
         if engine == "executorch":
             assert made.program.delegates == 1 and made.program.outside == {}
@@ -105,7 +105,7 @@ def test_a_recipe_s_part_is_int8(name: str, part: str, engines: tuple[str, ...])
 
 def test_a_transformer_is_one_delegate_in_float() -> None:
     given = part_of("hapt-dual", "acc", "fp32")
-    made = lower("executorch", given)
+    made = lower_part("executorch", given)
     assert made.program.delegates == 1 and made.program.outside == {}
     for mine, wanted in outputs_of("executorch", given, made):
         torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-4)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from armlet_export.smoothing import smoothing_of
-from armlet_runtime.manifest import HiddenMarkov, Majority
+from armlet_export.bundle.smoothing import smoothing_of
+from armlet_runtime.bundle.manifest import HiddenMarkov, Majority
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_runtime.windows import WindowSpec
-from armlet_train.data import Corpus, join
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_runtime.signals.windows import WindowSpec
+from armlet_train.data.corpus import Corpus, join
 from armlet_train.recipes import DataRecipe, ExportRecipe
 
 SECOND = 1_000_000_000

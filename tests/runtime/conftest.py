@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_runtime import keys
-from armlet_runtime.bundle import Bundle, open_bundle, write_bundle
-from armlet_runtime.manifest import named_members
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import Bundle, open_bundle, write_bundle
+from armlet_runtime.bundle.manifest import named_members
+from armlet_runtime.bundle.trust import Trust
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.modalities import Modality
-from armlet_runtime.prove import Draft
-from armlet_runtime.recording import Recording, Stream, write_recording
-from armlet_runtime.trust import Trust
+from armlet_runtime.signals.recording import Recording, Stream, write_recording
 
 
 @dataclass(frozen=True)

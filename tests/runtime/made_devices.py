@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from armlet_runtime.clock import Counts, PacketClock, Placed
 from armlet_runtime.modalities import Modality
+from armlet_runtime.signals.packet_clock import Counts, PacketClock, Placed
 from armlet_runtime.wearables.profile import Batch, Counters, Group
 
 START_NS = 3_600_000_000_000

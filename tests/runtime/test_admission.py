@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_runtime.admission import admit, floor, permit
-from armlet_runtime.bundle import Bundle, add_signature, open_bundle, write_bundle
+from armlet_runtime.bundle.container import Bundle, add_signature, open_bundle, write_bundle
+from armlet_runtime.bundle.manifest import MAX_RELEASE
+from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import AdmissionError, BundleError, SchemaError, SignatureError, UntrustedKeyError
-from armlet_runtime.manifest import MAX_RELEASE
-from armlet_runtime.slots import Board, SlotState
-from armlet_runtime.trust import Trust
+from armlet_runtime.install.rollback_protection import admit, floor, permit
+from armlet_runtime.install.slots import Board, SlotState
 
 from .test_bundle import MEMBERS, tiny_manifest
 

@@ -14,7 +14,7 @@ from armlet_runtime import Decision, open_live
 from armlet_runtime.api import Live
 from armlet_runtime.cli import main
 from armlet_runtime.errors import UsageError
-from armlet_runtime.recording import Packet
+from armlet_runtime.signals.recording import Packet
 
 from .conftest import SmallBundle
 from .test_live_commands import wearables

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.bench import BenchReport, bench, cases, fresh_start
+from armlet_runtime.checks.bench import BenchReport, cases, fresh_start, measure_engines
 from armlet_runtime.errors import EngineError, UsageError
-from armlet_runtime.golden import golden_windows, physical_windows
 from armlet_runtime.machine import describe, peak_resident_bytes, resident_bytes
-from armlet_runtime.model import BundleModel
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import golden_windows, physical_windows
 
 ENGINES = ["litert", "executorch", "onnx"]
 PARTS = ["encoder acc", "encoder gyro", "aggregator", "decision"]
@@ -24,7 +24,7 @@ PARTS = ["encoder acc", "encoder gyro", "aggregator", "decision"]
 
 @pytest.fixture(scope="module")
 def report(small_bundle: Any) -> BenchReport:
-    return bench(small_bundle.path, [small_bundle.public_key_path], seconds=1.0)
+    return measure_engines(small_bundle.path, [small_bundle.public_key_path], seconds=1.0)
 
 
 def test_every_engine_and_part_is_measured(report: BenchReport) -> None:
@@ -85,14 +85,14 @@ def test_what_is_measured_is_the_real_decision(small_bundle: Any) -> None:
 
 def test_engines_can_be_chosen_and_errors_are_sentences(small_bundle: Any) -> None:
     key = [small_bundle.public_key_path]
-    chosen = bench(small_bundle.path, key, ["onnx", "onnx"], seconds=0.1)
+    chosen = measure_engines(small_bundle.path, key, ["onnx", "onnx"], seconds=0.1)
     assert [figures.engine for figures in chosen.engines] == ["onnx"]
     with pytest.raises(EngineError, match="no engine 'tensorrt'"):
-        bench(small_bundle.path, key, ["tensorrt"])
+        measure_engines(small_bundle.path, key, ["tensorrt"])
     with pytest.raises(UsageError, match="must be positive"):
-        bench(small_bundle.path, key, seconds=0)
+        measure_engines(small_bundle.path, key, seconds=0)
     with pytest.raises(UsageError, match="finite"):
-        bench(small_bundle.path, key, seconds=float("inf"))
+        measure_engines(small_bundle.path, key, seconds=float("inf"))
     with pytest.raises(EngineError, match=r"a fresh process with litert failed: .*cannot read the bundle"):
         fresh_start(Path("nothing.armlet"), key, "litert")
 

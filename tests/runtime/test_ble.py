@@ -11,15 +11,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import armlet_runtime.ble as ble
-from armlet_bridge.air import AirController, AirLink, serve
-from armlet_bridge.bumble_backend import open_bluetooth as open_bumble
-from armlet_bridge.virtual import LinkLoss, Play, WearableSpec, put_on
-from armlet_runtime.ble import Session, open_bluetooth
+import armlet_runtime.bluetooth.session as ble
+from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
+from armlet_bridge.virtual.air import AirController, AirLink, serve
+from armlet_bridge.virtual.wearable import LinkLoss, Play, WearableSpec, put_on
+from armlet_runtime.bluetooth.session import Session, open_bluetooth
 from armlet_runtime.errors import UsageError, WearableError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Packet, Recording, Stream
-from armlet_runtime.streams import Wearable
+from armlet_runtime.signals.recording import Packet, Recording, Stream
+from armlet_runtime.signals.streams import Wearable
 from armlet_runtime.wearables import imu
 
 RATE_HZ = 50.0

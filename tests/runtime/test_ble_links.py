@@ -18,11 +18,11 @@ from bumble.device import Device
 from bumble.gatt import Characteristic
 from bumble.transport.common import AsyncPipeSink
 
-import armlet_runtime.ble as ble
-from armlet_bridge.air import AirController, AirLink
-from armlet_bridge.bumble_backend import open_bluetooth as open_bumble
-from armlet_bridge.virtual import Play, VirtualWearable, WearableSpec, put_on
-from armlet_runtime.ble import (
+import armlet_runtime.bluetooth.session as ble
+from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
+from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.wearable import Play, VirtualWearable, WearableSpec, put_on
+from armlet_runtime.bluetooth.session import (
     AWAY,
     BUSY,
     CANCEL_S,
@@ -39,7 +39,7 @@ from armlet_runtime.ble import (
 )
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording, Stream
+from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.wearables import imu
 
 from .test_ble import Run

@@ -16,8 +16,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armlet_runtime import bundle as bundle_module
-from armlet_runtime.bundle import DOMAIN, MAGIC, MAX_HEADER, _verify, open_bundle, write_bundle
+from armlet_runtime.bundle import container as bundle_module
+from armlet_runtime.bundle.container import DOMAIN, MAGIC, MAX_HEADER, _verify, open_bundle, write_bundle
+from armlet_runtime.bundle.manifest import (
+    MANIFEST_SCHEMA,
+    EnginePrograms,
+    GoldenRef,
+    Manifest,
+    ProgramRef,
+    StepProgram,
+    decode_manifest,
+    encode_manifest,
+    named_members,
+)
+from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import (
     BundleError,
     CorruptBundleError,
@@ -29,20 +41,8 @@ from armlet_runtime.errors import (
     TruncatedBundleError,
     UntrustedKeyError,
 )
-from armlet_runtime.manifest import (
-    SCHEMA,
-    EnginePrograms,
-    GoldenRef,
-    Manifest,
-    ProgramRef,
-    StepProgram,
-    decode_manifest,
-    encode_manifest,
-    named_members,
-)
 from armlet_runtime.modalities import Modality
-from armlet_runtime.trust import Trust
-from armlet_runtime.windows import Normalisation, WindowSpec
+from armlet_runtime.signals.windows import Normalisation, WindowSpec
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
@@ -53,7 +53,7 @@ def tiny_manifest() -> Manifest:
     tokens, results = {"tokens": (1, 2)}, {"logits": (1, 1), "embedding": (1, 1)}
     encoder = ProgramRef("e", {"window": (1, 1, 2)}, {"token": (1, 2)}, "int8")
     return Manifest(
-        schema=SCHEMA,
+        schema=MANIFEST_SCHEMA,
         name="t",
         version="1",
         created="2026-01-01T00:00:00Z",
@@ -236,7 +236,7 @@ def test_newer_schemas_are_told_apart(tiny: bytes) -> None:
         verify(MAGIC[:-1] + b"\x01" + tiny[len(MAGIC) :])
     with pytest.raises(NewerSchemaError, match=r"header of schema 2.*update armlet"):
         verify(forge({"schema": 2, "parts": []}, b""))
-    newer = json.dumps({"schema": SCHEMA + 1, "anything": "else"}).encode()
+    newer = json.dumps({"schema": MANIFEST_SCHEMA + 1, "anything": "else"}).encode()
     with pytest.raises(NewerSchemaError, match=r"b\.armlet: the manifest is of schema 5.*update armlet"):
         verify(forge_members({"manifest.json": newer} | MEMBERS))
 

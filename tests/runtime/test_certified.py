@@ -8,13 +8,19 @@ import msgspec
 import numpy as np
 import pytest
 
+from armlet_runtime.bundle.manifest import (
+    Certificate,
+    CertificateRow,
+    decode_certificate,
+    decode_manifest,
+    encode_manifest,
+)
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.errors import NotANumberError, SchemaError
-from armlet_runtime.golden import ODD_INPUTS, golden_windows, odd_inputs
-from armlet_runtime.live import LiveCore
-from armlet_runtime.manifest import Certificate, CertificateRow, decode_certificate, decode_manifest, encode_manifest
-from armlet_runtime.model import BundleModel
-from armlet_runtime.prove import Draft
-from armlet_runtime.view import LineView, certified_text
+from armlet_runtime.live.core import LiveCore
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.golden_run import ODD_INPUTS, golden_windows, odd_inputs
+from armlet_runtime.views.lines import LineView, certified_text
 
 from .test_live import CountingModel, both, feed, loaded, model  # noqa: F401
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from armlet_runtime.clock import ClockFit, Counts, Line, PacketClock
-from armlet_runtime.cutting import HELD_WITHIN_NS, Cut, Cutter
 from armlet_runtime.modalities import Modality
-from armlet_runtime.streams import Run, SampleRing
-from armlet_runtime.windows import fill_gaps, resample, sample_times
+from armlet_runtime.signals.packet_clock import ClockFit, Counts, Line, PacketClock
+from armlet_runtime.signals.streams import Run, SampleRing
+from armlet_runtime.signals.window_cutter import HELD_WITHIN_NS, Cut, Cutter
+from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
 
 from .made_devices import CLOCKED, LEAST_NS, START_NS, Device, Sent
 

@@ -8,10 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.deciding import Decider, softmax
-from armlet_runtime.errors import SchemaError, UsageError
-from armlet_runtime.live import LiveCore
-from armlet_runtime.manifest import (
+from armlet_runtime.bundle.manifest import (
     UNKNOWN,
     Confidence,
     HiddenMarkov,
@@ -20,7 +17,10 @@ from armlet_runtime.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from armlet_runtime.errors import SchemaError, UsageError
+from armlet_runtime.live.core import LiveCore
 from armlet_runtime.metrics import expected_calibration_error
+from armlet_runtime.model.calibration import Decider, softmax
 
 from .test_live import CountingModel, both, feed, loaded, model  # noqa: F401
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from armlet_runtime import engines
-from armlet_runtime.engines import executorch, executorch_shim, get_engine
+from armlet_runtime.engines import executorch, executorch_shim
 from armlet_runtime.engines.base import Program, match_tensors
+from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import EngineError
 
 SUFFIXES = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
@@ -411,7 +412,7 @@ def legacy_python() -> Path:
 def test_the_legacy_engine_runs_the_same_programs(legacy_python: Path, small_draft: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
     done = subprocess.run(
-        [legacy_python, "-m", "armlet_runtime.prove", small_draft, small_draft / "input.npz", out,
+        [legacy_python, "-m", "armlet_runtime.checks.export_proof", small_draft, small_draft / "input.npz", out,
          "--engine", "tflite"],
         capture_output=True, text=True, env={"PYTHONPATH": str(Path(engines.__file__).parents[2])},
     )  # fmt: skip

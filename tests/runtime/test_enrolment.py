@@ -13,38 +13,30 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.bundle import Bundle
+from armlet_runtime.bundle.container import Bundle
+from armlet_runtime.bundle.manifest import UNKNOWN, Confidence, HiddenMarkov, Majority
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.cli import main
-from armlet_runtime.controls import RunControls
-from armlet_runtime.deciding import SURE, Decider, softmax
-from armlet_runtime.enrolment import (
-    MAX_WINDOWS,
-    REACH,
-    Bank,
-    Stretch,
-    found_elsewhere,
-    make_example,
-    recorded_windows,
-    taken_for,
-)
 from armlet_runtime.errors import BundleError, EnrolmentError
-from armlet_runtime.layers import (
+from armlet_runtime.live.core import RECENT_WINDOWS, LiveCore
+from armlet_runtime.live.enrol_recording import Stretch, found_elsewhere, recorded_windows
+from armlet_runtime.live.open_bundle import layer_path
+from armlet_runtime.live.page_controls import RunControls
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.calibration import SURE, Decider, softmax
+from armlet_runtime.model.enrolled_classes import (
     Example,
     Layer,
     LayerWatch,
     Prototype,
     change_layer,
     check_name,
-    layer_path,
     left_behind,
     read_layer,
 )
-from armlet_runtime.live import RECENT_WINDOWS, LiveCore
-from armlet_runtime.manifest import UNKNOWN, Confidence, HiddenMarkov, Majority
-from armlet_runtime.model import BundleModel
-from armlet_runtime.prove import Draft
-from armlet_runtime.recorder import Recorder
-from armlet_runtime.recording import Packet, Recording, write_recording
+from armlet_runtime.model.prototypes import MAX_WINDOWS, REACH, Bank, make_example, taken_for
+from armlet_runtime.signals.recorder import Recorder
+from armlet_runtime.signals.recording import Packet, Recording, write_recording
 
 from .conftest import SmallBundle
 from .test_live import START_NS, CountingModel, both, feed, in_order, link_up, loaded, model, samples  # noqa: F401
@@ -345,7 +337,7 @@ def test_the_command_from_a_recording(
 
 
 def test_windows_of_a_recording_lie_where_they_were_asked_for(model: CountingModel, played: Path) -> None:  # noqa: F811
-    from armlet_runtime.recording import read_recording
+    from armlet_runtime.signals.recording import read_recording
 
     packets: list[Packet] = read_recording(played).packets
     first = recorded_windows(model, packets, 1.0, None)
@@ -358,7 +350,7 @@ def test_windows_of_a_recording_lie_where_they_were_asked_for(model: CountingMod
 
 
 def test_where_else_in_its_recording_an_example_is_found(model: CountingModel, bank: Bank, played: Path) -> None:  # noqa: F811
-    from armlet_runtime.recording import read_recording
+    from armlet_runtime.signals.recording import read_recording
 
     packets: list[Packet] = read_recording(played).packets
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from armlet_runtime.cli import main
 from armlet_runtime.errors import ArmletError, DataError, UsageError
-from armlet_runtime.formats import EXPORTS, edf, empatica, export_recording, foreign_mcap, import_recording
+from armlet_runtime.formats import edf, empatica, foreign_mcap
 from armlet_runtime.formats.polar_logger import read as read_polar
-from armlet_runtime.formats.samples import parse_stream, read_folder, read_samples
-from armlet_runtime.formats.table import iso_ns, iso_text, split_unit
+from armlet_runtime.formats.recordings import EXPORTS, export_recording, import_recording
+from armlet_runtime.formats.stream_tables import parse_stream, read_folder, read_samples
+from armlet_runtime.formats.table_reader import iso_ns, iso_text, split_unit
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream, read_recording, write_recording
+from armlet_runtime.signals.recording import Label, Recording, Stream, read_recording, write_recording
 from armlet_runtime.wearables import UNITS
 
 from .conftest import SmallBundle
@@ -629,7 +630,7 @@ def test_any_bytes_are_a_recording_or_one_sentence(name: str, data: st.DataObjec
         assert "\n" not in str(error)
         return
     write_to = io.BytesIO()
-    from armlet_runtime.recording import RecordingWriter
+    from armlet_runtime.signals.recording import RecordingWriter
 
     writer = RecordingWriter(write_to, "a", "")
     for stream in recording.streams.values():

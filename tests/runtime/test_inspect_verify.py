@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from armlet_runtime import keys
-from armlet_runtime.bundle import write_bundle
-from armlet_runtime.manifest import named_members
-from armlet_runtime.prove import Draft
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.container import write_bundle
+from armlet_runtime.bundle.manifest import named_members
+from armlet_runtime.checks.export_proof import Draft
 
 
 def armlet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

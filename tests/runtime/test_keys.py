@@ -10,9 +10,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from armlet_runtime import keys
+from armlet_runtime.bundle import keys
+from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import KeyFileError
-from armlet_runtime.trust import trusted_keys
 
 
 def test_a_key_pair_is_written_and_read(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from armlet_runtime.arrays import Float32
+from armlet_runtime.bundle.manifest import Presence
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.decisions import Decision
-from armlet_runtime.engines.base import Float32
 from armlet_runtime.errors import DataError
-from armlet_runtime.live import LiveCore, stale_ns
-from armlet_runtime.manifest import Presence
+from armlet_runtime.live.core import LiveCore, stale_ns
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import BundleModel
-from armlet_runtime.prove import Draft
-from armlet_runtime.recording import Packet
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.signals.recording import Packet
 from armlet_runtime.wearables import heart_rate, imu
 
 START_NS = 7_000_000_000_000
@@ -274,7 +274,7 @@ def test_packets_must_come_in_order(model: CountingModel) -> None:
 
 
 def test_a_long_silence_ends_a_replay_but_no_live_run(model: CountingModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("armlet_runtime.live.LONGEST_SILENCE_NS", 4_000_000_000)
+    monkeypatch.setattr("armlet_runtime.live.core.LONGEST_SILENCE_NS", 4_000_000_000)
     returned = Packet(at_s(8.0), "A", "connected", "", b"")
     live = LiveCore(model, lambda: at_s(8.0))
     feed(live, both(3.0))

@@ -20,16 +20,17 @@ import msgspec
 import numpy as np
 import pytest
 
+from armlet_runtime.bundle.manifest import Confidence, HiddenMarkov
 from armlet_runtime.cli import main
 from armlet_runtime.commands import enrol
 from armlet_runtime.decisions import Decision
-from armlet_runtime.enrolment import Bank, make_example, recorded_windows
-from armlet_runtime.layers import Layer
-from armlet_runtime.live import LiveCore
-from armlet_runtime.manifest import Confidence, HiddenMarkov
+from armlet_runtime.live.core import LiveCore
+from armlet_runtime.live.enrol_recording import recorded_windows
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.enrolled_classes import Layer
+from armlet_runtime.model.prototypes import Bank, make_example
+from armlet_runtime.signals.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
 
 from .conftest import SmallBundle
 
@@ -242,7 +243,7 @@ def test_ctrl_c_ends_a_run_cleanly(played: Path, small_bundle: SmallBundle, tmp_
 def test_a_run_that_loses_its_bluetooth_keeps_what_it_did(
     played: Path, small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr("armlet_runtime.ble.GIVE_UP_S", 1.0)
+    monkeypatch.setattr("armlet_runtime.bluetooth.session.GIVE_UP_S", 1.0)
     model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
     live, again, summary, record = (tmp_path / name for name in ("d.jsonl", "again.jsonl", "s.json", "r.mcap"))
     files = ["--record", str(record), "--decisions", str(live), "--json", str(summary)]

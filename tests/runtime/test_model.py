@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.bundle import write_bundle
+from armlet_runtime.bundle.container import write_bundle
+from armlet_runtime.bundle.manifest import EnginePrograms, Manifest, ProgramRef, encode_manifest, named_members
+from armlet_runtime.checks.export_proof import Draft, ProofReport
 from armlet_runtime.errors import BundleError, DataError, EngineError, ExtraMemberError
-from armlet_runtime.golden import golden_run, golden_windows, run_subsets
-from armlet_runtime.manifest import EnginePrograms, Manifest, ProgramRef, encode_manifest, named_members
-from armlet_runtime.model import BundleModel, choose_engine, load_array, programs_of
-from armlet_runtime.prove import Draft, ProofReport
+from armlet_runtime.model.bundle_model import BundleModel, choose_engine, load_array, programs_of
+from armlet_runtime.model.golden_run import golden_windows, run_golden, run_subsets
 
 ENGINES = ("litert", "executorch", "onnx")
 FLOAT_CLOSE = 1e-5
@@ -141,7 +141,7 @@ def test_prototypes_score_by_distance(draft: Draft) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_golden_run_passes_where_it_was_made(small_bundle: Any, engine: str) -> None:
     bundle = small_bundle.open()
-    result = golden_run(BundleModel.from_bundle(bundle, engine), bundle.read)
+    result = run_golden(BundleModel.from_bundle(bundle, engine), bundle.read)
     assert result.passed and result.max_difference == 0.0
     assert (result.engine, result.precision, result.windows, result.tolerance) == (engine, "fp32", 5, 1e-4)
 
@@ -167,15 +167,15 @@ def test_the_golden_run_sees_another_result(draft: Draft, change: float, fp32_pa
     def read(member: str) -> bytes:
         return npy(stored) if member == "golden/litert.npy" else draft.read(member)
 
-    assert golden_run(BundleModel(draft.manifest, read, "litert"), read).passed is fp32_passes
-    int8 = golden_run(BundleModel(as_int8(draft.manifest), read, "litert"), read)
+    assert run_golden(BundleModel(draft.manifest, read, "litert"), read).passed is fp32_passes
+    int8 = run_golden(BundleModel(as_int8(draft.manifest), read, "litert"), read)
     assert int8.tolerance == 0 and not int8.passed
-    other_engine = golden_run(BundleModel(draft.manifest, read, "onnx"), read)
+    other_engine = run_golden(BundleModel(draft.manifest, read, "onnx"), read)
     assert other_engine.passed  # each engine is compared with its own
 
 
 def run_prove(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "armlet_runtime.prove", *map(str, arguments)]
+    command = [sys.executable, "-m", "armlet_runtime.checks.export_proof", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -222,7 +222,7 @@ def test_prove_with_torch_in_the_process_proves_nothing(small_draft: Path, tmp_p
     (tmp_path / "sitecustomize.py").write_text("import types, sys\nsys.modules['torch'] = types.ModuleType('torch')\n")
     code = (
         "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); import sitecustomize, importlib\n"
-        "importlib.reload(sitecustomize); runpy.run_module('armlet_runtime.prove', run_name='__main__')"
+        "importlib.reload(sitecustomize); runpy.run_module('armlet_runtime.checks.export_proof', run_name='__main__')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(small_draft), str(small_draft / "input.npz"),

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.errors import DataError, PacketError
 from armlet_runtime.formats import empatica
 from armlet_runtime.formats.polar_logger import read as read_polar
-from armlet_runtime.live import LiveCore
+from armlet_runtime.live.core import LiveCore
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import BundleModel
-from armlet_runtime.playing import at_rate, packets_of, with_streams
-from armlet_runtime.prove import Draft
-from armlet_runtime.recording import Packet, Recording, Stream
-from armlet_runtime.streams import Wearable
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.signals.conversion import at_rate, packets_of, with_streams
+from armlet_runtime.signals.recording import Packet, Recording, Stream
+from armlet_runtime.signals.streams import Wearable
 from armlet_runtime.wearables import imu
-from armlet_runtime.wearables.played import SOURCE, PlayedDecoder, encode, encode_info
+from armlet_runtime.wearables.replayed_samples import SOURCE, PlayedDecoder, encode, encode_info
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 GYRO = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)

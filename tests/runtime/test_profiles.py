@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from armlet_runtime.cutting import Cutter
 from armlet_runtime.errors import PacketError
-from armlet_runtime.recording import Packet
-from armlet_runtime.streams import Wearable
+from armlet_runtime.signals.recording import Packet
+from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.window_cutter import Cutter
 from armlet_runtime.wearables import (
     PROFILES,
     UNITS,
@@ -25,7 +25,6 @@ from armlet_runtime.wearables import (
     arduino,
     battery,
     device_information,
-    medical,
     movesense,
     muse,
     oximeter,
@@ -34,6 +33,7 @@ from armlet_runtime.wearables import (
     thingy52,
     uart,
 )
+from armlet_runtime.wearables import ieee11073 as medical
 from armlet_runtime.wearables.profile import Ask, Batch, Read, Step, Steps, Write
 
 from .fuzz_decoders import changed, check, conversation, fuzz, fuzz_facts

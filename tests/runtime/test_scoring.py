@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from armlet_runtime.bundle.manifest import UNKNOWN
+from armlet_runtime.checks.export_proof import Draft
+from armlet_runtime.checks.live_score import PlayEvent, score_live
 from armlet_runtime.decisions import Decision
-from armlet_runtime.manifest import UNKNOWN
-from armlet_runtime.model import BundleModel
-from armlet_runtime.prove import Draft
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_runtime.scoring import PlayEvent, score_live
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.signals.recording import Label, Recording, Stream
 
 SECOND = 1_000_000_000
 STARTED_NS = 50 * SECOND

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet_runtime import view
-from armlet_runtime.ble import Link
+from armlet_runtime.bluetooth.session import Link
 from armlet_runtime.cli import main
 from armlet_runtime.decisions import Decision
+from armlet_runtime.install.systemd_unit import quoted, unit_text
+from armlet_runtime.live.sd_notify import Notifier
 from armlet_runtime.modalities import Modality
-from armlet_runtime.notify import Notifier
-from armlet_runtime.recording import Recording, Stream, write_recording
-from armlet_runtime.service import quoted, unit_text
+from armlet_runtime.signals.recording import Recording, Stream, write_recording
+from armlet_runtime.views import lines as view
 
 from .conftest import SmallBundle
 from .test_live_commands import wearables
@@ -134,7 +134,7 @@ def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_journal_is_known_by_its_device_and_inode() -> None:
     read, write = os.pipe()
     status = os.fstat(write)
-    code = "from armlet_runtime.terminal import make_view; print(type(make_view(None, (), {})).__name__)"
+    code = "from armlet_runtime.views.terminal import make_view; print(type(make_view(None, (), {})).__name__)"
     for stream, expected in ((f"{status.st_dev}:{status.st_ino}", "JournalView"), ("1:2", "LineView")):
         subprocess.run(
             [sys.executable, "-c", code], stdout=write, env={**os.environ, "JOURNAL_STREAM": stream}, check=True

@@ -15,7 +15,7 @@ import pytest
 
 from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import MissingExtraError, UsageError
-from armlet_runtime.sinks import LslSink, MqttSink, Sinks
+from armlet_runtime.live.sinks import LslSink, MqttSink, Sinks
 
 LABELS = ("still", "walking")
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from armlet_runtime.clock import ClockFit
-from armlet_runtime.cutting import Cutter
 from armlet_runtime.modalities import Modality
-from armlet_runtime.streams import SampleRing, Wearable
+from armlet_runtime.signals.packet_clock import ClockFit
+from armlet_runtime.signals.streams import SampleRing, Wearable
+from armlet_runtime.signals.window_cutter import Cutter
 from armlet_runtime.wearables import heart_rate, imu
 
 RATE_HZ = 50.0

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armlet_runtime import keys, trust
-from armlet_runtime.envelope import MAX_BYTES, add_signature, open_envelope, seal
+from armlet_runtime.bundle import keys, trust
+from armlet_runtime.bundle.dsse import MAX_BYTES, add_signature, open_envelope, seal
+from armlet_runtime.bundle.trust import KIND, Trust, TrustSet, install, next_set, trusted_keys
 from armlet_runtime.errors import ArmletError, KeyFileError, SignatureError
-from armlet_runtime.trust import KIND, Trust, TrustSet, install, next_set, trusted_keys
 
 ALICE, BOB, CAROL, MALLORY = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 5))
 ALICES, BOBS, CAROLS = (key.public_key() for key in (ALICE, BOB, CAROL))

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet_runtime.ble import Link
-from armlet_runtime.live import LiveCore
-from armlet_runtime.manifest import CertificateRow
+from armlet_runtime.bluetooth.session import Link
+from armlet_runtime.bundle.manifest import CertificateRow
+from armlet_runtime.checks.export_proof import Draft
+from armlet_runtime.live.core import LiveCore
 from armlet_runtime.modalities import Modality
-from armlet_runtime.model import BundleModel
-from armlet_runtime.playing import packets_of
-from armlet_runtime.prove import Draft
-from armlet_runtime.recording import Recording, Stream
-from armlet_runtime.screen import Monitor, binned, one_channel
-from armlet_runtime.terminal import Painter, TerminalView, frame, spark
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.signals.conversion import packets_of
+from armlet_runtime.signals.recording import Recording, Stream
+from armlet_runtime.views.monitor import Monitor, binned, one_channel
+from armlet_runtime.views.terminal import Painter, TerminalView, frame, spark
 
 
 @pytest.fixture

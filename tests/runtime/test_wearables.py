@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import PacketError
-from armlet_runtime.streams import Wearable
-from armlet_runtime.wearables import (
+from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.wearables import heart_rate, imu
+from armlet_runtime.wearables.registry import (
     PROFILES,
-    heart_rate,
-    imu,
     profile_of_characteristic,
     profiles_of_advertisement,
     profiles_of_services,

@@ -19,14 +19,14 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from armlet_runtime.bundle.manifest import CertificateRow
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError, UsageError
-from armlet_runtime.manifest import CertificateRow
-from armlet_runtime.model import BundleModel
-from armlet_runtime.prove import Draft
-from armlet_runtime.recorder import Recorder
-from armlet_runtime.recording import Packet, read_recording
-from armlet_runtime.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
+from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.signals.recorder import Recorder
+from armlet_runtime.signals.recording import Packet, read_recording
+from armlet_runtime.views.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
 
 from .browser import browser
 from .conftest import SmallBundle

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from armlet_runtime.cli import main
-from armlet_runtime.service import UNIT, journal, properties, state
+from armlet_runtime.install.systemd_unit import UNIT, journal, properties, state
 
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float = 40.0) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from armlet_runtime.errors import DataError
-from armlet_runtime.recording import Recording
-from armlet_train import hapt
+from armlet_runtime.signals.recording import Recording
+from armlet_train.data.datasets import hapt
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,17 +15,15 @@ import torch
 
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_train import checkpoints, data, finetune, methods, models, parallel, pretraining
-from armlet_train.data import Corpus
-from armlet_train.recipes import (
-    AugmentRecipe,
-    CheckpointRecipe,
-    ConvModel,
-    CrosslPretrain,
-    DataRecipe,
-    FinetuneRecipe,
-)
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_train import distributed as parallel
+from armlet_train.data import corpus as data
+from armlet_train.data.corpus import Corpus
+from armlet_train.engine import checkpoints, finetune
+from armlet_train.engine import pretrain as pretraining
+from armlet_train.models import base as models
+from armlet_train.models import build as methods
+from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, CrosslPretrain, DataRecipe, FinetuneRecipe
 
 CPU = torch.device("cpu")
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_train.batches import Source, in_batches, steps_per_epoch
-from armlet_train.data import Corpus
+from armlet_train.data.corpus import Corpus
+from armlet_train.data.loader import Source, in_batches, steps_per_epoch
 
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "many_processes.py"))
 CPU = torch.device("cpu")

@@ -12,8 +12,11 @@ import pytest
 
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError
-from armlet_train import data, datasets, runs
-from armlet_train.datasets import biosignals, dreamer, ptb_xl, sleep_edf
+from armlet_train.data import corpus as data
+from armlet_train.data.datasets import _filters as biosignals
+from armlet_train.data.datasets import base as datasets
+from armlet_train.data.datasets import dreamer, ptb_xl, sleep_edf
+from armlet_train.engine import run_folder as runs
 from armlet_train.recipes import DataRecipe, find_recipe
 
 edfio = pytest.importorskip("edfio", reason="edfio is not installed (pip install 'armlet[biosignals]')")

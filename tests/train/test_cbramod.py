@@ -12,8 +12,11 @@ from torch import Tensor
 
 from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import cbramod, methods, models, parallel
-from armlet_train.cbramod import CBraMod, CBraModEncoder
+from armlet_train import distributed as parallel
+from armlet_train.models import base as models
+from armlet_train.models import build as methods
+from armlet_train.models import cbramod
+from armlet_train.models.cbramod import CBraMod, CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes
 
 from . import braindecode_cbramod

@@ -12,8 +12,13 @@ import torch.nn.functional as F
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import contrastive, crossl, masking, methods, models
-from armlet_train.finetune import Finetuning
+from armlet_train.engine.finetune import Finetuning
+from armlet_train.methods import losses as contrastive
+from armlet_train.methods import masks as masking
+from armlet_train.methods.crossl import Crossl
+from armlet_train.models import base as models
+from armlet_train.models import build as methods
+from armlet_train.models import crossl
 from armlet_train.recipes import AugmentRecipe, ConvModel, CrosslModel, CrosslPretrain, find_recipe, load_recipe
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
@@ -30,13 +35,13 @@ def small(mask: str) -> models.ArmletModel:
     return methods.build_model(recipe, (ACC, GYRO), LENGTHS, 6).eval()
 
 
-def pretraining(model: models.ArmletModel, **options: object) -> crossl.Crossl:
+def pretraining(model: models.ArmletModel, **options: object) -> Crossl:
     torch.manual_seed(1)
     recipe = CrosslPretrain(
         epochs=1, batch=8, learning_rate=1e-3, weight_decay=0.0, seed=0, augment=AugmentRecipe(0, 0, 0, 0),
         **options,  # type: ignore[arg-type]
     )  # fmt: skip
-    return crossl.Crossl(model, recipe)
+    return Crossl(model, recipe)
 
 
 def windows(count: int) -> dict[str, torch.Tensor]:

@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from armlet_runtime.bundle.manifest import Presence
 from armlet_runtime.errors import DataError
-from armlet_runtime.manifest import Presence
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_runtime.windows import fill_gaps, resample, sample_times
-from armlet_train import data, hapt
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
+from armlet_train.data import corpus as data
+from armlet_train.data.datasets import hapt
 from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
 
 PERIOD = 20_000_000  # ns
@@ -129,7 +130,8 @@ def test_each_modality_keeps_its_rate_and_windows_lie_on_the_common_time() -> No
 
 
 def test_windows_with_gaps_are_those_that_the_board_cuts() -> None:
-    """Every window and its presence, cut from the samples as :class:`armlet_runtime.cutting.Cutter` does it."""
+    """Every window and its presence, cut from the samples as :class:`armlet_runtime.signals.window_cutter.Cutter` does
+    it."""
     streams = body(seed=10)
     streams["acc"] = without(without(streams["acc"], 10.0, 11.5), 20.0, 28.0)
     streams["ecg"] = without(streams["ecg"], 13.0, 15.0)

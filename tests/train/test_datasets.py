@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
-from armlet_train import data, datasets, made
-from armlet_train.datasets import mmact, pamap2, wesad
-from armlet_train.datasets.pickles import load_arrays
+from armlet_train.data import corpus as data
+from armlet_train.data.datasets import base as datasets
+from armlet_train.data.datasets import mmact, pamap2, wesad
+from armlet_train.data.datasets import simulated as made
+from armlet_train.data.datasets._safe_pickle import load_arrays
 from armlet_train.recipes import DataRecipe
 
 

@@ -11,17 +11,14 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import lora, methods, models, parallel
-from armlet_train.cbramod import CBraModEncoder
-from armlet_train.dual import Dual, dual_mask
-from armlet_train.recipes import (
-    AugmentRecipe,
-    CBraModModel,
-    CBraModSizes,
-    ConvModel,
-    DualPretrain,
-    LoraRecipe,
-)
+from armlet_train import distributed as parallel
+from armlet_train.methods import build_pretraining
+from armlet_train.methods.dual_masking import Dual, dual_mask
+from armlet_train.models import base as models
+from armlet_train.models import build as methods
+from armlet_train.models import lora
+from armlet_train.models.cbramod import CBraModEncoder
+from armlet_train.recipes import AugmentRecipe, CBraModModel, CBraModSizes, ConvModel, DualPretrain, LoraRecipe
 
 ECG = Modality("ecg", ("I", "II", "III"), "mV", 100.0)
 EEG = Modality("eeg", ("C3", "C4"), "uV", 100.0)
@@ -153,7 +150,7 @@ def test_hidden_leads_are_learned_from_the_others() -> None:
     torch.manual_seed(0)
     recipe = msgspec.structs.replace(MODEL, encoders={"ecg": msgspec.structs.replace(SIZES, maps=8)})
     model = methods.build_model(recipe, (ECG,), {"ecg": 160}, 2)
-    method = methods.build_pretraining(model, msgspec.structs.replace(RECIPE, across_share=1.0))
+    method = build_pretraining(model, msgspec.structs.replace(RECIPE, across_share=1.0))
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 1e-2)
     present = torch.ones(64, 1, dtype=torch.bool)
     losses = []

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from armlet_runtime.errors import DataError, RecipeError
-from armlet_train import episodes
-from armlet_train.fewshot import Distance, PrototypeHead, prototypes, similarities
+from armlet_train.fewshot import episodes
+from armlet_train.fewshot.prototypes import Distance, PrototypeHead, prototypes, similarities
 
 
 def test_prototypes_are_means() -> None:

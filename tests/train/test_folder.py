@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
-from armlet_runtime.formats import export_recording
+from armlet_runtime.formats.recordings import export_recording
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream, write_recording
-from armlet_train import data, folder
+from armlet_runtime.signals.recording import Label, Recording, Stream, write_recording
+from armlet_train.data import corpus as data
+from armlet_train.data import user_folder as folder
 from armlet_train.recipes import DataRecipe
 
 PAGE = (Path(__file__).parents[2] / "train" / "DATA.md").read_text()

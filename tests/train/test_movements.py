@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from armlet_train import movements
+from armlet_train.fewshot import synthetic_motion as movements
 
 
 def test_rotations_and_back() -> None:

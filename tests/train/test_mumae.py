@@ -15,9 +15,12 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording
-from armlet_train import methods, mumae, runs
-from armlet_train.models import ArmletModel
+from armlet_runtime.signals.recording import Recording
+from armlet_train.engine import run_folder as runs
+from armlet_train.methods.mumae import MuMae
+from armlet_train.models import build as methods
+from armlet_train.models import mumae
+from armlet_train.models.base import ArmletModel
 from armlet_train.recipes import AugmentRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, VideoRecipe
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
@@ -112,7 +115,7 @@ def test_fusion_asks_each_stream_for_its_own_spans_only() -> None:
 
 @pytest.mark.parametrize(("ratio", "hidden"), [(0.75, 12), (0.9, 14)])  # 0.9: 14 hidden, 2 seen, as published
 def test_synchronised_masks_hide_the_same_spans(model: ArmletModel, ratio: float, hidden: int) -> None:
-    masks = mumae.MuMae(model, pretraining(ratio=ratio)).masks(50)
+    masks = MuMae(model, pretraining(ratio=ratio)).masks(50)
     assert masks["acc"].hidden.shape == (50, hidden)
     assert torch.equal(masks["acc"].hidden, masks["ppg"].hidden)
     every = torch.cat([*masks["acc"]], dim=1).sort(dim=1).values
@@ -121,7 +124,7 @@ def test_synchronised_masks_hide_the_same_spans(model: ArmletModel, ratio: float
 
 
 def test_independent_masks_hide_other_spans(model: ArmletModel) -> None:
-    masks = mumae.MuMae(model, pretraining("independent")).masks(50)
+    masks = MuMae(model, pretraining("independent")).masks(50)
     same = [
         torch.equal(a.sort().values, b.sort().values)
         for a, b in zip(masks["acc"].hidden, masks["ppg"].hidden, strict=True)
@@ -134,7 +137,7 @@ def test_video_has_the_published_numbers_of_tokens() -> None:
     video = VideoRecipe(height=224, width=224, patch=16, colours=1)
     camera = Modality("camera", tuple(f"p{number}" for number in range(224 * 224)), "1", 8.0)
     model = methods.build_model(sizes(video={"camera": video}, spans=8), (camera,), {"camera": 16}, 2)
-    method = mumae.MuMae(model, pretraining())
+    method = MuMae(model, pretraining())
     mask = method.masks(2)["camera"]
     assert mask.hidden.shape[1] + mask.seen.shape[1] == 1568
     assert mask.seen.shape[1] == 160
@@ -155,7 +158,7 @@ def test_tubelets_are_patches_through_the_frames_of_a_span() -> None:
 
 
 def test_targets_are_normalised_piece_by_piece(model: ArmletModel) -> None:
-    method = mumae.MuMae(model, pretraining())
+    method = MuMae(model, pretraining())
     encoder = method.encoder("acc")
     window = torch.randn(5, 3, 128) * 3 + 2
     window[0] = 7.0  # constant: where the published code divides by zero
@@ -168,7 +171,7 @@ def test_targets_are_normalised_piece_by_piece(model: ArmletModel) -> None:
 
 
 def test_hidden_spans_are_not_seen(model: ArmletModel) -> None:
-    method = mumae.MuMae(model, pretraining())
+    method = MuMae(model, pretraining())
     masks = method.masks(2)
     batch = {name: window.requires_grad_() for name, window in windows(2).items()}
     said = method.predict(batch, everything(2), masks)
@@ -183,7 +186,7 @@ def test_hidden_spans_are_not_seen(model: ArmletModel) -> None:
 
 
 def test_absent_stream_takes_no_part(model: ArmletModel) -> None:
-    method = mumae.MuMae(model, pretraining())
+    method = MuMae(model, pretraining())
     present = everything(4)
     present[1:, 1] = False
     batch = windows(4)
@@ -203,7 +206,7 @@ def test_absent_stream_takes_no_part(model: ArmletModel) -> None:
 
 def test_hidden_spans_are_learned(model: ArmletModel) -> None:
     torch.manual_seed(4)
-    method = mumae.MuMae(model, pretraining(ratio=0.5))
+    method = MuMae(model, pretraining(ratio=0.5))
     optimiser = torch.optim.AdamW(method.parameters(), 5e-3)
     losses = []
     for _ in range(60):
@@ -222,7 +225,7 @@ def test_video_beside_a_sensor_learns() -> None:
     # A made clip: a bar that moves at the sensor's pace.
     torch.manual_seed(5)
     model = methods.build_model(sizes(video={"camera": CLIP}, spans=4), (ACC, CAMERA), {"acc": 64, "camera": 8}, 2)
-    method = mumae.MuMae(model, pretraining(ratio=0.5, tube_ratio=0.5))
+    method = MuMae(model, pretraining(ratio=0.5, tube_ratio=0.5))
     optimiser = torch.optim.AdamW(method.parameters(), 5e-3)
     losses = []
     for _ in range(40):
@@ -259,7 +262,7 @@ def test_sizes_that_do_not_fit_are_one_sentence(change: dict[str, object], says:
 
 def test_mask_that_hides_nothing_is_refused(model: ArmletModel) -> None:
     with pytest.raises(RecipeError, match="hides 0 of 16"):
-        mumae.MuMae(model, pretraining(ratio=0.05))
+        MuMae(model, pretraining(ratio=0.05))
 
 
 def test_recipe_runs_from_windows_to_a_classifier(recordings: list[Recording], tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from armlet_runtime.errors import RecipeError
-from armlet_runtime.recording import Recording
-from armlet_train import data, episodes, oneshot
+from armlet_runtime.signals.recording import Recording
+from armlet_train.data import corpus as data
+from armlet_train.evaluation import bench_one_shot as oneshot
+from armlet_train.fewshot import episodes
 from armlet_train.recipes import find_recipe, load_recipe
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from armlet_runtime.errors import RecipeError
-from armlet_train.datasets import KNOWN
+from armlet_train.data.datasets.base import KNOWN
 from armlet_train.recipes import find_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "train" / "recipes"

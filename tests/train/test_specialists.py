@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from armlet_train.specialists import MadeReport, Row
-from armlet_train.tables import tables
+from armlet_train.evaluation.bench_specialists import MadeReport, Row
+from armlet_train.evaluation.tables import tables
 
 
 def test_made_suite_shows_all_31_subsets_and_goes_on(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_train import data, store
-from armlet_train.datasets import DataSet, Entry
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_train.data import arrow_store as store
+from armlet_train.data import corpus as data
+from armlet_train.data.datasets.base import DataSet, Entry
 from armlet_train.recipes import DataRecipe
 
 ECG = Modality("ecg", ("lead",), "mV", 100.0)

@@ -11,10 +11,12 @@ import pytest
 from armlet_runtime.cli import main
 from armlet_runtime.errors import UsageError
 from armlet_runtime.machine import describe
-from armlet_runtime.recording import Recording
-from armlet_train import evaluate, handcrafted, tables
-from armlet_train.ablation import VARIANTS, MaskingReport, Row
-from armlet_train.data import Scored
+from armlet_runtime.signals.recording import Recording
+from armlet_train.data.corpus import Scored
+from armlet_train.evaluation import hand_features as handcrafted
+from armlet_train.evaluation import scores as evaluate
+from armlet_train.evaluation import tables
+from armlet_train.evaluation.bench_masking import VARIANTS, MaskingReport, Row
 
 WINDOWS = {"acc": np.zeros((2, 3, 128), np.float32)}
 

@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording
-from armlet_runtime.windows import Normalisation, fill_gaps
-from armlet_train import augment, finetune, methods
-from armlet_train.logging import RunLog
-from armlet_train.methods import build_model
-from armlet_train.models import ArmletModel, fold_batchnorm
+from armlet_runtime.signals.recording import Recording
+from armlet_runtime.signals.windows import Normalisation, fill_gaps
+from armlet_train.data import augment
+from armlet_train.engine import finetune
+from armlet_train.engine.run_log import RunLog
+from armlet_train.methods import build_pretraining
+from armlet_train.models.base import ArmletModel, fold_batchnorm
+from armlet_train.models.build import build_model
 from armlet_train.recipes import PretrainRecipe, find_recipe, load_recipe
 
 RECIPE = load_recipe(find_recipe("hapt"))
@@ -148,7 +150,7 @@ def test_step_is_one_graph(stage: str, model: ArmletModel) -> None:
     windows, present = random_windows(8), torch.ones(8, 2, dtype=torch.bool)
     if stage == "pretrain":
         assert isinstance(RECIPE.pretrain, PretrainRecipe)
-        method = methods.build_pretraining(model, RECIPE.pretrain).train()
+        method = build_pretraining(model, RECIPE.pretrain).train()
         views = (windows, random_windows(8))[: method.views]
         whole = torch.compile(method, backend="aot_eager", fullgraph=True)
         terms = whole(views, present)

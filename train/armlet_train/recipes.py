@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import msgspec
 import tomllib
 
+from armlet_runtime.bundle import MAX_MAJORITY, Presence
 from armlet_runtime.errors import RecipeError
-from armlet_runtime.manifest import MAX_MAJORITY, Presence
 
 
 class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +29,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window_s: Length of a window.
         stride_s: From window to window in scoring.
         hop_s: From window to window in the live loop.
-        knee: Modality to the knee of its scale, see :class:`armlet_runtime.windows.Normalisation`.
+        knee: Modality to the knee of its scale, see :class:`armlet_runtime.signals.windows.Normalisation`.
         path: Where a person keeps a data set that cannot be fetched.
         hold_out: Labels kept out of training: no window of training people touches one.
         scale: Modality to the constant that its values are divided by, instead of the training people's mean and
@@ -49,7 +49,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How training windows are changed; see :mod:`armlet_train.augment`.
+    """How training windows are changed; see :mod:`armlet_train.data.augment`.
 
     Attributes:
         rotation_deg: Standard deviation of the angle by which a wearable sits askew.
@@ -69,11 +69,11 @@ class AugmentRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
-    """What kind of model, and its sizes; each kind has a struct (:func:`armlet_train.methods.build_model`)."""
+    """What kind of model, and its sizes; each kind has a struct (:func:`armlet_train.models.build.build_model`)."""
 
 
 class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="conv"):
-    """Armlet's own small model, :class:`armlet_train.conv.ConvEncoder`.
+    """Armlet's own small model, :class:`armlet_train.models.conv.ConvEncoder`.
 
     Attributes:
         channels: Of each convolution.
@@ -83,7 +83,7 @@ class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         hidden_dim: Width between the tokens and the embedding.
         embedding_dim: Width of the embedding.
         dropout: Before the embedding.
-        mask: What stands for an absent token; see :func:`armlet_train.masking.set_mask_policy`.
+        mask: What stands for an absent token; see :func:`armlet_train.methods.masks.set_mask_policy`.
     """
 
     channels: tuple[int, ...]
@@ -106,7 +106,8 @@ class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class CrosslModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="crossl"):
-    """The model of CroSSL's paper, :class:`armlet_train.crossl.CrosslEncoder`; the defaults are the published ones.
+    """The model of CroSSL's paper, :class:`armlet_train.models.crossl.CrosslEncoder`; the defaults are the published
+    ones.
 
     Attributes:
         kernels: Of the three convolutions, whose channels are a quarter, a half and the whole of ``token_dim``.
@@ -128,7 +129,7 @@ class CrosslModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class CBraModSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One CBraMod encoder, see :mod:`armlet_train.cbramod`. The defaults are those of the published weights.
+    """One CBraMod encoder, see :mod:`armlet_train.models.cbramod`. The defaults are those of the published weights.
 
     Attributes:
         patch: Samples of a patch; the published weights take 1 s at 200 Hz.
@@ -174,7 +175,7 @@ class CBraModSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class CBraModModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="cbramod"):
-    """A CBraMod encoder a modality, fused by concatenation; see :mod:`armlet_train.cbramod`.
+    """A CBraMod encoder a modality, fused by concatenation; see :mod:`armlet_train.models.cbramod`.
 
     Attributes:
         encoders: Modality to the sizes of its encoder.
@@ -213,7 +214,8 @@ class VideoRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class MuMaeModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="mumae"):
-    """Spans of every stream through one joint transformer, fused by cross-attention; see :mod:`armlet_train.mumae`.
+    """Spans of every stream through one joint transformer, fused by cross-attention; see
+    :mod:`armlet_train.models.mumae`.
 
     Attributes:
         spans: Spans that a window of every stream is cut into; 16 as published (of 8 samples there).
@@ -239,7 +241,7 @@ class MuMaeModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class TrainingRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every training needs; see :mod:`armlet_train.loop`.
+    """What every training needs; see :mod:`armlet_train.engine.trainer`.
 
     Attributes:
         epochs: Passes over as many windows as the training people have at ``stride_s``.
@@ -259,7 +261,7 @@ class TrainingRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class PretrainRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="method"):
-    """Pretraining; each method has a struct of its own, see :mod:`armlet_train.pretraining`.
+    """Pretraining; each method has a struct of its own, see :mod:`armlet_train.engine.pretrain`.
 
     Attributes:
         neighbour_s: How far the second view's window may lie from the first's, within the same recording. People go on
@@ -271,7 +273,7 @@ class PretrainRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw
 
 
 class CrosslPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="crossl"):
-    """CroSSL; see :mod:`armlet_train.crossl`.
+    """CroSSL; see :mod:`armlet_train.models.crossl`.
 
     Attributes:
         views: 2: each window has a second view, augmented apart, of a window near it. 1: both masks hide parts of the
@@ -280,7 +282,7 @@ class CrosslPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw
         keep: Probability of not being hidden; the published code's default is 0.9.
         every_mask: Compare each view under every mask with the other under every other one, instead of under one drawn
             pair (``spatial`` and ``vicreg`` only): the encoders, which cost most, run no more often for that.
-        objective: What is minimised: VICReg, or one of the rivals in :mod:`armlet_train.contrastive`.
+        objective: What is minimised: VICReg, or one of the rivals in :mod:`armlet_train.methods.losses`.
         similarity: VICReg's invariance coefficient.
         variance: VICReg's variance coefficient.
         covariance: VICReg's covariance coefficient.
@@ -309,7 +311,7 @@ class CrosslPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw
 
 
 class MuMaePretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="mumae"):
-    """Mu-MAE; see :mod:`armlet_train.mumae`. Defaults are those of the published code.
+    """Mu-MAE; see :mod:`armlet_train.models.mumae`. Defaults are those of the published code.
 
     Attributes:
         masking: Whether all sensors hide the same spans (``synchronised``) or each its own (``independent``).
@@ -336,7 +338,7 @@ class MuMaePretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class DualPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="dual"):
-    """Dual masking within and across leads; see :mod:`armlet_train.dual`.
+    """Dual masking within and across leads; see :mod:`armlet_train.methods.dual_masking`.
 
     Attributes:
         within: Share of the patches hidden in each lead of a window that is masked within leads.
@@ -362,7 +364,8 @@ class NoPretrain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class LoraRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Fine-tuning of small additions to an encoder's matrices instead of the encoder; see :mod:`armlet_train.lora`.
+    """Fine-tuning of small additions to an encoder's matrices instead of the encoder; see
+    :mod:`armlet_train.models.lora`.
 
     Attributes:
         rank: Of each addition.
@@ -378,7 +381,7 @@ class LoraRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class FinetuneRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Fine-tuning with a classifier under modality dropout; see :mod:`armlet_train.finetune`.
+    """Fine-tuning with a classifier under modality dropout; see :mod:`armlet_train.engine.finetune`.
 
     Attributes:
         label_smoothing: Of the cross-entropy.
@@ -395,7 +398,7 @@ class FinetuneRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw
 
 
 class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Episodic meta-training of a prototype head and the model under it; see :mod:`armlet_train.episodes`.
+    """Episodic meta-training of a prototype head and the model under it; see :mod:`armlet_train.fewshot.episodes`.
 
     ``batch`` is episodes a step, and an epoch has ``steps`` of them.
 
@@ -404,9 +407,9 @@ class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_
         ways: Classes of an episode, in training and in test; published: 5.
         shots: Labelled examples of each class; published: 1.
         queries: Queries of each class, in training; published: 1.
-        made: Share of the training episodes that are made, see :mod:`armlet_train.movements`.
+        made: Share of the training episodes that are made, see :mod:`armlet_train.fewshot.synthetic_motion`.
         unspliced: Learned labels between which no window is spliced, because the held-out labels lie there. Any other
-            two learned labels give two more classes to learn, see :func:`armlet_train.movements.splice`.
+            two learned labels give two more classes to learn, see :func:`armlet_train.fewshot.synthetic_motion.splice`.
         distance: Of a query from a prototype.
         scale: First value of the learned factor on similarities; 7 is the published code's fixed one.
         classification: Weight of telling the learned classes apart; published: 1.
@@ -490,7 +493,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When trainings write checkpoints; see :mod:`armlet_train.checkpoints`.
+    """When trainings write checkpoints; see :mod:`armlet_train.engine.checkpoints`.
 
     Attributes:
         every_s: Seconds from one to the next, which is what a killed training loses at most; 0 for every step.

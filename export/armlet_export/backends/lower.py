@@ -2,12 +2,13 @@
 
 Precisions:
 
-- ``int8``: weights and the ends of the layers as quantisation-aware training left them (:mod:`armlet_export.quantise`);
+- ``int8``: weights and the ends of the layers as quantisation-aware training left them
+(:mod:`armlet_export.quantise.fake_quant`);
 - ``dynamic``: int8 weights, each layer's input rounded by the range that it has in that call;
 - ``fp16``: weights stored as fp16 and computed with in float32;
 - ``fp32``: float32.
 
-Every finished file is looked into (:mod:`armlet_export.programs`) before it counts as made.
+Every finished file is looked into (:mod:`armlet_export.backends.programs`) before it counts as made.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor, fx, nn
 
 from armlet_runtime.errors import ExportError
 
-from .graphs import capture, rewrite
+from ..quantise import WEIGHT_MAX, LayerRanges, Range, capture, convert, dynamic, layer_ranges, rewrite
 from .programs import (
     FLOAT32,
     TFLITE_WEIGHTED,
@@ -42,7 +43,6 @@ from .programs import (
     read_pte,
     read_tflite,
 )
-from .quantise import WEIGHT_MAX, LayerRanges, Range, convert, dynamic, layer_ranges
 
 ONNX_OPSET = 18
 """What ONNX Runtime has had since 1.14 (2023), so also the Jetson builds; torch 2.13 exports it without conversion."""
@@ -58,7 +58,7 @@ PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
 class Signature:
     """Names and shapes of a program's inputs and outputs, as the manifest promises them.
 
-    ``state`` is the shape of the second input of a step program, see :mod:`armlet_export.incremental`.
+    ``state`` is the shape of the second input of a step program, see :mod:`armlet_export.streaming`.
     """
 
     input: str
@@ -93,7 +93,7 @@ class Part:
         module: The float module.
         signature: Its input and outputs; a ``.pte`` has no names, so their order is what counts.
         precision: One of :data:`PRECISIONS`.
-        prepared: Its trained graph from :func:`armlet_export.quantise.prepare`; for ``int8`` only.
+        prepared: Its trained graph from :func:`armlet_export.quantise.fake_quant.prepare`; for ``int8`` only.
     """
 
     module: nn.Module
@@ -141,7 +141,7 @@ class Lowered:
     program: Program
 
 
-def lower(engine: str, part: Part) -> Lowered:
+def lower_part(engine: str, part: Part) -> Lowered:
     """A program for ``litert``, ``executorch`` or ``onnx``.
 
     Raises:
@@ -460,7 +460,7 @@ def _weights_only(tool: Any, data: bytes, graph: fx.GraphModule, precision: str)
     """``dynamic`` and ``fp16``."""
     from ai_edge_quantizer import qtyping
 
-    from .graphs import weighted_nodes
+    from ..quantise import weighted_nodes
 
     file = read_tflite(data)
     for place in _matched(file, graph, list(dict.fromkeys(name for _, name in weighted_nodes(graph)))):

@@ -399,7 +399,9 @@ def check_precision(program: Program, precision: str, layers: int = 0) -> None:
     """
     if program.format == "pte" and (program.outside or program.delegates != 1):
         left = "; ".join(f"{kind}: {why}" for kind, why in program.outside.items()) or f"{program.delegates} delegates"
-        raise ExportError(f"the .pte is not one XNNPACK delegate ({left}); see armlet_export.graphs for rewrites")
+        raise ExportError(
+            f"the .pte is not one XNNPACK delegate ({left}); see armlet_export.quantise.graph_rewrites for rewrites"
+        )
     if precision not in ("int8", "dynamic"):
         return
     share = program.int8_weight_share

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from armlet_runtime.bundle import MANIFEST
-from armlet_runtime.files import write_atomic
-from armlet_runtime.golden import FLOAT_TOLERANCE
-from armlet_runtime.manifest import (
+from armlet_runtime.arrays import Float32
+from armlet_runtime.bundle import (
     AGGREGATOR,
-    SCHEMA,
+    MANIFEST,
+    MANIFEST_SCHEMA,
     Certificate,
     EnginePrograms,
     GoldenRef,
@@ -30,14 +28,14 @@ from armlet_runtime.manifest import (
     seconds_of,
     step_of,
 )
+from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
-from armlet_runtime.windows import Normalisation, WindowSpec
+from armlet_runtime.model import FLOAT_TOLERANCE
+from armlet_runtime.signals import Normalisation, WindowSpec
 
-from .incremental import StepPlan
-from .lower import NEXT_STATE, Lowered, Signature
+from ..backends import NEXT_STATE, Lowered, Signature
+from ..streaming import StepPlan
 from .sbom import cyclonedx, made_with
-
-Float32 = NDArray[np.float32]
 
 SUFFIX = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
 """Engine, in the order in which a board prefers them, to the suffix of its programs."""
@@ -105,7 +103,7 @@ class Draft:
     members: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the members that there are, and the manifest, as a draft for ``armlet_runtime.prove``."""
+        """Write the members that there are, and the manifest, as a draft for ``armlet_runtime.checks.export_proof``."""
         for member, data in ({MANIFEST: encode_manifest(self.manifest)} | self.members).items():
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +137,7 @@ MIXED_STEPS = 4
 last bits differ there, and a value that lies between two steps may fall to the other side (seen: 1)."""
 
 
-def draft(
+def make_draft(
     description: Description,
     programs: Mapping[str, Mapping[str, Lowered]],
     mask_tokens: Float32,
@@ -177,7 +175,7 @@ def draft(
         {member: data for member, data in members.items() if member != MASK_TOKENS},
     )
     manifest = Manifest(
-        schema=SCHEMA,
+        schema=MANIFEST_SCHEMA,
         name=description.name,
         version=description.version,
         created=description.created,

@@ -26,17 +26,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo, write ``report.html``, and close with the table."""
     from rich.console import Console
 
-    from armlet_runtime.files import write_atomic
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_atomic, write_json
 
-    from .. import demo
+    from ..demo import stages as demo
     from ..quiet import quiet
 
     console = Console()
     seconds = demo.run(args.out, "quick" if args.quick else "demo", console)
     report = args.out / "report.html"
     with quiet(args.out / "tools.log"):
-        from ..summary import collect, make_report, make_table
+        from ..demo import collect, make_report, make_table
 
         figures = collect(args.out, seconds)
         write_atomic(report, make_report(args.out, figures).encode())

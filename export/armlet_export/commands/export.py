@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, or explain; the tool chains' own words go to ``RUN/export/tools.log``."""
     from armlet_runtime.errors import UsageError
-    from armlet_train import runs
+    from armlet_train.engine import run_folder as runs
 
     if args.out is None and not args.explain:
         raise UsageError("give the bundle to write with --out, or --explain")
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, trained: Any) -> int:
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     key = _signing_key(args.key)
     with _tools(Path(args.run) / "export") as (work, terminal):
@@ -132,9 +132,8 @@ def _explain_run(args: argparse.Namespace, trained: Any) -> int:
 
 
 def _explain_bundle(args: argparse.Namespace) -> int:
-    from armlet_runtime.bundle import open_bundle
-    from armlet_runtime.slots import bundle_path
-    from armlet_runtime.trust import trusted_keys
+    from armlet_runtime.bundle import open_bundle, trusted_keys
+    from armlet_runtime.install import bundle_path
 
     bundle = open_bundle(bundle_path(args.run), trusted_keys([args.key] if args.key else []))
     with tempfile.TemporaryDirectory() as folder, _tools(Path(folder)):
@@ -166,7 +165,7 @@ def _tools(work: Path) -> Iterator[tuple[Path, Any]]:
 def _show_programs(args: argparse.Namespace, reports: Sequence[ProgramReport]) -> None:
     from rich.console import Console
 
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     from ..explain import lines, table
 
@@ -179,7 +178,7 @@ def _show_programs(args: argparse.Namespace, reports: Sequence[ProgramReport]) -
 
 
 def _signing_key(path: Path | None) -> Ed25519PrivateKey:
-    from armlet_runtime.keys import default_signing_key, load_private
+    from armlet_runtime.bundle import default_signing_key, load_private
 
     if path is not None:
         return load_private(path)
@@ -199,17 +198,17 @@ def _material(
 ) -> Material:
     from datetime import datetime, timedelta, timezone
 
-    from armlet_runtime.manifest import AGGREGATOR
-    from armlet_train import data, finetune
-    from armlet_train.batches import steps_per_epoch
+    from armlet_runtime.bundle import AGGREGATOR
+    from armlet_train.data import corpus as data
+    from armlet_train.data import steps_per_epoch
+    from armlet_train.engine import finetune
     from armlet_train.models import fold_batchnorm
 
-    from ..assemble import Description
-    from ..incremental import plans
+    from ..bundle import Description, smoothing_of
+    from ..choose_precision import resolve
     from ..pipeline import Material
-    from ..precision import resolve
-    from ..qat import STAGE
-    from ..smoothing import smoothing_of
+    from ..quantise import STAGE
+    from ..streaming import plans
 
     recipe = trained.recipe
     corpus = data.load_corpus(recipe.data, "train")
@@ -269,7 +268,7 @@ class _Progress:
     @contextlib.contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar."""
-        from armlet_train.commands.training import progress_bar
+        from armlet_train.commands import progress_bar
 
         with progress_bar(title, self._console) as update:
             update(0, total)
@@ -286,7 +285,7 @@ def _show(report: ExportReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from armlet_runtime.manifest import AGGREGATOR, step_of
+    from armlet_runtime.bundle import AGGREGATOR, step_of
 
     sizes: dict[str, int] = {}
     for program in report.programs:

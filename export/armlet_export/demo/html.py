@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from armlet_runtime.decisions import Decision
-from armlet_runtime.recording import Label
+from armlet_runtime.signals import Label
 
 # One colour a meaning, in all figures; chosen to stay apart in the common colour blindnesses (Okabe and Ito, 2008).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8F98"

@@ -10,22 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table as TerminalTable
 
-from armlet_runtime.bench import BenchReport
-from armlet_runtime.bundle import open_bundle
+from armlet_runtime.bundle import open_bundle, trusted_keys
+from armlet_runtime.checks import BenchReport, LiveScore, PlayEvent, score_live
 from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import DataError
+from armlet_runtime.install import current_bundle
+from armlet_runtime.live import Summary
 from armlet_runtime.model import BundleModel
-from armlet_runtime.recording import Label, Recording, read_recording
-from armlet_runtime.scoring import LiveScore, PlayEvent, score_live
-from armlet_runtime.slots import current_bundle
-from armlet_runtime.streams import Wearable
-from armlet_runtime.summary import Summary
-from armlet_runtime.trust import trusted_keys
-from armlet_train.evaluate import Evaluation
+from armlet_runtime.signals import Label, Recording, Wearable, read_recording
+from armlet_train.evaluation import Evaluation
 
-from . import report as page
-from .demo import ENGINES, LOST
-from .pipeline import ExportReport
+from ..pipeline import ExportReport
+from . import html as page
+from .stages import ENGINES, LOST
 
 T = TypeVar("T")
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from armlet_runtime.manifest import Confidence
+from armlet_runtime.arrays import Float32
+from armlet_runtime.bundle import Confidence
 from armlet_runtime.metrics import ECE_BINS, expected_calibration_error
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_train.data import Scored
-
-from .gate import Float32
 
 RANGE = (0.05, 20.0)
 """Where a temperature is looked for; an end of it is taken for logits that are right everywhere, or nowhere."""

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from armlet_runtime.manifest import Certificate, CertificateRow, ProgramRow
+from armlet_runtime.bundle import Certificate, CertificateRow, ProgramRow
 
-from .calibrate import Calibration
+from .calibration import Calibration
 from .gate import INTERVAL, GateRow
 
 _FIELDS = CertificateRow.__struct_fields__
 
 
-def certificate(
+def make_certificate(
     data: str,
     people: Sequence[str],
     windows: int,
@@ -30,10 +30,10 @@ def certificate(
         data: Data set and split, such as ``hapt validation``.
         people: Who the windows are of.
         windows: How many there are.
-        rows: From :func:`armlet_export.gate.compare`, of all engines.
-        programs: From :func:`armlet_export.gate.program_rows`, of all engines.
+        rows: From :func:`armlet_export.proof.gate.compare`, of all engines.
+        programs: From :func:`armlet_export.proof.gate.program_rows`, of all engines.
         versions: What made and ran the programs.
-        calibrations: Engine to what :func:`armlet_export.calibrate.measure` found.
+        calibrations: Engine to what :func:`armlet_export.proof.calibration.measure` found.
         calibration: How.
     """
     return Certificate(

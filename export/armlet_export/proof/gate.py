@@ -1,7 +1,8 @@
 """The gate: a program exists when it ran (rule 1 of the house).
 
 Each engine runs the draft of a bundle in a fresh process without torch, on validation windows in every subset, and on
-odd inputs (:data:`armlet_runtime.golden.ODD_INPUTS`). It is held against two PyTorch models on the same windows:
+odd inputs (:data:`armlet_runtime.model.golden_run.ODD_INPUTS`). It is held against two PyTorch models on the same
+windows:
 
 - the float model, which says what quality was lost;
 - the model with the rounding of its parts simulated (for int8 the fake-quantised one that training ended with): there
@@ -23,16 +24,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from armlet_runtime.arrays import Float32
+from armlet_runtime.bundle import AGGREGATOR, ProgramRow
+from armlet_runtime.checks import ProofReport
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import AGGREGATOR, ProgramRow
 from armlet_runtime.metrics import confusion_matrix, f1_per_class, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.prove import ProofReport
 from armlet_train.data import Scored
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
-
-Float32 = NDArray[np.float32]
 
 FLOAT_DISTANCE = 1e-4
 """Largest difference of a logit of an fp32 program from PyTorch: float32 sums in another order (seen: 2e-6)."""
@@ -101,7 +101,16 @@ def run_engine(source: Path, windows: Mapping[str, Float32], engine: str, key: P
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder) / "windows.npz", Path(folder) / "logits.npz"
         np.savez(given, **{name: np.ascontiguousarray(array, np.float32) for name, array in windows.items()})  # type: ignore[arg-type]
-        command = [sys.executable, "-m", "armlet_runtime.prove", str(source), str(given), str(got), "--engine", engine]
+        command = [
+            sys.executable,
+            "-m",
+            "armlet_runtime.checks.export_proof",
+            str(source),
+            str(given),
+            str(got),
+            "--engine",
+            engine,
+        ]
         done = subprocess.run([*command, *(["--key", str(key)] if key else [])], capture_output=True, text=True)
         if done.returncode != 0 or not got.exists():
             said = done.stderr.strip().splitlines()

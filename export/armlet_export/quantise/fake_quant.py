@@ -36,7 +36,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from armlet_runtime.errors import ExportError
 
-from .graphs import MOVES, aten, capture, weighted_nodes, without_modes
+from .graph_rewrites import MOVES, aten, capture, weighted_nodes, without_modes
 
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
 WEIGHT_MAX = 127
@@ -154,7 +154,7 @@ def prepare(module: nn.Module, *examples: Tensor, is_incremental: bool = False) 
     Args:
         module: Module of tensors, without batch normalisation (folded before).
         examples: Its inputs, of any batch size.
-        is_incremental: Whether it is one of :mod:`armlet_export.incremental`, whose values are cut and joined as int8.
+        is_incremental: Whether it is one of :mod:`armlet_export.streaming`, whose values are cut and joined as int8.
 
     Raises:
         ExportError: The module cannot be captured, or has a layer that would stay in float.

@@ -21,20 +21,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from armlet_runtime.bundle import AGGREGATOR
 from armlet_runtime.errors import ExportError
-from armlet_runtime.manifest import AGGREGATOR
 from armlet_runtime.metrics import macro_f1
-from armlet_train import checkpoints
-from armlet_train.batches import Labelled
-from armlet_train.data import Scored
-from armlet_train.finetune import all_logits, subset_logits
+from armlet_train.data import Labelled, Scored
+from armlet_train.engine import all_logits, checkpoints, subset_logits
 from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
 
-from .quantise import input_quantiser, learn_ranges, prepare, set_input_range
+from .fake_quant import input_quantiser, learn_ranges, prepare, set_input_range
 
 STAGE = 3
-"""Tells the batches apart from those of the trainings before; see :func:`armlet_train.finetune.batches`."""
+"""Tells the batches apart from those of the trainings before; see :func:`armlet_train.engine.finetune.batches`."""
 
 CHECKPOINT = "qat.pt"
 

@@ -2,9 +2,9 @@
 
 And undoing it (:func:`remove`).
 
-Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.PREFIX`) each environment gets a folder named by its
-contents, ``venv`` is a link to the one in use, and the link is moved only when the new one can import the runtime; so a
-setup that is cut off leaves the board as it was and may be repeated.
+Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.target.PREFIX`) each environment gets a folder named
+by its contents, ``venv`` is a link to the one in use, and the link is moved only when the new one can import the
+runtime; so a setup that is cut off leaves the board as it was and may be repeated.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 
 import msgspec
 
+from armlet_runtime.bundle import Trust, key_id
 from armlet_runtime.errors import DeployError
-from armlet_runtime.keys import key_id
-from armlet_runtime.service import UNIT, unit_text
-from armlet_runtime.slots import Board as Description
-from armlet_runtime.trust import Trust
+from armlet_runtime.install import UNIT, unit_text
+from armlet_runtime.install import Board as Description
 
-from .boards import PREFIX, Board, LinkError, Target, connect, login
-from .provision import PROBE, Environment, Probe, gather, read_probe
+from .target import PREFIX, Board, LinkError, Target, connect, login
+from .wheels import PROBE, Environment, Probe, gather, read_probe
 
 INSTALL = f"""
 import json, os, shutil, subprocess, sys, tarfile, venv
@@ -40,7 +39,7 @@ if not os.path.exists(os.path.join(place, "complete")):
             if not (member.isreg() or member.isdir()) or member.name.startswith("/") or ".." in member.name.split("/"):
                 sys.exit("the archive holds " + member.name)
             archive.extract(member, site)
-    subprocess.run([os.path.join(place, "bin", "python"), "-c", "import armlet_runtime.model"], check=True)
+    subprocess.run([os.path.join(place, "bin", "python"), "-c", "import armlet_runtime.model.bundle_model"], check=True)
     os.sync()
     open(os.path.join(place, "complete"), "w").close()
 new = link + ".new"

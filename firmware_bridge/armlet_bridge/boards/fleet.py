@@ -27,12 +27,11 @@ from typing import Any
 import msgspec
 import tomllib
 
-from armlet_runtime.bundle import read_front
+from armlet_runtime.bundle import Trust, read_front
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.trust import Trust
+from armlet_runtime.install import Result
 
-from .boards import FLEET, Connect, Deployed, deploy, parse_target
-from .updates import Result
+from .target import FLEET, Connect, Deployed, deploy, parse_target
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,7 +119,7 @@ async def deploy_to_fleet(
         bundle: The bundle's file.
         inventory: The boards.
         connecting: Board to what opens a link to its agent.
-        trusted: As for :func:`armlet_bridge.boards.deploy`.
+        trusted: As for :func:`armlet_bridge.boards.target.deploy`.
         report: Called with each board's row as it ends.
         permission: The owner's signed permission to go back.
 

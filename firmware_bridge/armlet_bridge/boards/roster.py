@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 
 from armlet_runtime.errors import DeployError
-from armlet_runtime.slots import PlaceState
+from armlet_runtime.install import PlaceState, Result, State, Update
 
-from .boards import Connect
-from .updates import Result, State, Update
+from .target import Connect
 
 CONCURRENCY = 16
 """Boards asked at a time."""
@@ -47,7 +46,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def status(board: str, group: str, hello: dict[str, Any]) -> Status:
-    """What a board says of itself (:meth:`armlet_bridge.agent.Agent.hello`), as its status."""
+    """What a board says of itself (:meth:`armlet_runtime.install.agent.Agent.hello`), as its status."""
     places = msgspec.convert(hello["places"], dict[str, PlaceState])
     in_use = hello["place"]
     return Status(
@@ -61,7 +60,7 @@ def status(board: str, group: str, hello: dict[str, Any]) -> Status:
     )
 
 
-async def roster(boards: Sequence[tuple[str, str]], connecting: Callable[[str], Connect]) -> list[Status]:
+async def statuses(boards: Sequence[tuple[str, str]], connecting: Callable[[str], Connect]) -> list[Status]:
     """The status of each board.
 
     Args:

@@ -1,4 +1,4 @@
-"""Boards over SSH: what a workstation says to a board's agent (:mod:`armlet_bridge.agent`).
+"""Boards over SSH: what a workstation says to a board's agent (:mod:`armlet_runtime.install.agent`).
 
 The SSH library is asyncssh; it reads ``~/.ssh/config`` and uses the agent and key files as OpenSSH does. A host key
 must stand in ``known_hosts``; a new one is written there only for a person who names its fingerprint. What is started
@@ -18,21 +18,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from armlet_runtime.bundle import Front, open_bundle, read_front
+from armlet_runtime.bundle import Front, Trust, open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.slots import Board as Description
-from armlet_runtime.slots import PlaceState
-from armlet_runtime.trust import Trust
-
-from . import frames
-from .updates import Result, State, Update
+from armlet_runtime.install import Board as Description
+from armlet_runtime.install import PlaceState, Result, State, Update, frames
 
 PREFIX = ".local/share/armlet"
 """Where armlet lies on a board, from the home folder of the person that logs in."""
 
-COMMAND = f"{PREFIX}/venv/bin/python -m armlet_bridge.agent {PREFIX}"
+COMMAND = f"{PREFIX}/venv/bin/python -m armlet_runtime.install.agent {PREFIX}"
 FLEET = "fleet:"
-"""How an inventory (:mod:`armlet_bridge.fleet`) is written where a target is asked for: ``fleet:FILE.toml``."""
+"""How an inventory (:mod:`armlet_bridge.boards.fleet`) is written where a target is asked for: ``fleet:FILE.toml``."""
 
 CHUNK = 1 << 16
 """Bytes of a part sent at a time, and how fine progress is shown."""
@@ -133,7 +129,7 @@ class Board:
         return message
 
     async def hello(self) -> dict[str, Any]:
-        """What the board is and has (:meth:`armlet_bridge.agent.Agent.hello`)."""
+        """What the board is and has (:meth:`armlet_runtime.install.agent.Agent.hello`)."""
         await self._send({"op": "hello"}, b"")
         return await self._receive()
 

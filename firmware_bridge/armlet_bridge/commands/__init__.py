@@ -1,1 +1,4 @@
-"""Commands that the armlet command line finds through the entry-point group ``armlet.commands``."""
+"""The commands of the bridge, one file each.
+
+Imports every wing; a command imports what it needs when it runs.
+"""

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Do the action; 1 if a board is not as it should be."""
     import asyncio
 
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     actions = {
         "setup": _setup, "info": _info, "status": _status, "logs": _logs, "list": _list, "rollback": _roll_back,
@@ -72,12 +72,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
+    from armlet_runtime.bundle import trusted_keys
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.slots import Board
-    from armlet_runtime.trust import trusted_keys
+    from armlet_runtime.install import Board
 
-    from ..boards import parse_target
-    from ..setup import setup
+    from ..boards import parse_target, setup
 
     target = parse_target(args.target)
     trust = trusted_keys(args.key)
@@ -117,8 +116,7 @@ async def _info(args: argparse.Namespace) -> tuple[Any, bool]:
 
 
 async def _status(args: argparse.Namespace) -> tuple[Any, bool]:
-    from ..boards import connect, parse_target
-    from ..roster import status
+    from ..boards import connect, parse_target, status
 
     target = parse_target(args.target)
     async with connect(target, args.host_key) as board:
@@ -140,8 +138,8 @@ async def _status(args: argparse.Namespace) -> tuple[Any, bool]:
 
 async def _logs(args: argparse.Namespace) -> tuple[Any, bool]:
     from armlet_runtime.errors import UsageError
+    from armlet_runtime.install import LOG_LINES
 
-    from ..agent import LOG_LINES
     from ..boards import connect, parse_target
 
     if not 1 <= args.lines <= LOG_LINES:
@@ -160,11 +158,9 @@ async def _list(args: argparse.Namespace) -> tuple[Any, bool]:
     from rich.console import Console
     from rich.table import Table
 
-    from ..boards import connect, parse_target
-    from ..fleet import named_boards
-    from ..roster import roster
+    from ..boards import connect, named_boards, parse_target, statuses
 
-    rows = await roster(named_boards(args.targets), lambda board: lambda: connect(parse_target(board)))
+    rows = await statuses(named_boards(args.targets), lambda board: lambda: connect(parse_target(board)))
     table = Table()
     for heading in ("board", "group", "runs", "unit", "last update, or why it was not reached"):
         table.add_column(heading, overflow="fold")
@@ -178,10 +174,9 @@ async def _list(args: argparse.Namespace) -> tuple[Any, bool]:
 
 
 async def _roll_back(args: argparse.Namespace) -> tuple[Any, bool]:
-    from armlet_runtime.admission import permit
+    from armlet_runtime.bundle import default_signing_key
     from armlet_runtime.errors import DeployError
-    from armlet_runtime.keys import default_signing_key
-    from armlet_runtime.slots import PLACES
+    from armlet_runtime.install import PLACES, permit
 
     from ..boards import connect, parse_target
 
@@ -198,8 +193,7 @@ async def _roll_back(args: argparse.Namespace) -> tuple[Any, bool]:
 
 
 async def _remove(args: argparse.Namespace) -> tuple[Any, bool]:
-    from ..boards import parse_target
-    from ..setup import remove
+    from ..boards import parse_target, remove
 
     target = parse_target(args.target)
     removed = await remove(target, args.host_key)

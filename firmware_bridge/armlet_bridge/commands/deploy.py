@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from armlet_runtime.commands.model_arguments import add_bundle_arguments
+from armlet_runtime.commands import add_bundle_arguments
 
 if TYPE_CHECKING:
     from ..boards import Deployed
@@ -41,24 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Deploy; 1 if the bundle failed its golden run or its probation."""
-    from armlet_runtime.admission import floor
-    from armlet_runtime.outputs import write_json
-    from armlet_runtime.probation import ProbationError
-    from armlet_runtime.slots import bundle_path, read_state
-    from armlet_runtime.trust import trusted_keys
+    from armlet_runtime.bundle import trusted_keys
+    from armlet_runtime.files import write_json
+    from armlet_runtime.install import (
+        HealthError,
+        ProbationError,
+        bundle_path,
+        deploy_to_slot,
+        floor,
+        read_state,
+        slot_folder,
+    )
 
     from ..boards import FLEET
-    from ..deploy import HealthError, deploy, parse_target
 
     bundle = bundle_path(args.bundle)
     if args.target.startswith("ssh://"):
         return _deploy_to_board(args, bundle)
     if args.target.startswith(FLEET):
         return _deploy_to_fleet(args, bundle)
-    folder = parse_target(args.target)
+    folder = slot_folder(args.target)
     try:
         permission = _permission(args, bundle, floor(read_state(folder), trusted_keys(args.key)))
-        done = deploy(bundle, folder, args.key, permission)
+        done = deploy_to_slot(bundle, folder, args.key, permission)
     except (HealthError, ProbationError) as error:
         print(f"armlet: {error}", file=sys.stderr)
         return 1
@@ -76,13 +81,12 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from armlet_runtime.bundle import trusted_keys
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.outputs import write_json
-    from armlet_runtime.trust import trusted_keys
+    from armlet_runtime.files import write_json
 
     _need_ssh()
-    from ..boards import FLEET, connect, parse_target
-    from ..fleet import deploy_to_fleet, read_inventory, table, totals
+    from ..boards import FLEET, connect, deploy_to_fleet, parse_target, read_inventory, table, totals
 
     if args.allow_older or args.host_key:
         raise UsageError("a fleet goes back by --permission only, and its host keys must be in known_hosts")
@@ -120,10 +124,9 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from armlet_runtime.outputs import write_json
-    from armlet_runtime.trust import trusted_keys
-
-    from ..updates import Result
+    from armlet_runtime.bundle import trusted_keys
+    from armlet_runtime.files import write_json
+    from armlet_runtime.install import Result
 
     _need_ssh()
     from ..boards import connect, deploy, parse_target
@@ -156,11 +159,9 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
 
 
 def _permission(args: argparse.Namespace, bundle: Path, over: int) -> bytes | None:
-    from armlet_runtime.admission import permit
-    from armlet_runtime.bundle import open_bundle
+    from armlet_runtime.bundle import default_signing_key, open_bundle, trusted_keys
     from armlet_runtime.errors import DeployError
-    from armlet_runtime.keys import default_signing_key
-    from armlet_runtime.trust import trusted_keys
+    from armlet_runtime.install import permit
 
     if args.permission:
         try:

@@ -12,13 +12,13 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from armlet_runtime.commands.bluetooth_arguments import add_bluetooth_option, seconds
+from armlet_runtime.commands import add_bluetooth_option, seconds
 from armlet_runtime.errors import UsageError, WearableError
 
 if TYPE_CHECKING:
-    from armlet_runtime.ble import Link
+    from armlet_runtime.bluetooth import Link
     from armlet_runtime.modalities import Modality
-    from armlet_runtime.streams import Wearable
+    from armlet_runtime.signals import Wearable
     from armlet_runtime.wearables import Group
 
     from ..virtual import LinkLoss, WearableSpec
@@ -126,11 +126,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    from armlet_runtime.outputs import Lines
-    from armlet_runtime.recording import read_recording
+    from armlet_runtime.files import Lines
+    from armlet_runtime.signals import read_recording
 
-    from ..air import AirLink, serve
-    from ..virtual import default_wearables, put_on
+    from ..virtual import AirLink, default_wearables, put_on, serve
 
     recording = read_recording(args.recording)
     specs = [parse_wearable(text) for text in args.wearable] or default_wearables(recording)
@@ -204,7 +203,7 @@ def parse_link_loss(text: str, specs: Sequence[WearableSpec]) -> LinkLoss:
 
 
 def _scan(args: argparse.Namespace) -> int:
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     found = asyncio.run(_listen(args.bluetooth, args.seconds))
     for one in found:
@@ -219,7 +218,7 @@ def _scan(args: argparse.Namespace) -> int:
 async def _listen(bluetooth_names: str, wait_s: float) -> list[dict[str, Any]]:
     from bleak import BleakScanner
 
-    from armlet_runtime.ble import open_bluetooth
+    from armlet_runtime.bluetooth import open_bluetooth
     from armlet_runtime.wearables import profiles_of_advertisement
 
     found: dict[str, dict[str, Any]] = {}
@@ -253,7 +252,7 @@ _SHOWN_UNITS = {"rssi": " dBm", "battery": " %", "mtu": " bytes", "interval": " 
 
 
 def _info(args: argparse.Namespace) -> int:
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     about = asyncio.run(_ask(args.bluetooth, args.name, args.seconds))
     shown = {
@@ -277,8 +276,8 @@ def _info(args: argparse.Namespace) -> int:
 async def _ask(bluetooth_names: str, name: str, wait_s: float) -> dict[str, Any]:
     import msgspec
 
-    from armlet_runtime.ble import Session, open_bluetooth
-    from armlet_runtime.streams import Wearable
+    from armlet_runtime.bluetooth import Session, open_bluetooth
+    from armlet_runtime.signals import Wearable
 
     async with open_bluetooth(bluetooth_names) as adapters:
         session = Session(adapters, (name,))
@@ -342,7 +341,7 @@ def _state(link: Link) -> dict[str, Any]:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     result = asyncio.run(_follow(args.bluetooth, args.name, args.duration))
     if args.json:
@@ -351,10 +350,8 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 async def _follow(bluetooth_names: str, name: str, duration_s: float | None) -> dict[str, Any]:
-    from armlet_runtime.ble import Session, open_bluetooth
-    from armlet_runtime.driver import drive
-    from armlet_runtime.recording import Packet
-    from armlet_runtime.streams import Wearable
+    from armlet_runtime.bluetooth import Session, drive, open_bluetooth
+    from armlet_runtime.signals import Packet, Wearable
 
     async with open_bluetooth(bluetooth_names) as adapters:
         session = Session(adapters, (name,))
@@ -435,7 +432,7 @@ def _bleak_errors(what: str) -> Iterator[None]:
     """Give bleak's errors, and those of the system below it, as one of ours."""
     from bleak.exc import BleakError
 
-    from armlet_runtime.ble import sentence_of
+    from armlet_runtime.bluetooth import sentence_of
 
     try:
         yield

@@ -23,8 +23,9 @@ from bumble.gatt import Characteristic, CharacteristicValue, Service
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import UsageError
-from armlet_runtime.recording import Stream
+from armlet_runtime.signals import GAP_PERIODS, Stream
 from armlet_runtime.wearables import (
+    SIG_BASE,
     UNITS,
     arduino,
     heart_rate,
@@ -37,10 +38,8 @@ from armlet_runtime.wearables import (
     thingy52,
     uart,
 )
-from armlet_runtime.wearables.profile import SIG_BASE
-from armlet_runtime.windows import GAP_PERIODS
 
-from .bumble_backend import ATT_MTU
+from ..radio import ATT_MTU
 
 SCALES = {
     "acc": 4.0 / 32768,

@@ -1,6 +1,6 @@
 """Virtual wearables: GATT peripherals on the virtual air that play a recording's streams in real time.
 
-What each one speaks is its twin's business (:mod:`armlet_bridge.twins`).
+What each one speaks is its twin's business (:mod:`armlet_bridge.virtual.twins`).
 
 A virtual wearable behaves as a small real one does: it has a clock of its own with its own epoch and drift, it sends a
 packet when the packet's last sample is taken, only to who subscribed, and it has no memory: what falls due without a
@@ -25,7 +25,7 @@ from bumble.gatt import Characteristic, Service
 from bumble.transport.common import AsyncPipeSink
 
 from armlet_runtime.errors import UsageError
-from armlet_runtime.recording import Recording, Stream
+from armlet_runtime.signals import Recording, Stream
 from armlet_runtime.wearables import battery, device_information
 
 from .air import AirController, AirLink

@@ -11,8 +11,8 @@ from contextlib import aclosing, contextmanager, suppress
 
 import numpy as np
 
-from .ble import Session
-from .recording import Packet
+from ..signals import Packet
+from .session import Session
 
 # The loop turns at least this often, so that views and the end of the run keep up.
 TURN_S = 0.25

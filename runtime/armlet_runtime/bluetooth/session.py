@@ -36,10 +36,22 @@ from bleak.exc import (
 )
 from bleak_retry_connector import clear_cache, establish_connection
 
-from .errors import PacketError, UsageError, WearableError
-from .recording import Packet
-from .wearables import Profile, Wanted, battery, device_information, profiles_of_advertisement, profiles_of_services
-from .wearables.profile import Ask, Read, Step, Steps, Subscribe, Write
+from ..errors import PacketError, UsageError, WearableError
+from ..signals import Packet
+from ..wearables import (
+    Ask,
+    Profile,
+    Read,
+    Step,
+    Steps,
+    Subscribe,
+    Wanted,
+    Write,
+    battery,
+    device_information,
+    profiles_of_advertisement,
+    profiles_of_services,
+)
 
 GROUP = "armlet.bluetooth"
 

@@ -12,8 +12,8 @@ The container, all numbers little-endian::
 There are no bytes after that. The header holds every member's size and SHA-256, so each signature covers everything
 but the signatures; and every signature must be valid, also of keys that are not asked for, so no byte of the file can
 change unseen. They stand before the members, so that whoever reads a stream can stop before it takes any. The first
-member is ``manifest.json`` (:class:`~armlet_runtime.manifest.Manifest`), the others follow by name, so equal contents
-give equal files.
+member is ``manifest.json`` (:class:`~armlet_runtime.bundle.manifest.Manifest`), the others follow by name, so equal
+contents give equal files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from .errors import (
+from ..errors import (
     BundleError,
     CorruptBundleError,
     ExtraMemberError,
@@ -44,7 +44,7 @@ from .errors import (
     TruncatedBundleError,
     UntrustedKeyError,
 )
-from .files import CHUNK, write_atomic
+from ..files import CHUNK, write_atomic
 from .keys import home, key_id
 from .manifest import Manifest, decode_manifest, encode_manifest, named_members
 from .trust import Trust

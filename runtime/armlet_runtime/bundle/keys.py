@@ -7,7 +7,7 @@ a private one may be encrypted with a passphrase. What belongs to this person or
     signing.key       default signing key, private, mode 0600
     signing.key.pub   its public half
     trusted/*.pub     public keys whose bundles are taken, and
-    trust.json        the set that is in force instead once keys were rotated (:mod:`armlet_runtime.trust`)
+    trust.json        the set that is in force instead once keys were rotated (:mod:`armlet_runtime.bundle.trust`)
 
 A passphrase is asked for on the terminal, or taken from the environment variable ``ARMLET_PASSPHRASE`` where nobody
 sits at one.
@@ -26,8 +26,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from .errors import KeyFileError
-from .files import write_atomic
+from ..errors import KeyFileError
+from ..files import write_atomic
 
 
 def home() -> Path:

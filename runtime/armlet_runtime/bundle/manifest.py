@@ -1,8 +1,8 @@
 """The manifest: everything about a model that the board must know and that is not weights.
 
-It is JSON inside the bundle (see :mod:`armlet_runtime.bundle`). Export writes it, the runtime reads it; both through
-the structs here, so the two sides cannot disagree. Unknown fields are refused: a manifest that an older armlet would
-half-understand carries a higher ``schema``.
+It is JSON inside the bundle (see :mod:`armlet_runtime.bundle.container`). Export writes it, the runtime reads it; both
+through the structs here, so the two sides cannot disagree. Unknown fields are refused: a manifest that an older armlet
+would half-understand carries a higher ``schema``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from .errors import NewerSchemaError, SchemaError
-from .modalities import Modality, subset_name, subsets
-from .windows import Normalisation, WindowSpec
+from ..errors import NewerSchemaError, SchemaError
+from ..modalities import Modality, subset_name, subsets
+from ..signals import Normalisation, WindowSpec
 
-SCHEMA = 4
+MANIFEST_SCHEMA = 4
 """4 since encoders can be incremental; 3 since scores are calibrated; 2 since programs have precisions other than int8
 and fp32, and golden outputs tolerances. Older ones are still read."""
 
@@ -124,7 +124,7 @@ class GoldenRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``windows``: modality name to an array (n, channels, samples) of normalised windows. ``logits``: engine name to an
     array (subsets, n, labels), the subsets in the order of :func:`armlet_runtime.modalities.subsets`. ``tolerance``:
     engine name to how far a logit may be from the stored one on another machine; 0 for programs that are integer from
-    end to end. Not given in schema 1, where :data:`armlet_runtime.golden.FLOAT_TOLERANCE` holds for fp32.
+    end to end. Not given in schema 1, where :data:`armlet_runtime.model.golden_run.FLOAT_TOLERANCE` holds for fp32.
     """
 
     windows: dict[str, str]
@@ -205,7 +205,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How labels of successive windows are smoothed; None: each window stands for itself."""
     bank: str | None = None
     """Member: ``.npy``, (windows, modalities * token_dim) float16, tokens of validation people's windows of all
-    classes; what new classes are held against (:mod:`armlet_runtime.enrolment`)."""
+    classes; what new classes are held against (:mod:`armlet_runtime.model.prototypes`)."""
 
 
 class CertificateRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -307,13 +307,13 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     try:
         schema = msgspec.json.decode(data, type=_AnyManifest).schema
-        if schema > SCHEMA:
+        if schema > MANIFEST_SCHEMA:
             raise NewerSchemaError(
-                f"the manifest is of schema {schema}, and this armlet knows schema {SCHEMA}: update armlet"
+                f"the manifest is of schema {schema}, and this armlet knows schema {MANIFEST_SCHEMA}: update armlet"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise SchemaError(f"the manifest does not follow schema {SCHEMA}: {error}") from error
+        raise SchemaError(f"the manifest does not follow schema {MANIFEST_SCHEMA}: {error}") from error
     for problem in _contradictions(manifest):
         raise SchemaError(f"the manifest contradicts itself: {problem}")
     return manifest
@@ -351,7 +351,7 @@ def seconds_of(time: str) -> float:
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     names = [modality.name for modality in manifest.modalities]
-    if not 1 <= manifest.schema <= SCHEMA:
+    if not 1 <= manifest.schema <= MANIFEST_SCHEMA:
         yield f"schema {manifest.schema} does not exist"
     if not names or len(set(names)) != len(names):
         yield "it needs at least one modality, and none twice"

@@ -1,11 +1,11 @@
 """Whom a board trusts: a set of keys, how many of them must sign, and how the set changes.
 
-A person who never rotates a key sees only files in ``trusted/`` of the home (:mod:`armlet_runtime.keys`): any one of
-them may sign. A *trust set* takes their place for good: a signed document (:mod:`armlet_runtime.envelope`) with a
-version, keys and a threshold. The next version must be signed by the threshold of the present set, which hands over,
-and by the threshold of its own, which shows that its keys are in somebody's hands. So a board follows a rotation from
-any version on, one version at a time, without trusting who brings it; and a stolen key alone cannot replace the others.
-This is The Update Framework's rule for its root role (TUF specification 1.0.33, section 5.3).
+A person who never rotates a key sees only files in ``trusted/`` of the home (:mod:`armlet_runtime.bundle.keys`): any
+one of them may sign. A *trust set* takes their place for good: a signed document (:mod:`armlet_runtime.bundle.dsse`)
+with a version, keys and a threshold. The next version must be signed by the threshold of the present set, which hands
+over, and by the threshold of its own, which shows that its keys are in somebody's hands. So a board follows a rotation
+from any version on, one version at a time, without trusting who brings it; and a stolen key alone cannot replace the
+others. This is The Update Framework's rule for its root role (TUF specification 1.0.33, section 5.3).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from .envelope import open_envelope, peek, seal
-from .errors import KeyFileError, SignatureError
-from .files import write_atomic
+from ..errors import KeyFileError, SignatureError
+from ..files import write_atomic
+from .dsse import open_envelope, peek, seal
 from .keys import home, key_id, load_public
 
 FILE = "trust.json"
@@ -90,7 +90,7 @@ def next_set(
         now: What is trusted at present.
         keys: What is to be trusted.
         threshold: How many of them must sign.
-        signers: Keys that sign it now; :func:`armlet_runtime.envelope.add_signature` adds others.
+        signers: Keys that sign it now; :func:`armlet_runtime.bundle.dsse.add_signature` adds others.
 
     Raises:
         KeyFileError: The set would not be usable.

@@ -1,8 +1,8 @@
 """How fast and how large a bundle's model is on this machine: latency, memory and cold start of each engine.
 
 Latencies of all engines are taken in one process, in turns, so that whatever else the machine does meets them alike
-and their ratios hold. Memory and cold start are taken in fresh processes (:mod:`armlet_runtime.fresh`), several an
-engine.
+and their ratios hold. Memory and cold start are taken in fresh processes (:mod:`armlet_runtime.checks.cold_start`),
+several an engine.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from . import engines
-from .bundle import Bundle, open_bundle
-from .errors import EngineError, UsageError
-from .fresh import FreshStart
-from .golden import golden_windows, physical_windows
-from .machine import Machine, describe
-from .manifest import AGGREGATOR, step_of
-from .model import BundleModel, choose_engine
-from .trust import trusted_keys
+from .. import engines
+from ..bundle import AGGREGATOR, Bundle, open_bundle, step_of, trusted_keys
+from ..errors import EngineError, UsageError
+from ..machine import Machine, describe
+from ..model import BundleModel, choose_engine, golden_windows, physical_windows
+from .cold_start import FreshStart
 
 BLOCK = 20
 """Calls in a turn. Few enough that turns are short against whatever disturbs, many enough to stay in the caches, as
@@ -97,7 +94,7 @@ def engines_to_measure(bundle: Bundle, wanted: Sequence[str]) -> tuple[list[str]
     return [name for name in bundle.manifest.engines if name not in skipped], skipped
 
 
-def bench(
+def measure_engines(
     path: Path,
     key_files: Sequence[Path] = (),
     wanted: Sequence[str] = (),
@@ -214,7 +211,7 @@ def fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStar
         EngineError: It failed; the message is what it said.
     """
     # The monotonic clock is the machine's, so the new process can tell how long ago this was.
-    command = [sys.executable, "-m", "armlet_runtime.fresh", str(path), engine, str(time.monotonic_ns())]
+    command = [sys.executable, "-m", "armlet_runtime.checks.cold_start", str(path), engine, str(time.monotonic_ns())]
     done = subprocess.run([*command, *map(str, key_files)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]

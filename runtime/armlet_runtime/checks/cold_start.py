@@ -1,7 +1,8 @@
 """A fresh process that decides with a bundle, and says how long its start took and how much memory it needs.
 
-``python -m armlet_runtime.fresh BUNDLE ENGINE STARTED_NS [KEY ...]``; ``STARTED_NS`` is ``time.monotonic_ns()`` when
-the process was started. It prints :class:`FreshStart` as JSON. It imports what a decision needs and nothing else.
+``python -m armlet_runtime.checks.cold_start BUNDLE ENGINE STARTED_NS [KEY ...]``; ``STARTED_NS`` is
+``time.monotonic_ns()`` when the process was started. It prints :class:`FreshStart` as JSON. It imports what a decision
+needs and nothing else.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from .bundle import open_bundle
-from .errors import ArmletError
-from .golden import physical_windows
-from .machine import peak_resident_bytes, resident_bytes
-from .model import BundleModel
-from .trust import trusted_keys
+from ..bundle import open_bundle, trusted_keys
+from ..errors import ArmletError
+from ..machine import peak_resident_bytes, resident_bytes
+from ..model import BundleModel, physical_windows
 
 FRESH_DECISIONS = 200
 """Decisions in a fresh process before its memory is read."""

@@ -1,4 +1,5 @@
-"""The health check of a bundle on this machine: ``python -m armlet_runtime.health BUNDLE``, a process of its own.
+"""The health check of a bundle on this machine: ``python -m armlet_runtime.checks.deploy_check BUNDLE``, a process of
+its own.
 
 A process of its own, because a program may take its engine, and the process with it, down. It verifies the bundle,
 makes the golden run, and times whole decisions: a board too slow for the bundle's hop cannot run it live.
@@ -13,46 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from . import child
-from .bundle import open_bundle
-from .engines.base import Float32
-from .golden import GoldenResult, golden_run, golden_windows
-from .manifest import decode_certificate
-from .model import BundleModel
-from .trust import trusted_keys
-
-MODULE = "armlet_runtime.health"
+from ..arrays import Float32
+from ..bundle import decode_certificate, open_bundle, trusted_keys
+from ..install import DEPLOY_CHECK, Health
+from ..install import child_process as child
+from ..model import BundleModel, golden_windows, run_golden
 
 DECISIONS = 40
 """How many decisions are timed: the 95th percentile is then the third slowest."""
-
-
-class Health(msgspec.Struct, frozen=True):
-    """What the check found.
-
-    Attributes:
-        golden: The golden run.
-        decision_s: 95th percentile of the time in the programs of a whole decision here.
-        hop_s: The bundle's hop, in which a decision must be made.
-    """
-
-    golden: GoldenResult
-    decision_s: float
-    hop_s: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether this machine may run the bundle."""
-        return self.golden.passed and self.decision_s <= self.hop_s
-
-    def __str__(self) -> str:
-        """For a person."""
-        golden = self.golden
-        return (
-            f"golden run: {golden.windows} windows on {golden.engine} {golden.version} ({golden.detail}), largest "
-            f"difference {golden.max_difference:g}, {golden.tolerance:g} allowed; "
-            f"a decision takes {self.decision_s * 1e3:.3g} ms"
-        )
 
 
 def check(path: Path, keys: Sequence[Path] = ()) -> Health:
@@ -69,7 +38,7 @@ def check(path: Path, keys: Sequence[Path] = ()) -> Health:
     bundle = open_bundle(path, trusted_keys(keys))
     model = BundleModel.from_bundle(bundle)
     decode_certificate(bundle.read(bundle.manifest.certificate))  # the runtime would not start without
-    golden = golden_run(model, bundle.read)
+    golden = run_golden(model, bundle.read)
     seconds = _decision_s(model, golden_windows(bundle.manifest, bundle.read))
     return Health(golden, seconds, bundle.manifest.window.hop_s)
 
@@ -92,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(msgspec.json.encode(health).decode())
         return 0 if health.passed else 1
 
-    return child.main(MODULE, look, argv)
+    return child.main(DEPLOY_CHECK, look, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m armlet_runtime.prove DRAFT_OR_BUNDLE INPUT.npz OUTPUT.npz --engine litert
+    python -m armlet_runtime.checks.export_proof DRAFT_OR_BUNDLE INPUT.npz OUTPUT.npz --engine litert
 
 A draft is a folder with ``manifest.json`` and the member files that it names, unsigned. ``INPUT.npz`` has for every
 modality an array (n, channels, samples) float32 of *normalised* windows, as the golden windows are. ``OUTPUT.npz`` gets
@@ -26,16 +26,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from .bundle import MANIFEST, open_bundle
-from .engines.base import Float32
-from .errors import ArmletError, BundleError, DataError, EngineError, MissingMemberError
-from .files import write_atomic
-from .golden import run_encoders, run_subsets, what_failed
-from .machine import resident_bytes
-from .manifest import Manifest, decode_manifest
-from .modalities import subset_name, subsets
-from .model import BundleModel
-from .trust import trusted_keys
+from ..arrays import Float32
+from ..bundle import MANIFEST, Manifest, decode_manifest, open_bundle, trusted_keys
+from ..errors import ArmletError, BundleError, DataError, EngineError, MissingMemberError
+from ..files import write_atomic
+from ..machine import resident_bytes
+from ..modalities import subset_name, subsets
+from ..model import BundleModel, run_encoders, run_subsets, what_failed
 
 
 class ProofReport(msgspec.Struct, frozen=True):
@@ -48,7 +45,7 @@ class ProofReport(msgspec.Struct, frozen=True):
         load_s: Time to load the engine and all programs.
         run_s: Time of all windows in all subsets.
         resident_bytes: Memory of this process at the end.
-        failed: What :func:`armlet_runtime.golden.what_failed` found.
+        failed: What :func:`armlet_runtime.model.golden_run.what_failed` found.
         steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
     """
 
@@ -150,7 +147,7 @@ def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Seq
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 after one sentence on standard error."""
     parser = argparse.ArgumentParser(
-        prog="python -m armlet_runtime.prove", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m armlet_runtime.checks.export_proof", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("source", type=Path, help="draft folder, or bundle")
     parser.add_argument("input", type=Path, help=".npz of normalised windows, one array a modality")

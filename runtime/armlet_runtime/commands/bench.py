@@ -33,11 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ..bench import bench
-    from ..outputs import write_json
-    from ..slots import bundle_path
+    from ..checks import measure_engines
+    from ..files import write_json
+    from ..install import bundle_path
 
-    report = bench(
+    report = measure_engines(
         bundle_path(args.bundle),
         args.key,
         args.engine,

@@ -12,11 +12,10 @@ from .bluetooth_arguments import add_bluetooth_option, add_wearables_option, sec
 from .model_arguments import add_engine_option, add_key_option, load_bundle
 
 if TYPE_CHECKING:
-    from ..engines.base import Float32
-    from ..enrolment import Stretch
-    from ..layers import Layer
-    from ..model import BundleModel
-    from ..recording import Packet
+    from ..arrays import Float32
+    from ..live import Stretch
+    from ..model import BundleModel, Layer
+    from ..signals import Packet
 
 NAME = "enrol"
 HELP = "Teach a board a new class from one example; it is kept beside the bundle, and can be undone and removed."
@@ -65,11 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
-    from ..enrolment import Bank, found_elsewhere, make_example, taken_for
     from ..errors import UsageError
-    from ..layers import Layer, change_layer, check_name, layer_path, left_behind, read_layer
-    from ..model import BundleModel
-    from ..outputs import write_json
+    from ..files import write_json
+    from ..live import found_elsewhere, layer_path
+    from ..model import (
+        Bank,
+        BundleModel,
+        Layer,
+        change_layer,
+        check_name,
+        left_behind,
+        make_example,
+        read_layer,
+        taken_for,
+    )
 
     teaching = not (args.list or args.undo or args.remove)
     if teaching is (args.name is None):
@@ -115,8 +123,7 @@ def run(args: argparse.Namespace) -> int:
 def _packets(args: argparse.Namespace, model: BundleModel) -> list[Packet]:
     """The packets of the recording."""
     from ..errors import DataError
-    from ..playing import packets_of
-    from ..recording import read_recording
+    from ..signals import packets_of, read_recording
 
     try:
         return packets_of(read_recording(args.recording), model.manifest.modalities)[0]
@@ -128,8 +135,8 @@ def _recorded(
     args: argparse.Namespace, model: BundleModel, packets: list[Packet]
 ) -> tuple[list[dict[str, Float32]], str]:
     """The windows of an example in a recording, and how the layer names it."""
-    from ..enrolment import recorded_windows
     from ..errors import EnrolmentError
+    from ..live import recorded_windows
 
     windows = recorded_windows(model, packets, args.at, args.length)
     if not windows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .model_arguments import add_bundle_arguments, load_bundle
 
 if TYPE_CHECKING:
-    from ..manifest import Manifest
+    from ..bundle import Manifest
 
 NAME = "inspect"
 HELP = "Show what is in a bundle: model, engines, certificate, sizes and signer."
@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ..manifest import decode_certificate
-    from ..outputs import write_json
+    from ..bundle import decode_certificate
+    from ..files import write_json
 
     bundle = load_bundle(args)
     manifest = bundle.manifest
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _smoothing(manifest: Manifest) -> str:
-    from ..manifest import HiddenMarkov, Majority
+    from ..bundle import HiddenMarkov, Majority
 
     match manifest.smoothing:
         case Majority(windows=windows):

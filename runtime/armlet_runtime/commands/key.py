@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from ..trust import Trust
+    from ..bundle import Trust
 
 NAME = "key"
 HELP = "Make signing keys, show and change who is trusted, sign bundles, and permit going back to an older one."
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _new(args: argparse.Namespace) -> None:
-    from .. import keys
+    from ..bundle import keys
 
     path = args.file or keys.home() / keys.SIGNING
     passphrase = keys.ask_passphrase(path, twice=True) if args.passphrase else None
@@ -78,8 +78,7 @@ def _new(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    from .. import keys
-    from ..trust import trusted_keys
+    from ..bundle import keys, trusted_keys
 
     if args.file:
         private = b"PRIVATE" in args.file.read_bytes() if args.file.is_file() else False
@@ -93,7 +92,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _describe(trust: Trust) -> None:
-    from ..keys import key_id
+    from ..bundle import key_id
 
     names = ", ".join(key_id(key) for key in trust.keys) or "nobody yet"
     which = f"trust set {trust.version}" if trust.version else "the files in trusted/"
@@ -101,7 +100,7 @@ def _describe(trust: Trust) -> None:
 
 
 def _signers(args: argparse.Namespace) -> list[Ed25519PrivateKey]:
-    from ..keys import default_signing_key, load_private
+    from ..bundle import default_signing_key, load_private
 
     return [load_private(path) for path in args.signers] or [default_signing_key()[0]]
 
@@ -116,7 +115,9 @@ def _read(path: Path) -> bytes:
 
 
 def _sign(args: argparse.Namespace) -> None:
-    from .. import bundle, envelope, files
+    from .. import files
+    from ..bundle import container as bundle
+    from ..bundle import dsse as envelope
 
     signers = _signers(args)
     if _read(args.file).startswith(bundle.MAGIC[:6]):
@@ -134,8 +135,8 @@ def _sign(args: argparse.Namespace) -> None:
 
 def _permit(args: argparse.Namespace) -> None:
     from .. import files
-    from ..admission import permit
     from ..bundle import open_bundle
+    from ..install import permit
 
     opened = open_bundle(args.bundle, None)
     files.write_atomic(args.out, permit(opened.digest, args.over, _signers(args)))
@@ -144,9 +145,9 @@ def _permit(args: argparse.Namespace) -> None:
 
 
 def _rotate(args: argparse.Namespace) -> None:
-    from .. import files, keys
+    from .. import files
+    from ..bundle import check_next, keys, next_set, trusted_keys
     from ..errors import SignatureError, UsageError
-    from ..trust import check_next, next_set, trusted_keys
 
     now = trusted_keys()
     known = {keys.key_id(key) for key in now.keys}
@@ -165,7 +166,7 @@ def _rotate(args: argparse.Namespace) -> None:
 
 
 def _trust(args: argparse.Namespace) -> None:
-    from .. import keys, trust
+    from ..bundle import keys, trust
 
     data = _read(args.file)
     if data.lstrip().startswith(b"{"):

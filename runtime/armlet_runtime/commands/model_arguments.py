@@ -41,8 +41,9 @@ def add_engine_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load_bundle(args: argparse.Namespace) -> Bundle:
-    """The verified bundle that the arguments name; errors as for :func:`armlet_runtime.probation.open_settled`."""
-    from ..probation import open_settled
+    """The verified bundle that the arguments name; errors as for
+    :func:`armlet_runtime.install.probation.open_settled`."""
+    from ..install import open_settled
 
     return open_settled(args.bundle, args.key)
 

@@ -36,11 +36,10 @@ async def _record(args: argparse.Namespace) -> int:
     import time
     from collections import Counter
 
-    from ..ble import Session, open_bluetooth
-    from ..driver import drive
-    from ..outputs import write_json
-    from ..recording import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
-    from ..view import LineView
+    from ..bluetooth import Session, drive, open_bluetooth
+    from ..files import write_json
+    from ..signals import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
+    from ..views import LineView
 
     counts: Counter[str] = Counter()
     began = time.monotonic()

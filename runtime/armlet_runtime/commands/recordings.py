@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..recording import Recording
+    from ..signals import Recording
 
 NAME = "recordings"
 HELP = "Bring in recordings of other programs, take armlet's out for them, or look at what one holds."
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action."""
-    from ..outputs import write_json
+    from ..files import write_json
 
     result = args.act(args)
     if args.json:
@@ -66,10 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> dict[str, Any]:
     from ..errors import DataError, UsageError
-    from ..formats import import_recording
-    from ..formats.samples import parse_stream
-    from ..formats.table import ASSUMED
-    from ..recording import write_recording
+    from ..formats import ASSUMED, import_recording, parse_stream
+    from ..signals import write_recording
 
     if args.out.suffix != ".mcap":
         raise UsageError(f"{args.out}: a recording's name ends in .mcap")
@@ -88,8 +86,7 @@ def _import(args: argparse.Namespace) -> dict[str, Any]:
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from ..errors import UsageError
     from ..formats import export_recording
-    from ..playing import with_streams
-    from ..recording import read_recording
+    from ..signals import read_recording, with_streams
 
     kind = args.to or ("edf" if args.out.suffix == ".edf" else "csv")
     if args.out.suffix in (".csv", ".parquet") or (args.out.suffix == ".edf") != (kind == "edf"):
@@ -101,8 +98,7 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
-    from ..playing import with_streams
-    from ..recording import read_recording
+    from ..signals import read_recording, with_streams
 
     about = describe(with_streams(read_recording(args.recording)))
     _show(about)
@@ -145,7 +141,7 @@ def _received(times_ns: Any, rate_hz: float) -> float:
 
 
 def _show(about: dict[str, Any]) -> None:
-    from ..recording import BEGAN
+    from ..signals import BEGAN
 
     who = f" of {about['person']}" if about["person"] else ""
     when = f", begun {about['meta'][BEGAN]}" if BEGAN in about["meta"] else ""

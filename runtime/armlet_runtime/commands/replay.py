@@ -48,18 +48,12 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
     import time
 
-    from ..driver import play
+    from ..bluetooth import play
     from ..errors import DataError
-    from ..live import LONGEST_SILENCE_NS, LiveCore
-    from ..opened import open_model
-    from ..outputs import Lines, write_json
-    from ..playing import packets_of
-    from ..recording import ENDED_NS, Packet, decoded, read_recording
-    from ..screen import Monitor
-    from ..summary import Tally, since_process_start_s
-    from ..terminal import make_view
-    from ..view import LineView
-    from ..web import Page, parse_address, serve_page
+    from ..files import Lines, write_json
+    from ..live import LONGEST_SILENCE_NS, LiveCore, Tally, open_model, since_process_start_s
+    from ..signals import ENDED_NS, Packet, decoded, packets_of, read_recording
+    from ..views import LineView, Monitor, Page, make_view, parse_address, serve_page
 
     recording = read_recording(args.recording)
     if recording.truncated:

@@ -10,7 +10,7 @@ from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
 from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
 
 if TYPE_CHECKING:
-    from ..opened import Opened
+    from ..live import Opened
 
 NAME = "run"
 HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Run until the duration is over or Ctrl-C."""
     import asyncio
 
-    from ..opened import open_model
-    from ..summary import since_process_start_s
+    from ..live import open_model, since_process_start_s
 
     opened = open_model(args.bundle, args.key, args.engine, args.floor)
     return asyncio.run(_run(args, opened, since_process_start_s()))
@@ -67,26 +66,26 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     import time
     from contextlib import AsyncExitStack, ExitStack
 
-    from ..ble import Session, open_bluetooth
-    from ..controls import RunControls
+    from ..bluetooth import Session, drive, open_bluetooth
     from ..decisions import Decision
-    from ..driver import drive
     from ..errors import ArmletError, WearableError
-    from ..layers import LayerWatch, layer_path, left_behind
-    from ..live import NOT_A_NUMBER, LiveCore
+    from ..files import Lines, write_json
+    from ..install import SCHEME, Follower
+    from ..live import (
+        NOT_A_NUMBER,
+        LiveCore,
+        Notifier,
+        RunControls,
+        Tally,
+        certified_model,
+        enrolled,
+        layer_path,
+        open_sinks,
+    )
     from ..modalities import subset_name
-    from ..notify import Notifier
-    from ..opened import certified_model, enrolled
-    from ..outputs import Lines, write_json
-    from ..probation import Follower
-    from ..recorder import Recorder
-    from ..recording import Packet
-    from ..screen import Monitor
-    from ..sinks import open_sinks
-    from ..slots import SCHEME
-    from ..summary import Tally
-    from ..terminal import make_view
-    from ..web import parse_address, serve_page
+    from ..model import LayerWatch, left_behind
+    from ..signals import Packet, Recorder
+    from ..views import Monitor, make_view, parse_address, serve_page
 
     model, bundle, certified, layer = opened.model, opened.bundle, opened.certified, opened.layer
     if not layer.changes and (others := left_behind(layer_path(args.bundle, bundle.digest))):

@@ -48,8 +48,8 @@ def _install(args: argparse.Namespace) -> int:
     import os
     import sys
 
-    from ..keys import home
-    from ..service import install, unit_path
+    from ..bundle import home
+    from ..install import install, unit_path
     from . import run as live
 
     parser = argparse.ArgumentParser(prog="armlet service install", add_help=False)
@@ -66,8 +66,8 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from ..outputs import write_json
-    from ..service import journal, properties, state
+    from ..files import write_json
+    from ..install import journal, properties, state
 
     found, lines = properties(), journal(JOURNAL_LINES)
     now = state()
@@ -82,7 +82,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from ..service import UNIT, remove
+    from ..install import UNIT, remove
 
     print(f"{UNIT} is stopped and taken away" if remove() else "there is no unit here")
     return 0

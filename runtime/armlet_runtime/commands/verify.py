@@ -28,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify; 1 if a golden run failed."""
     from ..engines import available
-    from ..golden import golden_run
-    from ..model import BundleModel, choose_engine
-    from ..outputs import write_json
+    from ..files import write_json
+    from ..model import BundleModel, choose_engine, run_golden
 
     bundle = load_bundle(args)
     print(f"{args.bundle}: whole, and signed by trusted keys ({', '.join(bundle.signers)}); digest {bundle.digest}")
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         skipped = {name: reason for name in bundle.manifest.engines if (reason := reasons.get(name, "unknown here"))}
         engines = [name for name in bundle.manifest.engines if name not in skipped]
     for name in engines:
-        result = golden_run(BundleModel.from_bundle(bundle, name), bundle.read)
+        result = run_golden(BundleModel.from_bundle(bundle, name), bundle.read)
         results.append(result)
         print(
             f"golden run on {name} {result.version} ({result.detail}): {'passed' if result.passed else 'FAILED'}; "

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Float32
 from ..errors import EngineError
 
-Float32 = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FLOAT32 = np.dtype(np.float32)

@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Float32
 from ..errors import EngineError
 from . import executorch_shim
-from .base import Engine, Float32, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
+from .base import Engine, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 _NUMPY_PACKAGE = "executorch-numpy-runtime"
 # Most programs run in the delegate alone and need no kernels outside of it. The libraries with those are loaded when a

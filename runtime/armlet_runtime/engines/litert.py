@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Float32
 from ..errors import EngineError
-from .base import Float32, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
+from .base import LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 _PACKAGE = "ai-edge-litert"
 

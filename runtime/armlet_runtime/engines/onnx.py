@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..arrays import Float32
 from ..errors import EngineError
-from .base import Float32, LockedProgram, Program, Shapes, check_file, match_tensors, results_into
+from .base import LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 # Builds for other providers carry another name but the same module.
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")

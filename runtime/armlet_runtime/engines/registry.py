@@ -1,4 +1,4 @@
-"""Engines: what runs a program on the board, behind one small Protocol."""
+"""The engines that armlet knows, and which of them this machine can use."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from functools import cache
 from importlib import import_module
 
 from ..errors import EngineError
-from .base import Engine, Program
-
-__all__ = ["NAMES", "Engine", "Program", "available", "get_engine"]
+from .base import Engine
 
 NAMES = ("litert", "executorch", "onnx", "tflite")
-"""Each is a module here with ``why_not() -> str | None`` (cheap: loads nothing) and ``open_engine() -> Engine``.
+"""Each is a module of this folder with ``why_not() -> str | None`` (cheap: loads nothing) and
+``open_engine() -> Engine``.
 ``onnx`` also takes the name of a provider, as in ``onnx:cuda``; both of its functions take that name."""
 
 
 def available() -> dict[str, str | None]:
     """Engine name to None if it can be used on this machine, else why not and what to install."""
-    return {name: import_module(f"{__name__}.{name}").why_not() for name in NAMES}
+    return {name: import_module(f"{__package__}.{name}").why_not() for name in NAMES}
 
 
 @cache
@@ -32,7 +31,7 @@ def get_engine(name: str) -> Engine:
         raise EngineError(f"there is no engine '{base}'; there are {', '.join(NAMES)}")
     if colon and base != "onnx":
         raise EngineError(f"the engine '{base}' takes nothing after a colon; only onnx does, such as onnx:cuda")
-    module = import_module(f"{__name__}.{base}")
+    module = import_module(f"{__package__}.{base}")
     options = (option,) if colon else ()
     reason = module.why_not(*options)
     if reason is not None:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Bool, Float32, Int64
 from ..errors import DataError, MissingExtraError
 from ..files import write_atomic
 from ..modalities import Modality
-from ..recording import BEGAN, Label, Recording, Stream
-from ..windows import Bool, Float32, fill_gaps, resample
-from .table import Int64, canonical, iso_ns, mistake
+from ..signals import BEGAN, Label, Recording, Stream, fill_gaps, resample
+from .table_reader import canonical, iso_ns, mistake
 
 # Types that EDF+ gives signals (section "Standard texts" of its specification), where armlet's word is another.
 _TYPES = {"ekg": "ecg", "resp": "rsp", "sao2": "spo2"}

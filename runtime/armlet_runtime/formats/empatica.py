@@ -2,9 +2,9 @@
 
 The files, by the ``info.txt`` that comes with every session: in each the first row is the time of its first sample
 (Unix seconds, UTC; once for each column) and the second its rate in Hz. ``ACC.csv`` is in 1/64 g, ``BVP.csv`` the
-blood volume pulse without a unit, ``EDA.csv`` in microsiemens, ``TEMP.csv`` in degrees Celsius, ``HR.csv`` the mean
-heart rate. ``IBI.csv`` has the time in its first row, and then the beats: seconds since it, and the interval before.
-``tags.csv`` has the times at which the button was pressed, one a row.
+blood volume pulse without a unit, ``EDA.csv`` in microsiemens, ``thermometer.MODALITY.csv`` in degrees Celsius,
+``heart_rate.MODALITY.csv`` the mean heart rate. ``IBI.csv`` has the time in its first row, and then the beats: seconds
+since it, and the interval before. ``tags.csv`` has the times at which the button was pressed, one a row.
 """
 
 from __future__ import annotations
@@ -18,20 +18,17 @@ import numpy as np
 
 from ..errors import DataError
 from ..modalities import Modality
-from ..recording import BEGAN, Label, Recording, Stream
-from ..wearables.heart_rate import MODALITY as HR
-from ..wearables.heart_rate import RR_MODALITY as RR
-from ..wearables.profile import XYZ
-from ..wearables.thermometer import MODALITY as TEMP
-from .table import Table, iso_text, mistake, read_table
+from ..signals import BEGAN, Label, Recording, Stream
+from ..wearables import XYZ, heart_rate, thermometer
+from .table_reader import Table, iso_text, mistake, read_table
 
 # File to modality without its rate, and the factor to its unit.
 _SIGNALS: Mapping[str, tuple[str, tuple[str, ...], str, float]] = {
     "ACC.csv": ("acc", XYZ, "g", 1 / 64),
     "BVP.csv": ("ppg", ("bvp",), "au", 1.0),
     "EDA.csv": ("eda", ("wrist",), "uS", 1.0),
-    "TEMP.csv": ("temp", ("skin",), TEMP.unit, 1.0),
-    "HR.csv": ("hr", HR.channels, HR.unit, 1.0),
+    "TEMP.csv": ("temp", ("skin",), thermometer.MODALITY.unit, 1.0),
+    "HR.csv": ("hr", heart_rate.MODALITY.channels, heart_rate.MODALITY.unit, 1.0),
 }
 _BEATS, _TAGS = "IBI.csv", "tags.csv"
 FILES = (*_SIGNALS, _BEATS, _TAGS)
@@ -104,7 +101,7 @@ def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
     if files.get(_BEATS, b"").strip():
         beats = _beats(read_table(_without_title(files[_BEATS]), _BEATS, ",", header=False))
         if len(beats.times_ns):
-            streams[RR.name] = beats
+            streams[heart_rate.RR_MODALITY.name] = beats
     if not streams:
         raise DataError(f"there are no samples in {', '.join(files) or name}")
     began = min(int(stream.times_ns[0]) for stream in streams.values())
@@ -151,7 +148,7 @@ def _beats(table: Table) -> Stream:
         if not (0 <= offset < 1e8 and offset > before):
             raise table.wrong(index + 1, 0, f"{offset:g} s is not later than the beat before")
     times = start + np.rint(offsets * 1e9).astype(np.int64)
-    return Stream(RR, times, table.float32([1], intervals[:, None], range(1, len(times) + 1)))
+    return Stream(heart_rate.RR_MODALITY, times, table.float32([1], intervals[:, None], range(1, len(times) + 1)))
 
 
 def _unix_ns(table: Table, index: int) -> int:

@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 
 from ..modalities import Modality
-from ..recording import BEGAN, Recording, Stream
-from .table import assumed, canonical, iso_text, mistake, rate_of
+from ..signals import BEGAN, Recording, Stream
+from .table_reader import assumed, canonical, iso_text, mistake, rate_of
 
 # What ROS calls them, to our word and their unit.
 _PARTS = {

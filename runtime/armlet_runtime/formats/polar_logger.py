@@ -4,13 +4,13 @@ A session is one file a signal, ``Polar_H10_12345678_20260424_141011_ECG.txt``, 
 headers are those that the app's exports are published with, for example in https://github.com/obss/BIOBSS (its Polar
 reader) and in programs that write the same layout::
 
-    ECG   Phone timestamp;sensor timestamp [ns];timestamp [ms];ecg [uV]
-    ACC   Phone timestamp;sensor timestamp [ns];X [mg];Y [mg];Z [mg]
-    GYRO  Phone timestamp;sensor timestamp [ns];X [dps];Y [dps];Z [dps]
+    polar.ECG   Phone timestamp;sensor timestamp [ns];timestamp [ms];ecg [uV]
+    polar.ACC   Phone timestamp;sensor timestamp [ns];X [mg];Y [mg];Z [mg]
+    polar.GYRO  Phone timestamp;sensor timestamp [ns];X [dps];Y [dps];Z [dps]
     MAGN  Phone timestamp;sensor timestamp [ns];X [G];Y [G];Z [G]
-    PPG   Phone timestamp;sensor timestamp [ns];channel 0;channel 1;channel 2;ambient
-    HR    Phone timestamp;HR [bpm];HRV [ms];Breathing interval [rpm];
-    RR    Phone timestamp;RR-interval [ms]
+    polar.PPG   Phone timestamp;sensor timestamp [ns];channel 0;channel 1;channel 2;ambient
+    heart_rate.MODALITY    Phone timestamp;heart_rate.MODALITY [bpm];HRV [ms];Breathing interval [rpm];
+    heart_rate.RR_MODALITY    Phone timestamp;heart_rate.RR_MODALITY-interval [ms]
     PPI   Phone Data RX timestamp;PP-interval [ms];error estimate [ms];blocker;contact;contact;hr [bpm]
     MARKER_20260424_141011.txt   Phone timestamp;Marker start/stop
 
@@ -26,13 +26,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..arrays import Float64, Int64
 from ..modalities import Modality
-from ..recording import BEGAN, Label, Recording, Stream
-from ..wearables import UNITS
-from ..wearables.heart_rate import MODALITY as HR
-from ..wearables.heart_rate import RR_MODALITY as RR
-from ..wearables.polar import ACC, ECG, GYRO, KINDS, MAG, PPG
-from .table import Float64, Int64, Table, gathered, iso_ns, iso_text, mistake, rate_of, read_table, shown, times_ns
+from ..signals import BEGAN, Label, Recording, Stream
+from ..wearables import UNITS, heart_rate, polar
+from .table_reader import Table, gathered, iso_ns, iso_text, mistake, rate_of, read_table, shown, times_ns
 
 PHONE = ("Phone timestamp", "Phone Data RX timestamp")
 SENSOR = "sensor timestamp [ns]"
@@ -40,11 +38,11 @@ MARKER = "Marker start/stop"
 
 # Columns of a signal to what they are, and the factor to the unit of the modality.
 _SIGNALS: tuple[tuple[tuple[str, ...], int, float], ...] = (
-    (("ecg [uV]",), ECG, 1e-3),
-    (("X [mg]", "Y [mg]", "Z [mg]"), ACC, 1e-3),
-    (("X [dps]", "Y [dps]", "Z [dps]"), GYRO, np.pi / 180),
-    (("X [G]", "Y [G]", "Z [G]"), MAG, 100.0),
-    (("channel 0", "channel 1", "channel 2", "ambient"), PPG, 1.0),
+    (("ecg [uV]",), polar.ECG, 1e-3),
+    (("X [mg]", "Y [mg]", "Z [mg]"), polar.ACC, 1e-3),
+    (("X [dps]", "Y [dps]", "Z [dps]"), polar.GYRO, np.pi / 180),
+    (("X [G]", "Y [G]", "Z [G]"), polar.MAG, 100.0),
+    (("channel 0", "channel 1", "channel 2", "ambient"), polar.PPG, 1.0),
 )
 _BEATS = ("RR-interval [ms]", "PP-interval [ms]")
 
@@ -130,7 +128,7 @@ def _signal(table: Table) -> tuple[Sequence[int], int, float] | None:
 def _by_sensor(table: Table, clock: int, columns: Sequence[int], measurement: int, factor: float) -> Stream:
     restart = "where the sensor's clock began anew, begin another session"
     times, _ = times_ns(table, clock, restart)
-    kind = KINDS[measurement]
+    kind = polar.KINDS[measurement]
     values = np.stack([table.numbers(column) for column in columns], axis=1)
     modality = Modality(kind.modality, kind.channels, UNITS[kind.modality], rate_of(times))
     return Stream(modality, times, table.float32(columns, values, range(len(times)), factor))
@@ -140,15 +138,19 @@ def _by_phone(table: Table, phone: Int64) -> Stream:
     """Heart rate or the intervals of beats."""
     if (column := table.column(*_BEATS)) is not None:
         values = table.numbers(column) / 1e3
-        return Stream(RR, _beat_times(phone, values), table.float32([column], values[:, None], range(len(values))))
+        return Stream(
+            heart_rate.RR_MODALITY,
+            _beat_times(phone, values),
+            table.float32([column], values[:, None], range(len(values))),
+        )
     if (column := table.column("HR [bpm]")) is not None:
         falls = np.flatnonzero(np.diff(phone) < -_CLOCK_STEP_NS)
         if len(falls):
             raise table.wrong(int(falls[0]) + 1, 0, "is earlier than the row before: the phone's clock was set back")
         pulse = table.numbers(column)[:, None]
-        return Stream(HR, _rising(phone), table.float32([column], pulse, range(len(pulse))))
+        return Stream(heart_rate.MODALITY, _rising(phone), table.float32([column], pulse, range(len(pulse))))
     known = ", ".join("/".join(names) for names, _, _ in _SIGNALS)
-    raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, HR [bpm]", 1)
+    raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, heart_rate.MODALITY [bpm]", 1)
 
 
 def _beat_times(arrivals: Int64, intervals_s: Float64) -> Int64:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, ForeignRecordingError, UsageError
-from ..recording import Label, Recording, read_recording
-from . import edf, empatica, foreign_mcap, polar_logger, samples
-from .samples import Columns
+from ..signals import Label, Recording, read_recording
+from . import edf, empatica, foreign_mcap, polar_logger
+from . import stream_tables as samples
+from .stream_tables import Columns
 
 EXPORTS = ("csv", "parquet", "edf")
 """What a recording can be exported to; the first two are folders of tables."""
@@ -112,7 +113,8 @@ def export_recording(recording: Recording, out: Path, kind: str) -> list[Path]:
     """Write a recording for other programs; the files written. Their times count from the first sample.
 
     Args:
-        recording: With streams; see :func:`armlet_runtime.playing.with_streams` for one that has packets only.
+        recording: With streams; see :func:`armlet_runtime.signals.conversion.with_streams` for one that has packets
+            only.
         out: A new folder for ``csv`` and ``parquet``, a new file for ``edf``.
         kind: One of :data:`EXPORTS`.
 

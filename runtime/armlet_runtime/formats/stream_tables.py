@@ -19,24 +19,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..arrays import Int64
 from ..errors import DataError, MissingExtraError, UsageError
 from ..files import write_atomic
 from ..modalities import Modality
-from ..recording import BEGAN, Label, Recording, Stream
-from ..wearables import UNITS
-from ..wearables.profile import XYZ
-from .table import (
-    Int64,
-    Table,
-    assumed,
-    canonical,
-    iso_text,
-    mistake,
-    rate_of,
-    read_table,
-    split_unit,
-    times_ns,
-)
+from ..signals import BEGAN, Label, Recording, Stream
+from ..wearables import UNITS, XYZ
+from .table_reader import Table, assumed, canonical, iso_text, mistake, rate_of, read_table, split_unit, times_ns
 
 TIME = "time_s"
 """The column of times in exported tables and in training's folders, in seconds."""

@@ -14,12 +14,10 @@ from decimal import Decimal, InvalidOperation
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Float64, Int64
 from ..errors import DataError
-from ..recording import Stream
+from ..signals import Stream
 from ..wearables import UNITS
-
-Int64 = NDArray[np.int64]
-Float64 = NDArray[np.float64]
 
 STANDARD_GRAVITY = 9.80665
 """m/s2 in one g (ISO 80000-3)."""
@@ -278,7 +276,7 @@ def _names_zone(text: str) -> bool:
 
 
 def iso_text(unix_ns: int) -> str:
-    """A time as :attr:`armlet_runtime.recording.Recording.meta` has it: ISO 8601, UTC, to the microsecond."""
+    """A time as :attr:`armlet_runtime.signals.recording.Recording.meta` has it: ISO 8601, UTC, to the microsecond."""
     moment = _EPOCH + timedelta(microseconds=unix_ns // 1000)
     return moment.replace(tzinfo=timezone.utc).isoformat().replace("+00:00", "Z")
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import ArmletError
+from ..errors import ArmletError
 from .slots import bundle_path
 
 

@@ -2,9 +2,10 @@
 
 A deploy notes in the slot's state that the new bundle is on probation, switches to it, and watches. Where the runtime
 (``armlet run file:SLOT``) is deciding with the slot's bundle, it takes the new one up between two windows and reports
-in ``live.json`` (:class:`~armlet_runtime.slots.Report`): the bundle is confirmed after :data:`DECISIONS` decisions,
-each within :func:`bound_s`. Where no runtime is at work, or no wearable is in reach, a process of its own decides on
-the bundle's golden windows as if they came from wearables (``python -m armlet_runtime.probation file:SLOT``).
+in ``live.json`` (:class:`~armlet_runtime.install.slots.Report`): the bundle is confirmed after :data:`DECISIONS`
+decisions, each within :func:`bound_s`. Where no runtime is at work, or no wearable is in reach, a process of its own
+decides on the bundle's golden windows as if they came from wearables (``python -m armlet_runtime.install.probation
+file:SLOT``).
 
 Whatever else happens, the slot goes back: the runtime ends, gives no decisions, gives late ones, or the deploy itself
 is killed. Then nobody holds the slot's lock, and whoever comes next finds a probation that nobody watches and ends it:
@@ -18,20 +19,17 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from . import child
-from .bundle import Bundle, open_bundle
-from .errors import BundleError, DeployError
-from .files import write_atomic
-from .manifest import Manifest
+from ..bundle import Bundle, Manifest, open_bundle, trusted_keys
+from ..errors import BundleError, DeployError
+from ..files import write_atomic
+from . import child_process as child
 from .slots import (
     BUNDLE,
     CURRENT,
@@ -46,9 +44,8 @@ from .slots import (
     current_place,
     read_state,
 )
-from .trust import trusted_keys
 
-MODULE = "armlet_runtime.probation"
+TRIAL_RUN = "armlet_runtime.checks.trial_run"
 
 DECISIONS = 3
 """Decisions that a bundle must make before it is confirmed."""
@@ -227,7 +224,7 @@ def _read_report(folder: Path) -> Report | None:
 def _try(folder: Path, keys: Sequence[Path], end: float) -> str:
     """Have a process of its own decide with the slot's bundle."""
     try:
-        ran = child.run(MODULE, f"{SCHEME}{folder}", keys, max(end - time.monotonic(), 0.0))
+        ran = child.run(TRIAL_RUN, f"{SCHEME}{folder}", keys, max(end - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
         raise ProbationError(f"it made no decisions within {PATIENCE_S:.0f} s") from None
     if ran.returncode < 0:
@@ -314,7 +311,8 @@ class Follower:
         self._report = msgspec.structs.replace(self._report, failed=why)
 
     def report(self, restarting: bool = False) -> None:
-        """Report, if the bundle in use is on probation; ``restarting`` as in :class:`~armlet_runtime.slots.Report`."""
+        """Report, if the bundle in use is on probation; ``restarting`` as in
+        :class:`~armlet_runtime.install.slots.Report`."""
         if not self._is_first or read_state(self._folder).probation is None:
             return
         report = msgspec.structs.replace(self._report, restarting=restarting)
@@ -322,74 +320,3 @@ class Follower:
         new = self._folder / f".{REPORT}.new"
         new.write_bytes(msgspec.json.encode(report))
         new.replace(self._folder / REPORT)
-
-
-# --- a process that decides on golden windows -----------------------------------------------------------------------
-
-
-def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
-    """Let the live loop decide on a bundle's golden windows, as fast as this machine can.
-
-    The time of the samples is made; what a decision takes on this machine is added to it.
-
-    Raises:
-        BundleError: The bundle cannot be trusted or used.
-        EngineError: The engine failed.
-    """
-    from .golden import physical_windows
-    from .live import NOT_A_NUMBER, LiveCore
-    from .model import BundleModel
-
-    bundle = open_bundle(path, trusted_keys(keys))
-    manifest = bundle.manifest
-    model = BundleModel.from_bundle(bundle)
-    windows = physical_windows(manifest, bundle.read)
-    signals = {name: np.concatenate(list(parts), axis=1).T for name, parts in windows.items()}
-    at_ns, fed_at = 1_000_000_000, time.perf_counter_ns()
-    core = LiveCore(model, lambda: at_ns + time.perf_counter_ns() - fed_at)
-    report = Report(bundle.digest)
-    step_ns = round(manifest.window.hop_s * 1e9 / 4)
-    end_ns = at_ns + round((manifest.window.length_s + (DECISIONS + 1) * manifest.window.hop_s) * 1e9)
-    sent = dict.fromkeys(signals, 0)
-    while report.decisions < DECISIONS and at_ns < end_ns:
-        at_ns, fed_at = at_ns + step_ns, time.perf_counter_ns()
-        for modality in manifest.modalities:
-            first, last = sent[modality.name], int((at_ns - 1_000_000_000) / 1e9 * modality.rate_hz)
-            wave = signals[modality.name]
-            if last == first or not len(wave):
-                continue
-            sent[modality.name] = last
-            times = 1_000_000_000 + (np.arange(first + 1, last + 1) * 1e9 / modality.rate_hz).astype(np.int64)
-            values = wave[np.arange(first, last) % len(wave)]
-            for decision in core.samples(at_ns, modality, times, values):
-                if decision.reason == NOT_A_NUMBER:
-                    return msgspec.structs.replace(report, failed="its scores on a golden signal are no numbers")
-                report = msgspec.structs.replace(
-                    report,
-                    decisions=report.decisions + (decision.label is not None),
-                    latency_s=max(report.latency_s, decision.latency_s or 0.0),
-                )
-    if report.decisions < DECISIONS:
-        return msgspec.structs.replace(report, failed=f"it made {report.decisions} of {DECISIONS} decisions")
-    if report.latency_s > bound_s(manifest):
-        why = f"a decision took {report.latency_s * 1e3:.0f} ms, and {bound_s(manifest) * 1e3:.0f} ms are allowed"
-        return msgspec.structs.replace(report, failed=why)
-    return report
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """One sentence of what was decided; 1 if it was not enough, 2 for an error."""
-
-    def look(path: Path, keys: Sequence[Path]) -> int:
-        report = decide_on_golden_windows(path, keys)
-        if report.failed:
-            print(report.failed, file=sys.stderr)
-            return 1
-        print(f"{report.decisions} decisions on golden windows, the slowest after {report.latency_s * 1e3:.0f} ms")
-        return 0
-
-    return child.main(MODULE, look, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

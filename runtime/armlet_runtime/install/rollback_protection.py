@@ -2,7 +2,7 @@
 
 A signature says who made a bundle, not that it is still the one to use. Whoever sits between an owner and a board could
 bring an old bundle with a known fault (rollback), keep bringing the same one for ever (freeze), or bring one made for
-another board. So a slot remembers what it has had (:class:`~armlet_runtime.slots.SlotState`), and:
+another board. So a slot remembers what it has had (:class:`~armlet_runtime.install.slots.SlotState`), and:
 
 - It takes no bundle of a lower *release* than it has had, unless the owner signs a :class:`Permission` for this very
   bundle over this very release. A permission works once.
@@ -23,12 +23,9 @@ from collections.abc import Mapping
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from .bundle import Bundle, Front
-from .envelope import open_envelope, seal
-from .errors import AdmissionError
-from .manifest import seconds_of
+from ..bundle import Bundle, Front, Trust, open_envelope, seal, seconds_of
+from ..errors import AdmissionError
 from .slots import Board, SlotState
-from .trust import Trust
 
 KIND = "application/vnd.armlet.permission+json"
 

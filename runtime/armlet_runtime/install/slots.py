@@ -12,9 +12,9 @@
       .lock              held by a deploy (flock)
       .live              held by the runtime that makes decisions with this slot's bundle (flock)
 
-This is the reading side; ``armlet deploy`` and :mod:`armlet_runtime.probation` write. A bundle passes its golden run in
-its place before ``current`` points to it, so whatever the link points to is whole and proved, also after a power cut in
-the middle of a deploy.
+This is the reading side; ``armlet deploy`` and :mod:`armlet_runtime.install.probation` write. A bundle passes its
+golden run in its place before ``current`` points to it, so whatever the link points to is whole and proved, also after
+a power cut in the middle of a deploy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from .errors import BundleError
+from ..errors import BundleError
 
 PLACES = ("a", "b")
 CURRENT = "current"
@@ -96,11 +96,11 @@ class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     Attributes:
         places: By place. Which place is in use says only the link.
         floors: Highest release that was ever in use, by who had signed it (key names, joined by ``+``); see
-            :mod:`armlet_runtime.admission`.
+            :mod:`armlet_runtime.install.rollback_protection`.
         permission: When the last permission to go back that was used here had been signed, Unix seconds.
         newest: Latest time that a bundle in use here named as that of its making, Unix seconds: the clock cannot be
             earlier.
-        probation: Set while the bundle in use has not been confirmed (:mod:`armlet_runtime.probation`).
+        probation: Set while the bundle in use has not been confirmed (:mod:`armlet_runtime.install.probation`).
     """
 
     places: dict[str, PlaceState]
@@ -114,7 +114,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``board.json``.
 
     Attributes:
-        board: Class of this board, as in :attr:`armlet_runtime.manifest.Manifest.boards`.
+        board: Class of this board, as in :attr:`armlet_runtime.bundle.manifest.Manifest.boards`.
         modalities: Names of the modalities that its wearables have; None if that is not said.
     """
 

@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .errors import ServiceError
-from .files import write_atomic
+from ..errors import ServiceError
+from ..files import write_atomic
 
 UNIT = "armlet.service"
 ASKING_S = 10.0

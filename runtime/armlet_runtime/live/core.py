@@ -13,7 +13,7 @@ after the window's last grid time.
 two of its periods, for slow ones) and its coverage is at least ``min_coverage``; one that was absent needs
 ``return_coverage``. At the start all are absent. A sample that is NaN or infinite counts as not received.
 
-**Windows** are cut hop by hop, each grid point once; :mod:`armlet_runtime.cutting` has the rule.
+**Windows** are cut hop by hop, each grid point once; :mod:`armlet_runtime.signals.window_cutter` has the rule.
 
 **No decision.** Every window has its record; one without a label says why (``reason``).
 
@@ -34,26 +34,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .cutting import Cut, Cutter
-from .deciding import Decider
-from .decisions import Decision
-from .engines.base import Float32
-from .errors import DataError, NotANumberError
-from .manifest import CertificateRow, Presence
-from .modalities import Modality, subset_name, subsets
-from .model import BundleModel, Carried
-from .recording import Packet
-from .streams import SampleRing, Wearable
+from ..arrays import Float32
+from ..bundle import CertificateRow, Presence
+from ..decisions import Decision
+from ..errors import DataError, NotANumberError
+from ..modalities import Modality, subset_name, subsets
+from ..model import BundleModel, Carried, Decider
+from ..signals import RATE_TOLERANCE, Cut, Cutter, Packet, SampleRing, Wearable
 
 if TYPE_CHECKING:
-    from .layers import Layer
+    from ..model import Layer
 
 # Beyond the window and the wait, samples are kept for so long, for windows that a busy host decides late.
 KEEP_MARGIN_NS = 1_000_000_000
-
-# A wearable's own rate may be off the model's by this share, and is then interpolated. Further off, interpolation would
-# alias the signal or invent some, and the stream is not used.
-RATE_TOLERANCE = 0.1
 
 # So many windows' tokens are kept for an example that somebody wants to enrol.
 RECENT_WINDOWS = 64
@@ -109,7 +102,7 @@ class LiveCore:
             clock_ns: The clock that arrivals are stamped with, for ``latency_s``; None for a replay.
             floor: Decide on no subset whose certified macro-F1 is below it, or that the certificate does not know.
             certified: Subset to its row of the certificate, for the engine that runs.
-            unknown_below: See :class:`armlet_runtime.deciding.Decider`.
+            unknown_below: See :class:`armlet_runtime.model.calibration.Decider`.
             layer: Classes that were enrolled for the bundle.
 
         Raises:
@@ -242,7 +235,7 @@ class LiveCore:
         """Tokens of the newest windows that lie within so many seconds before the end of the last one, oldest first.
 
         At least the last window, of at most :data:`RECENT_WINDOWS`; those without a sensor are left out. What an
-        example for :func:`armlet_runtime.enrolment.make_example` is made of.
+        example for :func:`armlet_runtime.model.prototypes.make_example` is made of.
         """
         if not self._recent:
             return []

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import Bundle
-from .errors import UsageError
-from .layers import Layer, layer_path, read_layer
-from .manifest import CertificateRow, decode_certificate
-from .model import BundleModel, programs_of
-from .probation import open_settled
+from ..bundle import Bundle, CertificateRow, decode_certificate
+from ..errors import UsageError
+from ..install import SCHEME, bundle_path, open_settled
+from ..model import BundleModel, Layer, programs_of, read_layer
 
 
 @dataclass(frozen=True)
@@ -74,3 +72,19 @@ def enrolled(path: str, bundle: Bundle) -> Layer:
         EnrolmentError: They cannot be read.
     """
     return read_layer(layer_path(path, bundle.digest), bundle.digest, bundle.manifest)
+
+
+def layer_path(bundle: str, digest: str) -> Path:
+    """Where the layer of a bundle lies: in its slot, or beside its file.
+
+    Args:
+        bundle: What a person gave as BUNDLE: a file, or ``file:FOLDER`` for a slot.
+        digest: Of the bundle.
+
+    Raises:
+        BundleError: The slot holds no bundle.
+    """
+    if bundle.startswith(SCHEME):
+        return Path(bundle.removeprefix(SCHEME)) / f"enrolled-{digest[:16]}.json"
+    path = bundle_path(bundle)
+    return path.with_name(f"{path.stem}.enrolled-{digest[:16]}.json")

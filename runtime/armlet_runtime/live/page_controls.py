@@ -8,14 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import EnrolmentError
+from ..errors import EnrolmentError
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .engines.base import Float32
-    from .layers import Example, Layer
-    from .live import LiveCore
-    from .recorder import Recorder
+    from ..arrays import Float32
+    from ..bundle import Bundle
+    from ..model import Example, Layer
+    from ..signals import Recorder
+    from .core import LiveCore
 
 
 class RunControls:
@@ -78,7 +78,7 @@ class RunControls:
         Raises:
             EnrolmentError: It cannot be learned; the classes are as they were.
         """
-        from .layers import check_name
+        from ..model import check_name
 
         bundle = self._bundle()
         check_name(name, bundle.manifest)
@@ -101,9 +101,8 @@ class RunControls:
 
     def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer, str | None]:
         """In a thread, on a model of its own: the run's serves one thread, and has decisions to make."""
-        from .enrolment import Bank, make_example, taken_for
-        from .layers import change_layer, layer_path
-        from .model import BundleModel
+        from ..model import Bank, BundleModel, change_layer, make_example, taken_for
+        from .open_bundle import layer_path
 
         model = BundleModel.from_bundle(bundle, self._engine)
         try:

@@ -16,10 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from .errors import MissingExtraError, UsageError
+from ..errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from .decisions import Decision
+    from ..decisions import Decision
 
 
 class SinkReport(msgspec.Struct, frozen=True):

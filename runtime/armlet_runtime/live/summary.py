@@ -13,12 +13,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from . import machine
-from .decisions import Decision
-from .live import LiveCore
-from .manifest import CertificateRow
-from .modalities import subset_name
-from .model import BundleModel
+from .. import machine
+from ..bundle import CertificateRow
+from ..decisions import Decision
+from ..modalities import subset_name
+from ..model import BundleModel
+from .core import LiveCore
 from .sinks import SinkReport
 
 
@@ -41,7 +41,7 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class LinkSummary(msgspec.Struct, frozen=True):
-    """One wearable. ``profiles``: profile name to :class:`armlet_runtime.clock.Counts`."""
+    """One wearable. ``profiles``: profile name to :class:`armlet_runtime.signals.packet_clock.Counts`."""
 
     state: str
     problem: str

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import engines
-from .bundle import Bundle
-from .engines import Engine, Program
-from .engines.base import Float32
-from .errors import BundleError, DataError, EngineError, NotANumberError
-from .manifest import EnginePrograms, Manifest, ProgramRef, StepProgram
-from .windows import all_finite
+from .. import engines
+from ..arrays import Float32
+from ..bundle import Bundle, EnginePrograms, Manifest, ProgramRef, StepProgram
+from ..engines import Engine, Program
+from ..errors import BundleError, DataError, EngineError, NotANumberError
+from ..signals import all_finite
 
 # The TFLite runtime runs the programs that were made for LiteRT.
 _PROGRAMS_OF = {"tflite": "litert"}

@@ -4,12 +4,12 @@ Smoothing looks back only. A window whose own label is ``unknown`` is a vote for
 Markov model it is no evidence, so that it keeps its label for as long as it is sure enough of it. Windows without a
 decision have no vote and are no evidence; the windows before them count less and less.
 
-Classes that were enrolled on this board (:mod:`armlet_runtime.enrolment`) come after the bundle's own. With *r* the
-distance of a window's embedding from a class's nearest prototype, in radii of that prototype, the class is ``r ** -8``
-times as probable as the most probable of the bundle's classes: inside the radius it is decided for, and soon outside it
-counts for nothing. In a window of which the bundle's model is sure (:data:`SURE`) it counts for nothing either: this
-wearer's walking may lie where nobody's in the bundle's bank does, and stays walking. Whether a window is ``unknown`` is
-asked of the bundle's classes, where no enrolled one is nearer.
+Classes that were enrolled on this board (:mod:`armlet_runtime.model.prototypes`) come after the bundle's own. With *r*
+the distance of a window's embedding from a class's nearest prototype, in radii of that prototype, the class is ``r **
+-8`` times as probable as the most probable of the bundle's classes: inside the radius it is decided for, and soon
+outside it counts for nothing. In a window of which the bundle's model is sure (:data:`SURE`) it counts for nothing
+either: this wearer's walking may lie where nobody's in the bundle's bank does, and stays walking. Whether a window is
+``unknown`` is asked of the bundle's classes, where no enrolled one is nearer.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .errors import UsageError
-from .manifest import UNKNOWN, HiddenMarkov, Majority, Manifest
+from ..bundle import UNKNOWN, HiddenMarkov, Majority, Manifest
+from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from .layers import Example, Layer, Prototype
+    from .enrolled_classes import Example, Layer, Prototype
 
 
 class Verdict(NamedTuple):
@@ -130,7 +130,7 @@ class _Unsmoothed:
 
 
 class _Majority(_Unsmoothed):
-    """See :class:`armlet_runtime.manifest.Majority`."""
+    """See :class:`armlet_runtime.bundle.manifest.Majority`."""
 
     def __init__(self, windows: int) -> None:
         self._last: deque[str | None] = deque(maxlen=windows)
@@ -145,7 +145,7 @@ class _Majority(_Unsmoothed):
 
 
 class _HiddenMarkov(_Unsmoothed):
-    """See :class:`armlet_runtime.manifest.HiddenMarkov`."""
+    """See :class:`armlet_runtime.bundle.manifest.HiddenMarkov`."""
 
     def __init__(self, model: HiddenMarkov, labels: Sequence[str], unknown_below: float) -> None:
         self._columns = list(zip(*model.transitions, strict=True))

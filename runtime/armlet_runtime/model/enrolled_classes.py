@@ -2,7 +2,7 @@
 
 A layer is a JSON file for one bundle, named after its digest: a slot that goes back to an earlier bundle finds that
 one's classes again. It lists changes, of which the last can be undone. It is not signed: whoever may write it may add
-classes on this board, and can change nothing of the bundle. What an example is: :mod:`armlet_runtime.enrolment`.
+classes on this board, and can change nothing of the bundle. What an example is: :mod:`armlet_runtime.model.prototypes`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Literal
 
 import msgspec
 
-from .errors import EnrolmentError
-from .files import write_atomic
-from .manifest import UNKNOWN, Manifest
-from .modalities import subset_name, subsets
-from .slots import SCHEME, bundle_path
+from ..bundle import UNKNOWN, Manifest
+from ..errors import EnrolmentError
+from ..files import write_atomic
+from ..modalities import subset_name, subsets
 
 SCHEMA = 1
 MAX_NAME = 64
@@ -129,22 +128,6 @@ def check_name(name: str, manifest: Manifest) -> None:
         raise EnrolmentError(f"'{name}' cannot name a class: give 1 to {MAX_NAME} printable characters")
     if name in (*manifest.labels, UNKNOWN):
         raise EnrolmentError(f"'{name}' is a label of the bundle already: choose another name")
-
-
-def layer_path(bundle: str, digest: str) -> Path:
-    """Where the layer of a bundle lies: in its slot, or beside its file.
-
-    Args:
-        bundle: What a person gave as BUNDLE: a file, or ``file:FOLDER`` for a slot.
-        digest: Of the bundle.
-
-    Raises:
-        BundleError: The slot holds no bundle.
-    """
-    if bundle.startswith(SCHEME):
-        return Path(bundle.removeprefix(SCHEME)) / f"enrolled-{digest[:16]}.json"
-    path = bundle_path(bundle)
-    return path.with_name(f"{path.stem}.enrolled-{digest[:16]}.json")
 
 
 def left_behind(path: Path) -> list[str]:

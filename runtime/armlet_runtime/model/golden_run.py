@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 
-from .engines.base import Float32
-from .errors import NotANumberError
-from .manifest import Manifest
-from .modalities import subsets
-from .model import BundleModel, ends_of, load_array, programs_of
+from ..arrays import Float32
+from ..bundle import Manifest
+from ..errors import NotANumberError
+from ..modalities import subsets
+from .bundle_model import BundleModel, ends_of, load_array, programs_of
 
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a logit of a float program: other processors add up in another order (seen: 3e-8 a layer).
@@ -267,7 +267,7 @@ def physical_windows(manifest: Manifest, read: Callable[[str], bytes]) -> dict[s
     }
 
 
-def golden_run(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult:
+def run_golden(model: BundleModel, read: Callable[[str], bytes]) -> GoldenResult:
     """Run the golden windows in every subset, compare with the logits that the same engine gave at export, and look at
     :data:`ODD_INPUTS`.
 

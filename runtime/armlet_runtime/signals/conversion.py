@@ -2,7 +2,7 @@
 
 A stream whose rate the model does not want is brought to the model's before it is played. To a lower rate it goes
 through a low-pass filter first, which a live run could not do without being late; to a higher one it is interpolated,
-and what the wearable did not measure stays out of it. A live run refuses both, see :mod:`armlet_runtime.live`.
+and what the wearable did not measure stays out of it. A live run refuses both, see :mod:`armlet_runtime.live.core`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
-from .live import RATE_TOLERANCE
-from .modalities import Modality
+from ..arrays import Float32
+from ..errors import DataError
+from ..modalities import Modality
+from ..wearables import replayed_samples as played
 from .recording import Packet, Recording, Stream
 from .streams import SampleRing, Wearable
-from .wearables import played
-from .windows import GAP_PERIODS, Float32, resample
+from .windows import GAP_PERIODS, RATE_TOLERANCE, resample
 
 # Samples that lie in the same tenth of a second are one packet, about as wearables send them.
 PACKET_NS = 100_000_000

@@ -21,7 +21,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .wearables.profile import Batch, Counters
+from ..wearables import Batch, Counters
 
 # --- the fit ----------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from .errors import DataError
+from ..errors import DataError
 from .recording import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
 
 # Of one connection so many packets are remembered that gave no samples: a dozen commands with their answers, and room.

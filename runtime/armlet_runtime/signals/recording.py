@@ -31,10 +31,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .decisions import Decision
-from .errors import DataError, ForeignRecordingError
-from .files import write_atomic
-from .modalities import Modality
+from ..decisions import Decision
+from ..errors import DataError, ForeignRecordingError
+from ..files import write_atomic
+from ..modalities import Modality
 
 ENDED_NS = "ended_ns"
 """Key of :attr:`Recording.meta`: host's monotonic clock at the end of a live run, up to which a replay decides."""

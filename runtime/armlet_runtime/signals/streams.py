@@ -10,12 +10,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import QUICKER, ClockFit, Counts, Line, PacketClock
-from .errors import PacketError, RepeatedPacketError
-from .modalities import Modality
+from ..arrays import Float32
+from ..errors import PacketError, RepeatedPacketError
+from ..modalities import Modality
+from ..wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
+from .packet_clock import QUICKER, ClockFit, Counts, Line, PacketClock
 from .recording import Packet
-from .wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
-from .windows import Float32
 
 # Room for so many samples is made at least.
 LEAST_ROOM = 256

@@ -27,10 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .clock import FINEST_BOUND_NS, Line
-from .modalities import Modality
+from ..arrays import Bool, Float32, Float64
+from ..modalities import Modality
+from .packet_clock import FINEST_BOUND_NS, Line
 from .streams import Run, SampleRing
-from .windows import Bool, Float32, Float64, all_finite, fill_gaps, resample, sample_times
+from .windows import all_finite, fill_gaps, resample, sample_times
 
 HELD_WITHIN_NS = FINEST_BOUND_NS
 """How far a held line may be from the clock's: what a host's time stamps are good for, and no stated bound is finer."""

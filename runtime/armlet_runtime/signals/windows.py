@@ -13,15 +13,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .modalities import Modality
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Bool = NDArray[np.bool_]
+from ..arrays import Bool, Float32, Float64
+from ..modalities import Modality
 
 # Neighbouring samples further apart than this many sampling periods have a gap between them: nothing is interpolated
 # across it. 1.5 lies half-way between "next sample" (1) and "one sample lost" (2).
 GAP_PERIODS = 1.5
+
+# A wearable's own rate may be off the model's by this share, and is then interpolated. Further off, interpolation would
+# alias the signal or invent some, and the stream is not used.
+RATE_TOLERANCE = 0.1
 
 # Of the samples at -1, 0, 1 and 2 around a grid time: where they lie from the place that searchsorted gives; Lagrange's
 # polynomials: for each, which of the nodes give its three factors, and what it is divided by; and what linear

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .decisions import Decision
-from .modalities import subset_name
-from .screen import LinkView, one_line
+from ..decisions import Decision
+from ..modalities import subset_name
+from .monitor import LinkView, one_line
 
 if TYPE_CHECKING:
-    from .manifest import CertificateRow
-    from .summary import Summary
+    from ..bundle import CertificateRow
+    from ..live import Summary
 
 
 class LineView:

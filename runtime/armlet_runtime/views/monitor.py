@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import numpy as np
 
-from .decisions import Decision
-from .manifest import CertificateRow
-from .modalities import Modality, subset_name
-from .wearables.profile import XYZ
-from .windows import Float32
+from ..arrays import Float32
+from ..bundle import CertificateRow
+from ..decisions import Decision
+from ..modalities import Modality, subset_name
+from ..wearables import XYZ
 
 if TYPE_CHECKING:
-    from .clock import PacketClock
-    from .live import LiveCore
-    from .model import BundleModel
-    from .streams import SampleRing, Wearable
+    from ..live import LiveCore
+    from ..model import BundleModel
+    from ..signals import PacketClock, SampleRing, Wearable
 
 TIMELINE = 600
 """Decisions whose subsets are kept for the timeline."""
@@ -33,7 +32,7 @@ _RATE_NS = 2_000_000_000
 
 
 class LinkView(Protocol):
-    """What a screen shows of a link (see :class:`armlet_runtime.ble.Link`)."""
+    """What a screen shows of a link (see :class:`armlet_runtime.bluetooth.session.Link`)."""
 
     @property
     def state(self) -> str:

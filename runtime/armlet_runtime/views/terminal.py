@@ -9,18 +9,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .decisions import Decision
-from .manifest import UNKNOWN
-from .modalities import subset_name
-from .screen import LinkView, Monitor, State, one_line, subsets_line
-from .view import JournalView, LineView, certified_text
+from ..bundle import UNKNOWN
+from ..decisions import Decision
+from ..modalities import subset_name
+from .lines import JournalView, LineView, certified_text
+from .monitor import LinkView, Monitor, State, one_line, subsets_line
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from .manifest import CertificateRow
-    from .modalities import Modality
-    from .summary import Summary
+    from ..bundle import CertificateRow
+    from ..live import Summary
+    from ..modalities import Modality
 
 # A calm screen: not more often than the eye asks for, and little work on a small board.
 REFRESH_S = 0.5
@@ -39,7 +39,7 @@ _STYLES = {"streaming": "green", "linked": "green", "missing": "red", "gone": "r
 
 
 class TerminalView(LineView):
-    """Draws a :class:`armlet_runtime.screen.Monitor` on the terminal, and leaves the terminal as it was."""
+    """Draws a :class:`armlet_runtime.views.monitor.Monitor` on the terminal, and leaves the terminal as it was."""
 
     def __init__(self, monitor: Monitor, modalities: Sequence[Modality]) -> None:
         """``monitor``: what is shown; ``modalities``: of the model."""

@@ -28,12 +28,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from .errors import ArmletError, MissingExtraError, UsageError
-from .files import write_atomic
-from .keys import home
-from .manifest import CertificateRow
-from .modalities import Modality
-from .screen import Monitor, Point
+from ..bundle import CertificateRow, home
+from ..errors import ArmletError, MissingExtraError, UsageError
+from ..files import write_atomic
+from ..modalities import Modality
+from .monitor import Monitor, Point
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection

@@ -26,19 +26,7 @@ from numpy.typing import NDArray
 
 from ..errors import PacketError, RepeatedPacketError
 from ..modalities import Modality
-from .profile import (
-    UNITS,
-    XYZ,
-    Batch,
-    Counters,
-    Group,
-    ProfileBase,
-    Steps,
-    Subscribe,
-    Wanted,
-    Write,
-    sig,
-)
+from .profile import UNITS, XYZ, Batch, Counters, Group, ProfileBase, Steps, Subscribe, Wanted, Write, sig
 
 SERVICE_UUID = sig(0xFE8D)
 

@@ -1,7 +1,7 @@
 """The Pulse Oximeter service of the Bluetooth SIG: oxygen saturation and pulse, spot checks and continuous.
 
 Source: Pulse Oximeter Service 1.0.1, 3.1 and 3.2, and the GATT Specification Supplement, 0x2A5E and 0x2A5F. All numbers
-are little-endian; SFLOAT is that of :mod:`armlet_runtime.wearables.medical`. ``continuous`` (notify)::
+are little-endian; SFLOAT is that of :mod:`armlet_runtime.wearables.ieee11073`. ``continuous`` (notify)::
 
     u8         flags   bit 0: fast follows; 1: slow follows; 2: measurement status; 3: device status; 4: pulse amplitude
     2 SFLOAT   normal  oxygen saturation in percent, pulse in beats a minute
@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import PacketError
 from ..modalities import Modality
-from .medical import sfloat, to_sfloat
+from .ieee11073 import sfloat, to_sfloat
 from .profile import UNITS, Batch, Group, ProfileBase, Steps, Subscribe, Wanted, sig
 
 SERVICE_UUID = sig(0x1822)

@@ -1,7 +1,4 @@
-"""Wearables: one file per profile, each the single place of its UUIDs and packet layouts.
-
-To add one, write its file and enter it in :data:`PROFILES`; ``guide.md`` beside this file shows how.
-"""
+"""The profiles that armlet knows, and which of them a wearable speaks."""
 
 from collections.abc import Iterable
 
@@ -11,26 +8,12 @@ from .imu import ImuProfile
 from .movesense import MovesenseProfile
 from .muse import MuseProfile
 from .oximeter import OximeterProfile
-from .played import PlayedProfile
 from .polar import PolarProfile
-from .profile import UNITS, Batch, Counters, Decoder, Group, Profile, Wanted
+from .profile import Profile
+from .replayed_samples import PlayedProfile
 from .thermometer import ThermometerProfile
 from .thingy52 import ThingyProfile
 from .uart import UartProfile
-
-__all__ = [
-    "PROFILES",
-    "UNITS",
-    "Batch",
-    "Counters",
-    "Decoder",
-    "Group",
-    "Profile",
-    "Wanted",
-    "profile_of_characteristic",
-    "profiles_of_advertisement",
-    "profiles_of_services",
-]
 
 PROFILES: tuple[Profile, ...] = (
     ImuProfile(),

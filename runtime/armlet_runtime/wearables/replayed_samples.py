@@ -1,7 +1,7 @@
 """Streams of a recording, as the packets of a wearable that does not exist: what a replay makes of imported samples.
 
-No device speaks this; only :mod:`armlet_runtime.playing` makes such packets, and it is therefore in no list of
-profiles. All little-endian::
+No device speaks this; only :mod:`armlet_runtime.signals.conversion` makes such packets, and it is therefore in no list
+of profiles. All little-endian::
 
     info   SOURCE   JSON: a list of modalities
     data   SOURCE   number of the modality in that list u8 | count n u16 | n times u32, ns before the newest |

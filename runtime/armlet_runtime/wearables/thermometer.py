@@ -1,7 +1,7 @@
 """The Health Thermometer service of the Bluetooth SIG: body temperature, final and intermediate measurements.
 
 Source: Health Thermometer Service 1.0, 3.1 and 3.3, and the GATT Specification Supplement, 0x2A1C and 0x2A1E. Both
-characteristics (indicate, and notify) have one layout; FLOAT is that of :mod:`armlet_runtime.wearables.medical`::
+characteristics (indicate, and notify) have one layout; FLOAT is that of :mod:`armlet_runtime.wearables.ieee11073`::
 
     u8     flags        bit 0: Fahrenheit; 1: time stamp follows; 2: kind of temperature follows
     FLOAT  temperature  in degrees Celsius or Fahrenheit
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import PacketError
 from ..modalities import Modality
-from .medical import float32, to_float32
+from .ieee11073 import float32, to_float32
 from .profile import UNITS, Batch, Group, ProfileBase, Steps, Subscribe, Wanted, sig
 
 SERVICE_UUID = sig(0x1809)

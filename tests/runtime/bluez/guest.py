@@ -25,10 +25,10 @@ import pytest
 from bleak.backends.bluezdbus.manager import get_global_bluez_manager
 from bleak.exc import BleakError
 
-from armlet_bridge.air import AirLink, KernelPort
-from armlet_bridge.virtual import Play, WearableSpec, put_on
-from armlet_runtime.ble import Session, SystemBluetooth
-from armlet_runtime.streams import Wearable
+from armlet_bridge.virtual.air import AirLink, KernelPort
+from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
+from armlet_runtime.bluetooth.session import Session, SystemBluetooth
+from armlet_runtime.signals.streams import Wearable
 
 from ..test_ble import Run, counting
 

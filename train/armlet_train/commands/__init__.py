@@ -1,1 +1,9 @@
-"""Commands that the armlet command line finds through the entry-point group ``armlet.commands``."""
+"""The commands of training, one file each.
+
+Imports every wing; a command imports what it needs when it runs.
+"""
+
+from . import finetune, pretrain
+from .training import progress_bar
+
+__all__ = ["finetune", "pretrain", "progress_bar"]

@@ -14,7 +14,7 @@ from .training import progress_bar
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..pieces import Piece
+    from ..data import Piece
 
 NAME = "data"
 HELP = "Fetch, describe, check or prepare a data set, or write one of its recordings to a file."
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
 
-    from .. import datasets
+    from ..data.datasets import base as datasets
 
     if args.name not in datasets.KNOWN:
         raise UsageError(f"there is no data set '{args.name}' to fetch; known are {', '.join(datasets.KNOWN)}")
@@ -99,7 +99,7 @@ def _info(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     info = _read_info(args)
     console = Console()
@@ -123,8 +123,10 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _read_info(args: argparse.Namespace) -> DataInfo:
-    from .. import data, datasets, store
-    from ..pieces import on_grid
+    from ..data import arrow_store as store
+    from ..data import corpus as data
+    from ..data import on_grid
+    from ..data.datasets import base as datasets
 
     pieces: dict[str, Iterable[Piece]]
     if store.is_store(Path(args.name)):
@@ -155,9 +157,9 @@ def _read_info(args: argparse.Namespace) -> DataInfo:
 
 def _check(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
-    from .. import folder
+    from ..data import user_folder as folder
 
     if not args.folder.is_dir():
         raise UsageError(f"{args.folder} is not a folder; train/DATA.md describes what is checked")
@@ -172,7 +174,8 @@ def _check(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
 
-    from .. import data, store
+    from ..data import arrow_store as store
+    from ..data import corpus as data
 
     if args.workers < 1:
         raise UsageError("--workers must be at least 1")
@@ -186,9 +189,9 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _record(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.recording import write_recording
+    from armlet_runtime.signals import write_recording
 
-    from .. import data
+    from ..data import corpus as data
 
     _, entries = data.find(args.name, args.path)
     chosen = [entry for entry in entries if entry.person == args.person]

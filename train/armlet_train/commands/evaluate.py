@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from armlet_runtime.commands.model_arguments import add_engine_option, add_key_option
+from armlet_runtime.commands import add_engine_option, add_key_option
 
 if TYPE_CHECKING:
-    from ..evaluate import Evaluation, SubsetScore
+    from ..evaluation import Evaluation, SubsetScore
 
 NAME = "evaluate"
 HELP = "Score a run, the programs of a bundle, or all methods (--suite), on every subset of the modalities."
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score, print a table, write the figures."""
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
     if args.suite:
         return _suite(args)
@@ -70,9 +70,14 @@ def _suite(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.outputs import write_json
+    from armlet_runtime.files import write_json
 
-    from .. import ablation, oneshot, runs, specialists, suite, tables
+    from ..engine import run_folder as runs
+    from ..evaluation import bench_masking as ablation
+    from ..evaluation import bench_methods as suite
+    from ..evaluation import bench_one_shot as oneshot
+    from ..evaluation import bench_specialists as specialists
+    from ..evaluation import tables
     from .training import progress_bar
 
     if args.bundle is not None or args.engine or args.few_label:
@@ -102,7 +107,8 @@ def _suite(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> Evaluation:
-    from .. import runs, suite
+    from ..engine import run_folder as runs
+    from ..evaluation import bench_methods as suite
 
     trained = runs.load_run(Path(args.bundle), "finetune")
     scores = suite.score_run(trained, args.split)
@@ -110,7 +116,9 @@ def _run(args: argparse.Namespace) -> Evaluation:
 
 
 def _few_label(args: argparse.Namespace) -> Evaluation:
-    from .. import data, evaluate, runs
+    from ..data import corpus as data
+    from ..engine import run_folder as runs
+    from ..evaluation import scores as evaluate
 
     trained = runs.load_run(Path(args.bundle))
     recipe = trained.recipe
@@ -123,11 +131,12 @@ def _few_label(args: argparse.Namespace) -> Evaluation:
 
 
 def _bundle(args: argparse.Namespace) -> Evaluation:
-    from armlet_runtime.commands.model_arguments import load_model
+    from armlet_runtime.commands import load_model
     from armlet_runtime.errors import BundleError
-    from armlet_runtime.golden import run_subsets
+    from armlet_runtime.model import run_subsets
 
-    from .. import data, evaluate
+    from ..data import corpus as data
+    from ..evaluation import scores as evaluate
     from ..recipes import DataRecipe
 
     model, _ = load_model(args)
@@ -151,7 +160,7 @@ def _evaluation(
 ) -> Evaluation:
     import numpy as np
 
-    from ..evaluate import Evaluation
+    from ..evaluation import Evaluation
 
     windows = int(np.sum(scores[0].confusion))
     return Evaluation(args.bundle, engine, args.split, labels, windows, scores)

@@ -25,9 +25,11 @@ def run(args: argparse.Namespace) -> int:
 
     from armlet_runtime.errors import UsageError
 
-    from .. import data, parallel, runs
-    from .. import finetune as finetuning
-    from ..logging import RunLog
+    from .. import distributed as parallel
+    from ..data import corpus as data
+    from ..engine import RunLog
+    from ..engine import finetune as finetuning
+    from ..engine import run_folder as runs
     from ..recipes import find_recipe, load_recipe
 
     path = find_recipe(args.recipe)

@@ -22,8 +22,12 @@ def run(args: argparse.Namespace) -> int:
     """Train until the recipe's last epoch, then write the run."""
     import time
 
-    from .. import cbramod, data, parallel, pretraining, runs
-    from ..logging import RunLog
+    from .. import distributed as parallel
+    from ..data import corpus as data
+    from ..engine import RunLog
+    from ..engine import pretrain as pretraining
+    from ..engine import run_folder as runs
+    from ..models import cbramod
     from ..recipes import CBraModModel, NoPretrain, find_recipe, load_recipe
 
     path = find_recipe(args.recipe)

@@ -35,7 +35,7 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Callabl
         TimeRemainingColumn,
     )
 
-    from .. import parallel
+    from .. import distributed as parallel
 
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not parallel.is_first()) as progress:

@@ -27,14 +27,14 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from armlet_runtime.arrays import Float32, Int64
 from armlet_runtime.errors import DataError, MissingExtraError, UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label
-from armlet_runtime.windows import Float32
+from armlet_runtime.signals import Label
 
 from .datasets import DataSet, Entry
-from .pieces import Int64, Moments, Piece, on_grid
+from .grid import Moments, Piece, on_grid
 
 T = TypeVar("T")
 

@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from armlet_runtime.arrays import Bool, Float32, Int64
+from armlet_runtime.bundle import Presence
 from armlet_runtime.errors import DataError
-from armlet_runtime.manifest import Presence
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording
-from armlet_runtime.windows import Bool, Float32, Normalisation, WindowSpec, fill_gaps
+from armlet_runtime.signals import Label, Normalisation, Recording, WindowSpec, fill_gaps
 
-from . import datasets, folder, store
+from ..recipes import DataRecipe
+from . import arrow_store as store
+from . import user_folder as folder
 from .datasets import DataSet, Entry
-from .pieces import Int64, Piece, grid_count, merge_moments, on_grid
-from .recipes import DataRecipe
+from .datasets import base as datasets
+from .grid import Piece, grid_count, merge_moments, on_grid
 
 NO_LABEL = -1
 
@@ -75,7 +77,7 @@ class Corpus:
 
     @cached_property
     def lengths(self) -> dict[str, int]:
-        """Samples of a window, by modality; as :meth:`armlet_runtime.windows.WindowSpec.samples`."""
+        """Samples of a window, by modality; as :meth:`armlet_runtime.signals.windows.WindowSpec.samples`."""
         return {modality.name: round(self.window_s * modality.rate_hz) for modality in self.modalities}
 
     @property

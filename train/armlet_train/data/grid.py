@@ -11,18 +11,11 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from armlet_runtime.arrays import Bool, Float32, Int64
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
-from armlet_runtime.windows import Bool, Float32, fill_gaps, resample
-
-Int64 = NDArray[np.int64]
-
-# A stream's own rate may be off its modality's by this share, and is then interpolated, as in the live loop. Further
-# off, interpolation would alias the signal or invent some.
-RATE_TOLERANCE = 0.1
+from armlet_runtime.signals import RATE_TOLERANCE, Label, Recording, Stream, fill_gaps, resample
 
 
 class Moments(msgspec.Struct, frozen=True):

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from armlet_runtime.windows import Float32
+from armlet_runtime.arrays import Float32, Int64
 
-from . import parallel
-from .data import Corpus
-from .pieces import Int64
+from .. import distributed as parallel
+from .corpus import Corpus
 
 READERS = 4
 """Most processes that read ahead from a corpus that is larger than memory."""
@@ -36,7 +35,7 @@ class Views(NamedTuple):
 
 class Labelled(NamedTuple):
     """What fine-tuning takes: windows (B, channels, samples) a modality, (B, modalities) which of them are there, and
-    (B,) indices of labels (:data:`armlet_train.data.NO_LABEL` for none)."""
+    (B,) indices of labels (:data:`armlet_train.data.corpus.NO_LABEL` for none)."""
 
     windows: dict[str, Tensor]
     present: Tensor

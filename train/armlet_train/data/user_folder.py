@@ -25,12 +25,11 @@ import tomllib
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError, MissingExtraError
-from armlet_runtime.formats.samples import ABOUT, LABEL_COLUMNS, LABELS, TIME
+from armlet_runtime.formats import ABOUT, LABEL_COLUMNS, LABELS, TIME
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream, read_recording
+from armlet_runtime.signals import RATE_TOLERANCE, Label, Recording, Stream, read_recording
 
 from .datasets import SPLITS, DataSet, Entry
-from .pieces import RATE_TOLERANCE
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from armlet_runtime.errors import RunError
 from armlet_runtime.files import write_atomic
 
-from . import parallel
-from .recipes import CheckpointRecipe
+from .. import distributed as parallel
+from ..recipes import CheckpointRecipe
 
 
 def fingerprint(*parts: Any) -> str:

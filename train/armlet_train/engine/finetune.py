@@ -18,17 +18,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from armlet_runtime.arrays import Float32
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.windows import Float32, Normalisation
+from armlet_runtime.signals import Normalisation
 
-from . import checkpoints, lora, parallel
-from .augment import Augment
-from .batches import Labelled, Source, draw_epoch, in_batches, steps_per_epoch
-from .data import Corpus, Scored
-from .loop import Objective, train
-from .models import ArmletModel
-from .recipes import CheckpointRecipe, FinetuneRecipe
+from .. import distributed as parallel
+from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, in_batches, steps_per_epoch
+from ..methods import Objective
+from ..models import ArmletModel, lora
+from ..recipes import CheckpointRecipe, FinetuneRecipe
+from . import checkpoints
+from .trainer import train
 
 STAGE = 2
 

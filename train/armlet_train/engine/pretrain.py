@@ -1,6 +1,6 @@
 """Pretraining: a method, the windows it sees, and the loop.
 
-A method is a :class:`armlet_train.loop.Pretraining`; the recipe names it.
+A method is a :class:`armlet_train.engine.trainer.Pretraining`; the recipe names it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import msgspec
 import numpy as np
 import torch
 
-from armlet_runtime.windows import Normalisation
+from armlet_runtime.signals import Normalisation
 
-from . import checkpoints, parallel
-from .augment import Augment
-from .batches import Source, Views, steps_per_epoch
-from .data import Corpus
-from .loop import train
-from .methods import build_pretraining
-from .models import ArmletModel
-from .recipes import CheckpointRecipe, PretrainRecipe
+from .. import distributed as parallel
+from ..data import Augment, Corpus, Source, Views, steps_per_epoch
+from ..methods import build_pretraining
+from ..models import ArmletModel
+from ..recipes import CheckpointRecipe, PretrainRecipe
+from . import checkpoints
+from .trainer import train
 
 STAGE = 1
 

@@ -20,12 +20,14 @@ import torch
 from armlet_runtime.errors import RunError, UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
-from armlet_runtime.windows import Normalisation, WindowSpec
+from armlet_runtime.signals import Normalisation, WindowSpec
 
-from . import checkpoints, methods, parallel
-from .data import Corpus, window_spec
-from .models import ArmletModel
-from .recipes import Recipe, load_recipe
+from .. import distributed as parallel
+from ..data import Corpus, window_spec
+from ..models import ArmletModel
+from ..models import build as methods
+from ..recipes import Recipe, load_recipe
+from . import checkpoints
 
 
 class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

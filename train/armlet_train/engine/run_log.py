@@ -19,7 +19,7 @@ import msgspec
 
 from armlet_runtime.files import write_atomic
 
-from . import parallel
+from .. import distributed as parallel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,15 +2,14 @@
 
 A training is an :class:`Objective`, its batches, and a recipe. On a GPU the step runs in bfloat16 where that is safe,
 compiled if the training is long enough to pay for it; nothing in a step waits for the device. Many processes (started
-by ``torchrun``) share each batch and end with the weights of one, see :mod:`armlet_train.parallel`.
+by ``torchrun``) share each batch and end with the weights of one, see :mod:`armlet_train.distributed`.
 """
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,59 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from armlet_runtime.errors import RunError
 
-from . import checkpoints, parallel
-from .models import ArmletModel
-from .recipes import TrainingRecipe
+from .. import distributed as parallel
+from ..methods import Objective
+from ..recipes import TrainingRecipe
+from . import checkpoints
 
 COMPILE_STEPS = 2000
 """A training on a GPU of at least that many steps is compiled, which takes about a minute."""
 
 Batches = Callable[[np.random.Generator, int], Iterator[tuple[Any, ...]]]
 """From the order of an epoch's data and the first step wanted to what the objective takes, step by step."""
-
-
-class Objective(nn.Module):
-    """What a training minimises: a model with what is needed to train it.
-
-    ``forward`` takes a batch and gives scalar terms, of which ``loss`` is minimised and all are reported. It draws from
-    PyTorch's generator and never waits for the device.
-
-    Attributes:
-        uses_all: Whether every parameter that learns takes part in every step; many processes need to know.
-    """
-
-    uses_all: ClassVar[bool] = True
-
-    def after_step(self, step: int) -> None:
-        """Called after the optimiser's step number ``step``, counted from 0."""
-
-
-class Pretraining(Objective, abc.ABC):
-    """A method of pretraining around a model.
-
-    Its constructor takes the model and the method's recipe. What it needs besides the model (an expander, decoders) is
-    made there and thrown away afterwards.
-
-    Attributes:
-        views: How many views of each window it compares, 1 or 2; the second may be of a window close in time.
-        model: What is pretrained.
-    """
-
-    uses_all = False  # the classifier's head learns in fine-tuning only
-    views: int
-    model: ArmletModel
-
-    @abc.abstractmethod
-    def forward(self, views: tuple[dict[str, Tensor], ...], present: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss.
-
-        Args:
-            views: Each: modality name to (B, channels, samples), augmented and normalised.
-            present: (B, modalities) bool; a modality that is not there has anything in its window.
-
-        Returns:
-            Scalars; ``loss`` is minimised.
-        """
 
 
 def train(

@@ -19,17 +19,19 @@ import msgspec
 import torch
 from torch import Tensor
 
+from armlet_runtime.arrays import Float32
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.windows import Float32
 
-from . import data, evaluate, pretraining, runs
-from .batches import in_batches
-from .data import Corpus, Scored
-from .models import ArmletModel
-from .recipes import ConvModel, CrosslPretrain, Recipe, find_recipe, load_recipe
+from ..data import Corpus, Scored, in_batches
+from ..data import corpus as data
+from ..engine import pretrain as pretraining
+from ..engine import run_folder as runs
+from ..models import ArmletModel
+from ..recipes import ConvModel, CrosslPretrain, Recipe, find_recipe, load_recipe
+from . import scores as evaluate
 
 RECIPE = "hapt"
 EPOCHS = 6

@@ -27,19 +27,23 @@ import tomli_w
 import tomllib
 from rich.console import Console
 
+from armlet_runtime.arrays import Float32
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.windows import Float32, Normalisation
+from armlet_runtime.signals import Normalisation
 
-from . import data, evaluate, finetune, runs
-from .commands import finetune as finetune_command
-from .commands import pretrain as pretrain_command
-from .data import Scored
-from .evaluate import FewLabelScore, People, SubsetScore
-from .handcrafted import hand_features
-from .recipes import Recipe, find_recipe, load_recipe
+from ..commands import finetune as finetune_command
+from ..commands import pretrain as pretrain_command
+from ..data import Scored
+from ..data import corpus as data
+from ..engine import finetune
+from ..engine import run_folder as runs
+from ..recipes import Recipe, find_recipe, load_recipe
+from . import scores as evaluate
+from .hand_features import hand_features
+from .scores import FewLabelScore, People, SubsetScore
 
 METHODS = {
     "crossl": "hapt",

@@ -17,17 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from armlet_runtime.arrays import Float32
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
-from armlet_runtime.windows import Float32, Normalisation
+from armlet_runtime.signals import Normalisation
 
-from . import checkpoints, data, episodes, methods, pretraining
-from .batches import in_batches
-from .episodes import EpisodeScore
-from .fewshot import Distance, PrototypeHead
-from .models import ArmletModel
-from .recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
+from ..data import corpus as data
+from ..data import in_batches
+from ..engine import checkpoints
+from ..engine import pretrain as pretraining
+from ..fewshot import Distance, EpisodeScore, PrototypeHead, episodes
+from ..models import ArmletModel
+from ..models import build as methods
+from ..recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
 
 SUITE = "one-shot"
 RECIPE, QUICK_RECIPE = "hapt-mumae-oneshot", "hapt-mumae-tiny"

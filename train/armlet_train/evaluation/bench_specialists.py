@@ -4,7 +4,7 @@ The one model learns every window in every subset of its five modalities. A spec
 same recipe and sizes that has the encoders of that subset only, and learns every window in that subset alone. Both see
 the same people, the one model for :data:`TIMES` as many epochs (a twelfth of what the 31 have together), and are scored
 on the same windows of test people: those that have every modality of the subset. The people are simulated
-(:mod:`armlet_train.made`), so the table compares trainings and says nothing about wearers.
+(:mod:`armlet_train.data.datasets.simulated`), so the table compares trainings and says nothing about wearers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import torch
 from armlet_runtime.files import write_atomic
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.windows import Normalisation
+from armlet_runtime.signals import Normalisation
 
-from . import checkpoints, data, finetune, runs
-from .augment import Augment
-from .batches import Labelled, Source, draw_epoch, steps_per_epoch
-from .data import Corpus, Scored
-from .loop import train
-from .models import ArmletModel
-from .recipes import Recipe, find_recipe, load_recipe
+from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, steps_per_epoch
+from ..data import corpus as data
+from ..engine import checkpoints, finetune, train
+from ..engine import run_folder as runs
+from ..models import ArmletModel
+from ..recipes import Recipe, find_recipe, load_recipe
 
 RECIPE = "made"
 

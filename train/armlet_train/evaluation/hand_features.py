@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from armlet_runtime.windows import Float32
+from armlet_runtime.arrays import Float32
 
 BANDS = 8
 BAND_BINS = 4

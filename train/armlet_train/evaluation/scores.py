@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from armlet_runtime.arrays import Float32, Int64
 from armlet_runtime.metrics import confusion_matrix, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.windows import Float32, Normalisation
+from armlet_runtime.signals import Normalisation
 
-from .batches import in_batches
-from .data import Corpus, Scored
-from .models import ArmletModel
-from .pieces import Int64
+from ..data import Corpus, Scored, in_batches
+from ..models import ArmletModel
 
 FEW_LABELS = (1, 5, 10, 20)
 SEEDS = 10
@@ -118,7 +117,7 @@ def _by_number(person: str) -> tuple[int, str]:
 
 
 def model_features(model: ArmletModel) -> Features:
-    """What a frozen model shows to a linear probe; see :meth:`armlet_train.models.ArmletModel.features`."""
+    """What a frozen model shows to a linear probe; see :meth:`armlet_train.models.base.ArmletModel.features`."""
 
     def features(windows: Scored, subset: tuple[str, ...]) -> Float32:
         return in_batches(model.features, windows.windows, visible(windows, model, subset))

@@ -14,11 +14,12 @@ from rich.table import Table as RichTable
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 
-from . import oneshot, specialists
-from .ablation import MaskingReport
-from .oneshot import OneShotReport
-from .specialists import MadeReport
-from .suite import Figures, SuiteReport
+from . import bench_one_shot as oneshot
+from . import bench_specialists as specialists
+from .bench_masking import MaskingReport
+from .bench_methods import Figures, SuiteReport
+from .bench_one_shot import OneShotReport
+from .bench_specialists import MadeReport
 
 Report = SuiteReport | MaskingReport | OneShotReport | MadeReport
 """What a suite gives; each names its suite, and says whether it was a quick one."""

@@ -2,7 +2,7 @@
 
 Support and queries of an episode come from different people (or, if asked for, different recordings): what is tested is
 whether one person's example tells what another person does. Meta-training goes through episodes of the learned classes,
-and through made ones (:mod:`armlet_train.movements`); the classes of the test are in neither.
+and through made ones (:mod:`armlet_train.fewshot.synthetic_motion`); the classes of the test are in neither.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from armlet_runtime.arrays import Float32, Int64
 from armlet_runtime.errors import DataError, RecipeError
-from armlet_runtime.windows import Float32, Normalisation
+from armlet_runtime.signals import Normalisation
 
-from . import checkpoints
-from .augment import Augment
-from .batches import Labelled, Source
-from .data import NO_LABEL, Corpus
-from .fewshot import PrototypeHead
-from .loop import Objective, train
-from .models import ArmletModel
-from .movements import made_episodes, splice
-from .pieces import Int64
-from .recipes import CheckpointRecipe, FewShotRecipe
+from ..data import NO_LABEL, Augment, Corpus, Labelled, Source
+from ..engine import checkpoints, train
+from ..methods import Objective
+from ..models import ArmletModel
+from ..recipes import CheckpointRecipe, FewShotRecipe
+from .prototypes import PrototypeHead
+from .synthetic_motion import made_episodes, splice
 
 STAGE = 4
-"""Tells these batches apart from those of other trainings with the same seed; see :mod:`armlet_train.checkpoints`."""
+"""Tells these batches apart from those of other trainings with the same seed; see
+:mod:`armlet_train.engine.checkpoints`."""
 
 EXAMPLES = 20
 """Of each class and person, drawn anew for every epoch of meta-training."""
@@ -140,7 +139,8 @@ def score(
         episodes: Indices of them.
         groups: (n,) whose example each is.
         head: Decides.
-        transductive_steps: 0: each query is decided on its own; see :class:`armlet_train.fewshot.PrototypeHead`.
+        transductive_steps: 0: each query is decided on its own; see
+            :class:`armlet_train.fewshot.prototypes.PrototypeHead`.
     """
     ways = episodes.support.shape[1]
     points = torch.from_numpy(embeddings)
@@ -242,7 +242,7 @@ class Episodic(Objective):
         Args:
             windows: Modality name to (episodes * ways * (shots + queries), channels, samples), in this order.
             present: (the same, modalities) bool.
-            labels: (the same,) indices of classes, or :data:`armlet_train.data.NO_LABEL` in made episodes.
+            labels: (the same,) indices of classes, or :data:`armlet_train.data.corpus.NO_LABEL` in made episodes.
         """
         recipe = self.recipe
         _, embedding = self.model(windows, present)

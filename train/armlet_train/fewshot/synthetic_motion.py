@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import random_rotations
+from ..data import random_rotations
 
 POSTURES = 3
 """Postures of an episode; the ways from one to another are its classes, six of them."""

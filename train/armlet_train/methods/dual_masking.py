@@ -22,11 +22,10 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 
-from . import parallel
-from .cbramod import CBraModEncoder
-from .loop import Pretraining
-from .models import ArmletModel
-from .recipes import DualPretrain
+from .. import distributed as parallel
+from ..models import ArmletModel, CBraModEncoder
+from ..recipes import DualPretrain
+from .base import Pretraining
 
 
 class Dual(Pretraining):

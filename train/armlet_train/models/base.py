@@ -1,7 +1,7 @@
 """Models: an encoder a modality, an aggregator over their tokens, a learned mask token for each.
 
 Every method's model is an :class:`ArmletModel`, so fine-tuning, evaluation, export and the board need to know nothing
-of the method. :func:`armlet_train.methods.build_model` makes one from a recipe.
+of the method. :func:`armlet_train.models.build.build_model` makes one from a recipe.
 """
 
 from __future__ import annotations

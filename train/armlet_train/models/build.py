@@ -1,4 +1,4 @@
-"""From a recipe to its model and its method of pretraining: the one place that knows all of them."""
+"""From a recipe to its model: the one place that knows all kinds."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from armlet_runtime.modalities import Modality
 
-from . import cbramod, conv, crossl, dual, mumae
-from .loop import Pretraining
-from .models import ArmletModel
-from .recipes import (
+from ..recipes import (
     CBraModModel,
     ConvModel,
     CrosslModel,
-    CrosslPretrain,
-    DualPretrain,
     ModelRecipe,
     MuMaeModel,
-    MuMaePretrain,
-    PretrainRecipe,
 )
+from . import cbramod, conv, crossl, mumae
+from .base import ArmletModel
 
 
 def build_model(
@@ -47,16 +42,3 @@ def build_model(
             return mumae.build(recipe, modalities, lengths, labels)
         case _:
             raise AssertionError(f"no builder for {type(recipe).__name__}")
-
-
-def build_pretraining(model: ArmletModel, recipe: PretrainRecipe) -> Pretraining:
-    """The recipe's method around a model; what it adds is drawn from PyTorch's generator."""
-    match recipe:
-        case CrosslPretrain():
-            return crossl.Crossl(model, recipe)
-        case DualPretrain():
-            return dual.Dual(model, recipe)
-        case MuMaePretrain():
-            return mumae.MuMae(model, recipe)
-        case _:
-            raise AssertionError(f"no method for {type(recipe).__name__}")

@@ -11,7 +11,7 @@ meet anything but padding, projections of float32 on a CPU run as 1 x 1 convolut
 A channel that is removed and one that is set to zero give different outputs, and each changes the tokens of every other
 channel: the group norms take their statistics over all channels, the positions are a convolution across channels, and
 attention reads zeros like any other values. Hence armlet gives an absent modality no place in an encoder: each modality
-has an encoder of its own, and the mask token of :class:`armlet_train.models.ArmletModel` stands for its token.
+has an encoder of its own, and the mask token of :class:`armlet_train.models.base.ArmletModel` stands for its token.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
 
-from . import models, parallel
-from .recipes import CBraModModel, CBraModSizes
+from .. import distributed as parallel
+from ..recipes import CBraModModel, CBraModSizes
+from . import base as models
 
 RATE_HZ = 200.0
 """Sampling rate of the published weights (EEG of the TUEG corpus, resampled)."""
@@ -329,7 +330,7 @@ class ConcatAggregator(models.Aggregator):
 def build(
     recipe: CBraModModel, modalities: Sequence[Modality], lengths: Mapping[str, int], labels: int
 ) -> models.ArmletModel:
-    """A fresh model, its weights from PyTorch's generator; see :func:`armlet_train.methods.build_model`.
+    """A fresh model, its weights from PyTorch's generator; see :func:`armlet_train.models.build.build_model`.
 
     Raises:
         RecipeError: The recipe's sizes do not fit the modalities.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from armlet_runtime.modalities import Modality
 
-from . import parallel
-from .masking import AttentionAggregator, set_mask_policy
-from .models import Aggregator, ArmletModel, Encoder
-from .recipes import ConvModel
+from .. import distributed as parallel
+from ..recipes import ConvModel
+from .aggregator import AttentionAggregator, set_mask_policy
+from .base import Aggregator, ArmletModel, Encoder
 
 
 class ConvEncoder(Encoder):
@@ -93,7 +93,7 @@ class ConvAggregator(Aggregator):
 
 
 def build(recipe: ConvModel, modalities: Sequence[Modality], lengths: Mapping[str, int], labels: int) -> ArmletModel:
-    """A fresh model; see :func:`armlet_train.methods.build_model`."""
+    """A fresh model; see :func:`armlet_train.models.build.build_model`."""
     encoders = {modality.name: ConvEncoder(recipe, modality, lengths[modality.name]) for modality in modalities}
     kind = AttentionAggregator if recipe.mask == "attention" else ConvAggregator
     aggregator = kind(recipe, len(modalities), labels)

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 
 from armlet_runtime.errors import RecipeError
 
-from .models import ArmletModel
-from .recipes import LoraRecipe
+from ..recipes import LoraRecipe
+from .base import ArmletModel
 
 
 class Addition(nn.Module):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Stream
+from armlet_runtime.signals import Stream
 
 RATE_HZ = 200.0
 """What every EEG, EOG and ECG here comes in, since the published weights take 200 Hz."""

@@ -14,20 +14,20 @@ from pathlib import Path
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Recording
+from armlet_runtime.signals import Recording
 
 SPLITS = ("train", "validation", "test")
 
 KNOWN = {
-    "hapt": "armlet_train.hapt",
-    "pamap2": "armlet_train.datasets.pamap2",
-    "wesad": "armlet_train.datasets.wesad",
-    "mmact": "armlet_train.datasets.mmact",
-    "dreamer": "armlet_train.datasets.dreamer",
-    "sleep-edf": "armlet_train.datasets.sleep_edf",
-    "ptb-xl": "armlet_train.datasets.ptb_xl",
-    "made": "armlet_train.made",
-    "made-quick": "armlet_train.made:QUICK",
+    "hapt": "armlet_train.data.datasets.hapt",
+    "pamap2": "armlet_train.data.datasets.pamap2",
+    "wesad": "armlet_train.data.datasets.wesad",
+    "mmact": "armlet_train.data.datasets.mmact",
+    "dreamer": "armlet_train.data.datasets.dreamer",
+    "sleep-edf": "armlet_train.data.datasets.sleep_edf",
+    "ptb-xl": "armlet_train.data.datasets.ptb_xl",
+    "made": "armlet_train.data.datasets.simulated",
+    "made-quick": "armlet_train.data.datasets.simulated:QUICK",
 }
 """Name to the module that knows the data set, and its :class:`DataSet` there if it is not ``DATA_SET``."""
 

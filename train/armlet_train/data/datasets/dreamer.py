@@ -7,7 +7,7 @@ ECG 2 leads at 256 Hz in the raw units of its converter (Shimmer). ``ScoreValenc
 ``ScoreDominance`` have one score from 1 to 5 for each clip.
 
 A recording is one clip as one person saw it; the baselines (neutral clips) are left out. Both signals are filtered
-and brought to 200 Hz, see :mod:`armlet_train.datasets.biosignals`. Each recording carries three labels from end to
+and brought to 200 Hz, see :mod:`armlet_train.data.datasets._filters`. Each recording carries three labels from end to
 end, one a dimension, such as ``low-valence`` or ``high-valence``; a recipe names the two of the dimension that it is
 about. People of the paper that armlet follows (arXiv 2512.15250) were not split in a known way: here no person is in
 two splits.
@@ -23,10 +23,10 @@ import numpy as np
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording
+from armlet_runtime.signals import Label, Recording
 
-from . import DataSet, Entry
-from .biosignals import ECG_BAND_HZ, EEG_BAND_HZ, RATE_HZ, prepare, stream
+from ._filters import ECG_BAND_HZ, EEG_BAND_HZ, RATE_HZ, prepare, stream
+from .base import DataSet, Entry
 
 FILE = "DREAMER.mat"
 CLIPS = 18

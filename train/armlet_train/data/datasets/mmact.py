@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError, MissingExtraError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
+from armlet_runtime.signals import Label, Recording, Stream
 
-from . import DataSet, Entry
+from .base import DataSet, Entry
 from .pamap2 import STANDARD_GRAVITY
 
 XYZ = ("x", "y", "z")

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
+from armlet_runtime.signals import Label, Recording, Stream
 
-from . import DataSet, Entry
-from .tables import read_numbers
+from ._csv import read_numbers
+from .base import DataSet, Entry
 
 COLUMNS = 54
 RATE_HZ = 100.0

@@ -4,7 +4,7 @@ As PhysioNet gives it out: ``ptbxl_database.csv`` with a row for each ECG (``pat
 ``scp_codes``, and the record's file at 100 Hz and at 500 Hz, ``filename_lr`` and ``filename_hr``),
 ``scp_statements.csv`` with the superclass of each diagnostic code, and the records in WFDB's format below
 ``records100`` and ``records500``. Where both are there the 500 Hz record is taken. Signals are millivolts; they are
-filtered and brought to 200 Hz, see :mod:`armlet_train.datasets.biosignals`.
+filtered and brought to 200 Hz, see :mod:`armlet_train.data.datasets._filters`.
 
 An ECG's label is its diagnostic superclass: NORM, MI, STTC, CD or HYP. About a fifth of the ECGs have more than one, a
 few have none; they carry no label and serve pretraining. Splits are those its authors recommend: folds 1 to 8 train, 9
@@ -22,10 +22,10 @@ import numpy as np
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording
+from armlet_runtime.signals import Label, Recording
 
-from . import DataSet, Entry
-from .biosignals import ECG_BAND_HZ, RATE_HZ, prepare, stream
+from ._filters import ECG_BAND_HZ, RATE_HZ, prepare, stream
+from .base import DataSet, Entry
 
 MAINS_HZ = 50.0
 """It was recorded in Germany."""

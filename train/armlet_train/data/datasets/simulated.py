@@ -24,15 +24,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from armlet_runtime.arrays import Float64
 from armlet_runtime.errors import DataError, MissingExtraError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
+from armlet_runtime.signals import Label, Recording, Stream
 
-from .datasets import DataSet, Entry
+from .base import DataSet, Entry
 from .hapt import cache_folder
-
-Float64 = NDArray[np.float64]
 
 SEED = 0
 ECG = Modality("ecg", ("lead",), "mV", 100.0)
@@ -159,7 +158,7 @@ def _recording(person: str, arrays: dict[str, NDArray[np.float64]]) -> Recording
         streams[modality.name] = Stream(modality, times[there], values[there])
     names = list(STATES)
     labels = [Label(round(first * 1e9), round(last * 1e9), names[int(code)]) for first, last, code in arrays["labels"]]
-    meta = {"source": "MADE by armlet_train.made: these are not measurements"}
+    meta = {"source": "MADE by armlet_train.data.datasets.simulated: these are not measurements"}
     return Recording(f"made-p{int(person):02d}", person, meta, streams, labels)
 
 

@@ -8,7 +8,7 @@ them at 1 Hz only. Stages are those of Rechtschaffen and Kales in spans of a mul
 4; movement time and what was not scored carry no label.
 
 Cassette recordings last for a day. As is usual, only the night is kept: from 30 minutes before the first sleep to 30
-minutes after the last. Signals are filtered and brought to 200 Hz, see :mod:`armlet_train.datasets.biosignals`.
+minutes after the last. Signals are filtered and brought to 200 Hz, see :mod:`armlet_train.data.datasets._filters`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording
+from armlet_runtime.signals import Label, Recording
 
-from . import DataSet, Entry
-from .biosignals import EEG_BAND_HZ, RATE_HZ, prepare, stream
+from ._filters import EEG_BAND_HZ, RATE_HZ, prepare, stream
+from .base import DataSet, Entry
 
 MAINS_HZ = 50.0
 """It was recorded in the Netherlands."""

@@ -18,10 +18,10 @@ import numpy as np
 
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.recording import Label, Recording, Stream
+from armlet_runtime.signals import Label, Recording, Stream
 
-from . import DataSet, Entry
-from .pickles import load_arrays
+from ._safe_pickle import load_arrays
+from .base import DataSet, Entry
 
 CHEST_HZ = 700.0
 XYZ = ("x", "y", "z")

@@ -1,10 +1,11 @@
-"""Deploy a bundle into a slot of this machine (:mod:`armlet_runtime.slots`) so that a crash at any moment does no harm.
+"""Deploy a bundle into a slot of this machine (:mod:`armlet_runtime.install.slots`) so that a crash at any moment does
+no harm.
 
 The order is the whole point: verify the source, write beside, flush to the disk, verify what was written, make the
 golden run on it in a process of its own, and only then switch. Until the switch the slot is as it was; the switch is
 one rename. A bundle that fails until then was never in use, which is the safest way back to the old one; after it the
-bundle is on probation (:mod:`armlet_runtime.probation`), and the slot goes back by itself if it does not decide as it
-must, or if nobody is there any more to see it.
+bundle is on probation (:mod:`armlet_runtime.install.probation`), and the slot goes back by itself if it does not decide
+as it must, or if nobody is there any more to see it.
 """
 
 from __future__ import annotations
@@ -18,27 +19,14 @@ from pathlib import Path
 
 import msgspec
 
-from armlet_runtime import child
-from armlet_runtime.admission import admit
-from armlet_runtime.bundle import Bundle, open_bundle
-from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.files import chunks, write_atomic
-from armlet_runtime.health import MODULE, Health
-from armlet_runtime.probation import ProbationError, flush, locked, switch, take_back, watch, write_state
-from armlet_runtime.slots import (
-    BUNDLE,
-    CURRENT,
-    PLACES,
-    REPORT,
-    SCHEME,
-    STATE,
-    PlaceState,
-    Probation,
-    current_place,
-    read_board,
-)
-from armlet_runtime.trust import Trust, trusted_keys
-
+from ..bundle import Bundle, Trust, open_bundle, trusted_keys
+from ..errors import DeployError, UsageError
+from ..files import chunks, write_atomic
+from . import child_process as child
+from .health import DEPLOY_CHECK, Health
+from .probation import ProbationError, flush, locked, switch, take_back, watch, write_state
+from .rollback_protection import admit
+from .slots import BUNDLE, CURRENT, PLACES, REPORT, SCHEME, STATE, PlaceState, Probation, current_place, read_board
 from .updates import NoRoomError
 
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
@@ -77,7 +65,7 @@ class Deployment(msgspec.Struct, frozen=True):
     live: str
 
 
-def parse_target(target: str) -> Path:
+def slot_folder(target: str) -> Path:
     """The folder of ``file:FOLDER``.
 
     Raises:
@@ -89,14 +77,16 @@ def parse_target(target: str) -> Path:
     return Path(folder)
 
 
-def deploy(source: Path, folder: Path, keys: Sequence[Path] = (), permission: bytes | None = None) -> Deployment:
+def deploy_to_slot(
+    source: Path, folder: Path, keys: Sequence[Path] = (), permission: bytes | None = None
+) -> Deployment:
     """Put a bundle into a slot; the slot is made if it is not there.
 
     Args:
         source: The bundle.
         folder: The slot.
         keys: Files of trusted public keys; what the home trusts without any.
-        permission: The owner's signed permission to go back (:mod:`armlet_runtime.admission`).
+        permission: The owner's signed permission to go back (:mod:`armlet_runtime.install.rollback_protection`).
 
     Raises:
         BundleError: The bundle is not whole, not signed as it must be, of a newer schema, or may not come onto this
@@ -207,7 +197,7 @@ def _sweep(folder: Path, place: str) -> None:
 def _check_health(path: Path, keys: Sequence[Path]) -> Health:
     """The health check of a bundle in a process of its own, as the board's runtime would load it."""
     try:
-        ran = child.run(MODULE, path, keys, HEALTH_TIMEOUT_S)
+        ran = child.run(DEPLOY_CHECK, path, keys, HEALTH_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise HealthError(f"the golden run took more than {HEALTH_TIMEOUT_S:.0f} s; {_AS_IT_WAS}") from None
     if ran.returncode < 0:

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from armlet_runtime.errors import DeployError
+from ..errors import DeployError
 
 LENGTHS = struct.Struct("!II")
 MAX_JSON = 1 << 20
 MAX_DATA = 1 << 22
-"""Bytes; room for the beginning of a bundle (:data:`armlet_runtime.bundle.MAX_FRONT`)."""
+"""Bytes; room for the beginning of a bundle (:data:`armlet_runtime.bundle.container.MAX_FRONT`)."""
 
 
 def pack(message: dict[str, Any], data: bytes = b"") -> bytes:

@@ -1,13 +1,14 @@
-"""The board's side of a deploy: ``python -m armlet_bridge.agent PREFIX``, started over SSH, speaks frames on its pipes.
+"""The board's side of a deploy: ``python -m armlet_runtime.install.agent PREFIX``, started over SSH, speaks frames on
+its pipes.
 
 What lies under the prefix::
 
     venv/                the board's Python environment
     home/                whom this board trusts (``ARMLET_HOME``)
-    slot/                the bundle in use and the one before it (:mod:`armlet_runtime.slots`)
+    slot/                the bundle in use and the one before it (:mod:`armlet_runtime.install.slots`)
     incoming/SHA256      members of a bundle that have arrived; SHA256.part while they do
     incoming/front       the beginning of the bundle that they are for
-    update.json          the last update, as it stands (:class:`armlet_bridge.updates.Update`)
+    update.json          the last update, as it stands (:class:`armlet_runtime.install.updates.Update`)
     update.log           what its process said
     .installing          held by that process (flock)
 
@@ -37,28 +38,17 @@ from typing import Any, BinaryIO
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from armlet_runtime import engines, keys, machine, service
-from armlet_runtime.admission import admit, floor
-from armlet_runtime.bundle import Front, Member, open_bundle, open_front, read_front
-from armlet_runtime.errors import ArmletError, BundleError, CorruptBundleError, DeployError, EngineError
-from armlet_runtime.files import chunks, write_atomic
-from armlet_runtime.model import choose_engine
-from armlet_runtime.probation import settle
-from armlet_runtime.slots import (
-    BOARD,
-    BUNDLE,
-    PLACES,
-    Board,
-    PlaceState,
-    current_bundle,
-    current_place,
-    read_board,
-    read_state,
-)
-from armlet_runtime.trust import trusted_keys
-
+from .. import engines, machine
+from ..bundle import Front, Member, keys, open_bundle, open_front, read_front, trusted_keys
+from ..errors import ArmletError, BundleError, CorruptBundleError, DeployError, EngineError
+from ..files import chunks, write_atomic
+from ..model import choose_engine
 from . import frames
-from .deploy import RESERVE_BYTES, deploy, roll_back
+from . import systemd_unit as service
+from .probation import settle
+from .rollback_protection import admit, floor
+from .slot_deploy import RESERVE_BYTES, deploy_to_slot, roll_back
+from .slots import BOARD, BUNDLE, PLACES, Board, PlaceState, current_bundle, current_place, read_board, read_state
 from .updates import NoMemoryError, NoRoomError, Result, State, UnsupportedError, Update, result_of
 
 INSTALLING = ".installing"
@@ -260,7 +250,7 @@ class Agent:
         self._set(State.DOWNLOADED, Result.INITIAL, digest, "all parts are there")
         with (self.prefix / LOG).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "armlet_bridge.agent", str(self.prefix), "--install"],
+                [sys.executable, "-m", "armlet_runtime.install.agent", str(self.prefix), "--install"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -295,7 +285,7 @@ class Agent:
         path = self.incoming / BUNDLE
         try:
             self._assemble(front, path)
-            done = deploy(path, self.slot, (), permission)
+            done = deploy_to_slot(path, self.slot, (), permission)
         except (ArmletError, OSError) as error:
             path.unlink(missing_ok=True)
             if isinstance(error, ArmletError):
@@ -349,7 +339,7 @@ class Agent:
                     raise DeployError(f"the part '{member.name}' is missing on the board; send the bundle again")
 
     def roll_back(self, permission: bytes | None) -> PlaceState:
-        """Use the bundle before the present one again (:func:`armlet_bridge.deploy.roll_back`)."""
+        """Use the bundle before the present one again (:func:`armlet_runtime.install.slot_deploy.roll_back`)."""
         entry = roll_back(self.slot, permission)
         self._set(State.IDLE, Result.SUCCESS, entry.digest, f"{entry.name} {entry.version} is in use again")
         return entry
@@ -365,7 +355,7 @@ class Agent:
         return [keys.key_id(key) for key in trusted_keys().keys]
 
     def describe(self, data: bytes) -> None:
-        """Write what this board is (:class:`armlet_runtime.slots.Board`)."""
+        """Write what this board is (:class:`armlet_runtime.install.slots.Board`)."""
         msgspec.json.decode(data, type=Board)
         self.slot.mkdir(parents=True, exist_ok=True)
         write_atomic(self.slot / BOARD, data)

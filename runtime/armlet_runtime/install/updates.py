@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import msgspec
 
-from armlet_runtime.errors import (
+from ..errors import (
     AdmissionError,
     ArmletError,
     BundleError,

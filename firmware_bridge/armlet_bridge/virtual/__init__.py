@@ -1,0 +1,19 @@
+"""Virtual wearables: what a real one sends, over a virtual air.
+
+Imports the runtime and the radio.
+"""
+
+from .air import AirController, AirLink, serve
+from .wearable import LinkLoss, Play, VirtualWearable, WearableSpec, default_wearables, put_on
+
+__all__ = [
+    "AirController",
+    "AirLink",
+    "LinkLoss",
+    "Play",
+    "VirtualWearable",
+    "WearableSpec",
+    "default_wearables",
+    "put_on",
+    "serve",
+]

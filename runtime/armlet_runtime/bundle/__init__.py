@@ -1,0 +1,83 @@
+"""What a bundle is, and whom to trust: container, manifest, signatures, keys.
+
+Imports the root and the signals.
+"""
+
+from . import container, dsse, keys, trust
+from .container import MANIFEST, Bundle, Front, Member, open_bundle, open_front, read_front, write_bundle
+from .dsse import open_envelope, seal
+from .keys import default_signing_key, home, key_id, load_private
+from .manifest import (
+    AGGREGATOR,
+    HOP_SLACK,
+    MANIFEST_SCHEMA,
+    MAX_MAJORITY,
+    UNKNOWN,
+    Certificate,
+    CertificateRow,
+    Confidence,
+    EnginePrograms,
+    GoldenRef,
+    HiddenMarkov,
+    Majority,
+    Manifest,
+    Presence,
+    ProgramRef,
+    ProgramRow,
+    StepProgram,
+    decode_certificate,
+    decode_manifest,
+    encode_manifest,
+    named_members,
+    seconds_of,
+    step_of,
+)
+from .trust import Trust, check_next, next_set, trusted_keys
+
+__all__ = [
+    "AGGREGATOR",
+    "HOP_SLACK",
+    "MANIFEST",
+    "MANIFEST_SCHEMA",
+    "MAX_MAJORITY",
+    "UNKNOWN",
+    "Bundle",
+    "Certificate",
+    "CertificateRow",
+    "Confidence",
+    "EnginePrograms",
+    "Front",
+    "GoldenRef",
+    "HiddenMarkov",
+    "Majority",
+    "Manifest",
+    "Member",
+    "Presence",
+    "ProgramRef",
+    "ProgramRow",
+    "StepProgram",
+    "Trust",
+    "check_next",
+    "container",
+    "decode_certificate",
+    "decode_manifest",
+    "default_signing_key",
+    "dsse",
+    "encode_manifest",
+    "home",
+    "key_id",
+    "keys",
+    "load_private",
+    "named_members",
+    "next_set",
+    "open_bundle",
+    "open_envelope",
+    "open_front",
+    "read_front",
+    "seal",
+    "seconds_of",
+    "step_of",
+    "trust",
+    "trusted_keys",
+    "write_bundle",
+]

@@ -1,0 +1,38 @@
+"""What the check of a bundle before its switch found; the check itself runs in a process of its own."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..model import GoldenResult
+
+DEPLOY_CHECK = "armlet_runtime.checks.deploy_check"
+"""The module that makes the check."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What the check found.
+
+    Attributes:
+        golden: The golden run.
+        decision_s: 95th percentile of the time in the programs of a whole decision here.
+        hop_s: The bundle's hop, in which a decision must be made.
+    """
+
+    golden: GoldenResult
+    decision_s: float
+    hop_s: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether this machine may run the bundle."""
+        return self.golden.passed and self.decision_s <= self.hop_s
+
+    def __str__(self) -> str:
+        """For a person."""
+        golden = self.golden
+        return (
+            f"golden run: {golden.windows} windows on {golden.engine} {golden.version} ({golden.detail}), largest "
+            f"difference {golden.max_difference:g}, {golden.tolerance:g} allowed; "
+            f"a decision takes {self.decision_s * 1e3:.3g} ms"
+        )

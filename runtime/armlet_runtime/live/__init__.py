@@ -1,0 +1,33 @@
+"""The live loop and what surrounds it: what is opened for it, where decisions go, what is counted.
+
+Imports the root, the signals, the bundle, the model and the install wing.
+"""
+
+from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
+from .enrol_recording import Stretch, found_elsewhere, recorded_windows
+from .open_bundle import Opened, certified_model, enrolled, layer_path, open_model
+from .page_controls import RunControls
+from .sd_notify import Notifier
+from .sinks import open_sinks
+from .summary import Summary, Tally, since_process_start_s
+
+__all__ = [
+    "LONGEST_SILENCE_NS",
+    "NOT_A_NUMBER",
+    "LiveCore",
+    "Notifier",
+    "Opened",
+    "RunControls",
+    "Stretch",
+    "Summary",
+    "Tally",
+    "certified_model",
+    "enrolled",
+    "found_elsewhere",
+    "layer_path",
+    "open_model",
+    "open_sinks",
+    "recorded_windows",
+    "since_process_start_s",
+    "stale_ns",
+]

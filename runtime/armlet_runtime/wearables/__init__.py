@@ -1,0 +1,73 @@
+"""The bytes of a wearable, to and from samples: one file a profile, each the single place of its UUIDs and layouts.
+
+Imports the root only. To add a wearable, write its file and enter it in :data:`PROFILES`; ``guide.md`` shows how.
+"""
+
+from . import (
+    arduino,
+    battery,
+    device_information,
+    heart_rate,
+    imu,
+    movesense,
+    muse,
+    oximeter,
+    polar,
+    replayed_samples,
+    thermometer,
+    thingy52,
+    uart,
+)
+from .profile import (
+    SIG_BASE,
+    UNITS,
+    XYZ,
+    Ask,
+    Batch,
+    Counters,
+    Decoder,
+    Group,
+    Profile,
+    Read,
+    Step,
+    Steps,
+    Subscribe,
+    Wanted,
+    Write,
+)
+from .registry import PROFILES, profile_of_characteristic, profiles_of_advertisement, profiles_of_services
+
+__all__ = [
+    "PROFILES",
+    "SIG_BASE",
+    "UNITS",
+    "XYZ",
+    "Ask",
+    "Batch",
+    "Counters",
+    "Decoder",
+    "Group",
+    "Profile",
+    "Read",
+    "Step",
+    "Steps",
+    "Subscribe",
+    "Wanted",
+    "Write",
+    "arduino",
+    "battery",
+    "device_information",
+    "heart_rate",
+    "imu",
+    "movesense",
+    "muse",
+    "oximeter",
+    "polar",
+    "profile_of_characteristic",
+    "profiles_of_advertisement",
+    "profiles_of_services",
+    "replayed_samples",
+    "thermometer",
+    "thingy52",
+    "uart",
+]

@@ -1,0 +1,30 @@
+"""From recordings to batches: data sets, the grid, the store, windows, augmentation.
+
+Imports the recipes, the distributed root module and the data sets.
+"""
+
+from . import arrow_store, corpus, user_folder
+from .augment import Augment, random_rotations
+from .corpus import NO_LABEL, Corpus, Scored, window_spec
+from .grid import Piece, on_grid
+from .loader import Labelled, Source, Views, draw_epoch, in_batches, steps_per_epoch
+
+__all__ = [
+    "NO_LABEL",
+    "Augment",
+    "Corpus",
+    "Labelled",
+    "Piece",
+    "Scored",
+    "Source",
+    "Views",
+    "arrow_store",
+    "corpus",
+    "draw_epoch",
+    "in_batches",
+    "on_grid",
+    "random_rotations",
+    "steps_per_epoch",
+    "user_folder",
+    "window_spec",
+]

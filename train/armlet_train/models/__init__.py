@@ -1,0 +1,29 @@
+"""Models: encoders, aggregators and mask tokens, each built from a recipe.
+
+Imports the recipes and the distributed root module.
+"""
+
+from . import build, cbramod, lora
+from .base import ArmletModel, fold_batchnorm
+from .build import build_model
+from .cbramod import CBraMod, CBraModEncoder
+from .conv import ConvEncoder
+from .mumae import VARIANCE_EPS, JointAggregator, SpanEncoder, Transformer, VideoEncoder, sine_cosine
+
+__all__ = [
+    "VARIANCE_EPS",
+    "ArmletModel",
+    "CBraMod",
+    "CBraModEncoder",
+    "ConvEncoder",
+    "JointAggregator",
+    "SpanEncoder",
+    "Transformer",
+    "VideoEncoder",
+    "build",
+    "build_model",
+    "cbramod",
+    "fold_batchnorm",
+    "lora",
+    "sine_cosine",
+]
