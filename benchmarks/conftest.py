@@ -20,6 +20,7 @@ from armlet_runtime.errors import EngineError
 from armlet_runtime.machine import describe
 from armlet_runtime.model import BundleModel, programs_of
 
+ROOT = Path(__file__).parent.parent
 ROUNDS, WARM_UP = 2000, 200
 
 
@@ -64,8 +65,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Draft:
     """The draft of the small model of the tests."""
     folder = tmp_path_factory.mktemp("small") / "draft"
-    script = Path(__file__).parents[1] / "tests" / "small_model.py"
-    subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "tests.support.small_model", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return Draft(folder)
 
 

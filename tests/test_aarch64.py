@@ -7,81 +7,19 @@ the kernels that they would take on a board: the A72 has no dot-product instruct
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from armlet_runtime.engines import executorch_build, executorch_shim
+from tests.support.emulated.cores import CORES, Board, make_board
 
-ROOT = Path(__file__).parent.parent
-TOOLS = {"qemu-aarch64": "qemu-user", "mmdebstrap": "mmdebstrap", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}
-DEBIAN = "bookworm"
-PYTHON = "3.11"  # of that Debian
-PACKAGES = (
-    "numpy==2.4.6",
-    "ai-edge-litert==2.3.0",
-    f"executorch=={executorch_shim.WHEEL_VERSION}",
-    "cffi",
-    "cryptography>=44",
-    "msgspec>=0.19",
-)
-# CPU part numbers (MIDR_EL1 in Arm's manuals) and the features that Linux names on these cores.
-_A72 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
-CORES = {
-    "cortex-a72": ("0xd08", _A72),
-    "cortex-a76": ("0xd0b", f"{_A72} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"),
-}
+SCRIPT = Path(__file__).parent / "support" / "emulated" / "on_board.py"
 DECISIONS = 20
-
-
-@dataclass(frozen=True)
-class Board:
-    """An emulated board: the arm64 tree, the Python packages, the counting plugin (None: not available, and why)."""
-
-    root: Path
-    site: Path
-    plugin: Path | None
-    no_plugin: str
-
-    def run(self, core: str, script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        part, features = CORES[core]
-        describe_core(self.root, part, features)
-        plugin = ["-plugin", f"file={self.plugin}"] if self.plugin else []
-        paths = f"{self.site}:{ROOT / 'runtime'}"
-        python = (self.root / f"usr/bin/python{PYTHON}", "-S")
-        return subprocess.run(
-            ["qemu-aarch64", *plugin, "-cpu", core, "-L", self.root, *python, script, *arguments],
-            capture_output=True, text=True, timeout=300,
-            env={"PYTHONPATH": paths, "ARMLET_CACHE": str(self.site.parent), "PYTHONHASHSEED": "0", "PATH": os.defpath},
-        )  # fmt: skip
-
-
-def describe_core(root: Path, part: str, features: str) -> None:
-    """QEMU before 8 shows the host's processor in /proc and /sys; the engines choose their kernels by what is there."""
-    lines = ("processor\t: 0", f"Features\t: {features}", "CPU implementer\t: 0x41", "CPU architecture: 8",
-             "CPU variant\t: 0x1", f"CPU part\t: {part}", "CPU revision\t: 0")  # fmt: skip
-    files = {"proc/cpuinfo": "\n".join(lines) + "\n"}
-    files |= {f"sys/devices/system/cpu/{name}": "0\n" for name in ("possible", "present", "online", "kernel_max")}
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def made(what: str, *command: str | Path) -> None:
-    """Run a step of the preparation; it needs the network, and without it the test is skipped."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"{what} cannot be made here: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
 @pytest.fixture(scope="session")
@@ -89,62 +27,18 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
     return make_board(tmp_path_factory.mktemp("plugin"))
 
 
-def make_board(scratch: Path) -> Board:
-    """The emulated board, from the cache or made in minutes; skipped where that cannot be done."""
-    missing = sorted(package for tool, package in TOOLS.items() if shutil.which(tool) is None)
-    if missing:
-        pytest.skip(f"needs the system packages {', '.join(missing)}: apt install {' '.join(missing)}")
-    contents = hashlib.sha256(repr(PACKAGES).encode()).hexdigest()[:8]
-    folder = executorch_shim.cache_folder() / f"aarch64-{DEBIAN}-{contents}"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        made(
-            "the arm64 tree", "mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64",
-            "--include=base-files,python3,libstdc++6,libgomp1", DEBIAN, folder / "root",
-        )  # fmt: skip
-        platforms = [f"--platform=manylinux_{glibc}_aarch64" for glibc in ("2_17", "2_27", "2_28", "2_34")]
-        made(
-            "the aarch64 packages", sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
-            "--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms,
-            f"--target={folder / 'site'}", *PACKAGES,
-        )  # fmt: skip
-        (folder / "complete").touch()
-    site = folder / "site"
-    executorch_build.build(site / "executorch", folder, "aarch64", "aarch64-linux-gnu-g++")
-    plugin, why = counting_plugin(scratch, folder / "root")
-    return Board(folder / "root", site, plugin, why)
-
-
-def counting_plugin(folder: Path, root: Path) -> tuple[Path | None, str]:
-    source, plugin = Path(__file__).parent / "emulated" / "count_instructions.c", folder / "count.so"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", str(source), "-o", str(plugin)]
-    if shutil.which("gcc") is None:
-        return None, "no gcc to compile the plugin"
-    subprocess.run(command, check=True)
-    tried = subprocess.run(
-        ["qemu-aarch64", "-plugin", f"file={plugin}", "-L", root, root / f"usr/bin/python{PYTHON}", "-S", "-c",
-         "import os; os.getpgid(0)"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    if tried.returncode == 0 and "instructions" in tried.stderr:
-        return plugin, ""
-    return None, (tried.stderr.strip().splitlines() or ["this QEMU takes no plugins"])[-1]
-
-
 @pytest.mark.parametrize("engine", ["litert", "executorch"])
 def test_int8_outputs_are_the_same_bits_on_aarch64(
     engine: str, board: Board, demo_dir: Path, tests_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, (key,) = demo_dir / "model.armlet", (tests_home / "trusted").glob("*.pub")
-    script = Path(__file__).parent / "emulated" / "on_board.py"
     here = subprocess.run(
-        [sys.executable, script, bundle, key, engine, tmp_path / "here.npz", "0"], capture_output=True, text=True
+        [sys.executable, SCRIPT, bundle, key, engine, tmp_path / "here.npz", "0"], capture_output=True, text=True
     )
     assert here.returncode == 0, here.stderr
     counts: dict[str, int] = {}
     for core in CORES:
-        done = board.run(core, script, bundle, key, engine, tmp_path / f"{core}.npz", str(DECISIONS))
+        done = board.run(core, SCRIPT, bundle, key, engine, tmp_path / f"{core}.npz", str(DECISIONS))
         assert done.returncode == 0, f"{core}: {done.stderr[-2000:]}"
         with np.load(tmp_path / "here.npz") as wanted, np.load(tmp_path / f"{core}.npz") as got:
             assert set(got.files) == set(wanted.files)

@@ -31,10 +31,9 @@ from armlet_runtime.engines.executorch_shim import cache_folder
 from armlet_runtime.install.updates import Result
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.golden_run import golden_windows, run_subsets
-
-from . import sshd
-from .emulated import board as emulated
-from .emulated.loopback import Loopback
+from tests.support import sshd
+from tests.support.emulated import board as emulated
+from tests.support.emulated.loopback import Loopback
 
 MACHINES = os.environ.get("MACHINES", "loopback").split(",")
 KILLS = int(os.environ.get("KILLS", "2"))

@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,31 +12,20 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from armlet_runtime.signals import Wearable
 from armlet_runtime.wearables import imu
+from tests.support import made_devices
 
 SECONDS, SETTLED_S, SEEDS = 40.0, 10.0, 4
 PACKETS = 2000
 
 
-@pytest.fixture(scope="module")
-def made() -> ModuleType:
-    """The made devices of the tests."""
-    path = Path(__file__).parents[1] / "tests" / "runtime" / "made_devices.py"
-    spec = importlib.util.spec_from_file_location("made_devices", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_alignment(benchmark: BenchmarkFixture, made: ModuleType) -> None:
+def test_alignment(benchmark: BenchmarkFixture) -> None:
     """+-100 ppm, delays of 5 to 60 ms, 5 % loss, bursts; errors beyond the link's least delay, from 10 s on."""
 
     def run() -> tuple[list[NDArray[np.float64]], ...]:
         errors, bounds, arrivals = [], [], []
         for seed in range(SEEDS):
             for ppm in (-100.0, 0.0, 100.0):
-                got = made.align(made.Device(ppm), SECONDS, seed)
+                got = made_devices.align(made_devices.Device(ppm), SECONDS, seed)
                 late = got.at_s >= SETTLED_S
                 errors.append(np.abs(got.error_ms[late]))
                 bounds.append(got.bound_ms[late])

@@ -1,9 +1,9 @@
-"""A thousand link losses: ``python -m benchmarks.link_losses --bundle FILE --key FILE.pub``.
+"""A thousand link losses: ``python -m benchmarks.endurance.link_losses --bundle FILE --key FILE.pub``.
 
 Virtual IMUs, one for each of the bundle's modalities, go out of reach in turn for 1.5 to 6 s, at any phase of the hop.
 Of each loss it is measured how long after the staleness limit (the newest sample's time and ``stale_after_s``) the
 first decision without the lost sensor was out, and how long after the new link was up the first with all of them. Idle
-time is skipped (``skipped_idle.py``); the time that the program computes counts.
+time is skipped (``tests/support/idle_skipping_clock.py``); the time that the program computes counts.
 
 A window of L seconds is whole again when ``return_coverage`` x L of it was received, and is decided at the next hop: no
 program can be quicker than that, and the margin is what this one takes beyond it.
@@ -32,8 +32,7 @@ from armlet_runtime.live import LiveCore, stale_ns
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
 from armlet_runtime.signals import Packet, Recording, Stream
-
-from . import skipped_idle
+from tests.support import idle_skipping_clock
 
 AWAY_S = (1.5, 6.0)
 MOST_S = 30.0
@@ -170,7 +169,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
-    figures, clock = skipped_idle.run(Losses(model, args.losses, args.seed).run())
+    figures, clock = idle_skipping_clock.run(Losses(model, args.losses, args.seed).run())
     figures["skipped_s"] = clock.skipped_ns / 1e9
     text = json.dumps(figures, indent=2)
     print(text)

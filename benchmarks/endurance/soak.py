@@ -1,12 +1,12 @@
 """Four wearables for half an hour, and a hundred thousand faults.
 
-``python -m benchmarks.soak --bundle FILE --key FILE.pub``: an IMU, a Polar H10, a Movesense sensor and a Muse, all
-virtual, play a recording whose values number its samples, into the session and the live loop of ``armlet run``
-(``soaked.py``). Meanwhile packets are lost, doubled, put out of order, cut off and lengthened, wearables go out of
-reach, hang up, fall silent and restart, and the adapter is pulled out and put back in.
+``python -m benchmarks.endurance.soak --bundle FILE --key FILE.pub``: an IMU, a Polar H10, a Movesense sensor and a
+Muse, all virtual, play a recording whose values number its samples, into the session and the live loop of ``armlet
+run`` (``soak_runtime.py``). Meanwhile packets are lost, doubled, put out of order, cut off and lengthened, wearables go
+out of reach, hang up, fall silent and restart, and the adapter is pulled out and put back in.
 
-Idle time is skipped (``skipped_idle.py``). With ``--apart`` it is not: then the runtime is a process of its own, as on
-a board, and how its memory grows is measured. Afterwards what arrived is replayed, to look at every window.
+Idle time is skipped (``idle_skipping_clock.py``). With ``--apart`` it is not: then the runtime is a process of its
+own, as on a board, and how its memory grows is measured. Afterwards what arrived is replayed, to look at every window.
 
 Each fault is noted, and so is what the runtime's counts say in the end. Packet faults keep away from link faults by a
 second, and from each other by a packet; else a count would not be known (a doubled packet whose first copy was
@@ -42,9 +42,9 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.model import BundleModel
 from armlet_runtime.signals import SampleRing, Stream
 from armlet_runtime.wearables import movesense
+from tests.support import fast_clock, idle_skipping_clock
 
-from . import quicker, skipped_idle
-from .soaked import NAMES, SPECS, Soaked, Spec, Told
+from .soak_runtime import NAMES, SPECS, Soaked, Spec, Told
 
 TOLERANCE_NS = 20_000_000
 """A sample further than this from the time at which it was taken is at a wrong time."""
@@ -145,7 +145,7 @@ class Apart:
 
     @staticmethod
     async def start(arguments: Sequence[str]) -> Apart:
-        """``arguments``: of ``python -m benchmarks.soaked``."""
+        """``arguments``: of ``python -m benchmarks.endurance.soak_runtime``."""
         command = (sys.executable, "-m", f"{__package__}.soaked", *arguments)
         return Apart(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE))
 
@@ -429,9 +429,9 @@ def main() -> int:
         if args.apart:
             told = ["--bundle", args.bundle, *(word for key in args.key for word in ("--key", key))]
             told += ["--socket", socket, "--packets", packets, "--speed", args.speed]
-            figures = quicker.run(apart(soak, list(map(str, told))), args.speed)
+            figures = fast_clock.run(apart(soak, list(map(str, told))), args.speed)
         else:
-            figures, clock = skipped_idle.run(together(soak, model, packets))
+            figures, clock = idle_skipping_clock.run(together(soak, model, packets))
             figures["skipped_s"] = clock.skipped_ns / 1e9
         check = Check(model, soak.start_ns)
         check.replay(packets, figures.pop("ended_ns"))

@@ -1,7 +1,7 @@
 """The runtime's half of the soak (``soak.py``): session and live loop as in ``armlet run``.
 
-``python -m benchmarks.soaked --bundle FILE --socket PATH --packets FILE`` is that half as a process of its own, as on a
-board. It says in lines of JSON what state its links are in, and its figures when it is ended by SIGTERM.
+``python -m benchmarks.endurance.soak_runtime --bundle FILE --socket PATH --packets FILE`` is that half as a process of
+its own, as on a board. It says in lines of JSON what state its links are in, and its figures when SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from armlet_runtime.live import LiveCore
 from armlet_runtime.model import BundleModel
 from armlet_runtime.signals import Packet
 from armlet_runtime.wearables import movesense, muse
-
-from . import quicker
+from tests.support import fast_clock
 
 SAMPLE_NS = 10_000_000_000
 """Resident memory is looked at so often."""
@@ -253,7 +252,7 @@ def main() -> int:
     parser.add_argument("--speed", type=float, default=1.0)
     args = parser.parse_args()
     model = BundleModel.from_bundle(open_bundle(args.bundle, trusted_keys(args.key)))
-    quicker.run(report(model, args.socket, args.packets), args.speed)
+    fast_clock.run(report(model, args.socket, args.packets), args.speed)
     return 0
 
 

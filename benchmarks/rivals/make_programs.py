@@ -1,7 +1,8 @@
-"""Programs of one model, made in different ways: ``python -m benchmarks.make_programs FOLDER``; see ``programs.py``.
+"""Programs of one model, made in different ways: ``python -m benchmarks.rivals.make_programs FOLDER``.
 
-A process of its own, because of torch. The weights are random (speed does not hang on them), the ranges come from
-random windows. Two models, as a researcher writes them, with Conv1d, BatchNorm1d and a mean over time:
+``programs.py`` loads them. A process of its own, because of torch. The weights are random (speed does not hang on
+them), the ranges come from random windows. Two models, as a researcher writes them, with Conv1d, BatchNorm1d and a
+mean over time:
 
 - ``conv``: the sizes of the recipe ``hapt``;
 - ``attention``: the same encoders, and an aggregator with an ``nn.TransformerEncoderLayer`` over the tokens.

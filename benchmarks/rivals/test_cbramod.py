@@ -1,14 +1,12 @@
 """CBraMod against braindecode's on the same weights, the same machine and in the same run, calls taking turns.
 
-``pytest benchmarks/test_cbramod.py -s`` prints the ratios; what they were is in ``README.md`` beside this file.
+``pytest benchmarks/rivals/test_cbramod.py -s`` prints the ratios; what they were is in ``README.md`` beside this file.
 """
 
 from __future__ import annotations
 
-import runpy
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,8 @@ import torch
 from torch import nn
 
 from armlet_train.models import CBraMod
+from tests.support import braindecode_cbramod
 
-HELPER = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "train" / "braindecode_cbramod.py"))
 ROUNDS = 20
 
 # What two runs on a busy machine differ by; no claim is finer than that.
@@ -37,13 +35,13 @@ def race(theirs: Callable[[], object], ours: Callable[[], object]) -> tuple[floa
     return float(times[0].min()), float(times[1].min())
 
 
-@pytest.mark.skipif(HELPER["MISSING"] is not None, reason=str(HELPER["MISSING"]))
+@pytest.mark.skipif(braindecode_cbramod.MISSING is not None, reason=str(braindecode_cbramod.MISSING))
 @pytest.mark.parametrize("what", ["forward", "forward+backward"])
 @pytest.mark.parametrize(("batch", "channels", "patches"), [(8, 16, 10), (1, 14, 10), (4, 1, 10)])
 def test_at_least_as_fast_as_braindecode(batch: int, channels: int, patches: int, what: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    theirs: nn.Module = HELPER["build"](channels, patches)
+    theirs: nn.Module = braindecode_cbramod.build(channels, patches)
     ours = CBraMod()
     ours.load_state_dict(theirs.state_dict())
     values = torch.randn(batch, channels, patches, 200)

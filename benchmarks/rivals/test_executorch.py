@@ -20,9 +20,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from armlet_runtime.checks import fresh_start
 from armlet_runtime.engines import Program, ShimProgram, TfliteProgram, available, get_engine
-
-from .programs import KINDS, MODALITIES, TOKEN, TOKENS, WINDOW, load_parts, load_plain, manifest
-from .turns import Call, median, medians_us, ratio
+from benchmarks.rivals.programs import KINDS, MODALITIES, TOKEN, TOKENS, WINDOW, load_parts, load_plain, manifest
+from benchmarks.turns import Call, median, medians_us, ratio
 
 Goal = Callable[..., None]
 FRESH_PROCESSES = 5
@@ -43,8 +42,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "ARMLET_PROGRAMS" in os.environ:
         return Path(os.environ["ARMLET_PROGRAMS"])
     folder = tmp_path_factory.mktemp("programs")
-    command = [sys.executable, "-m", "benchmarks.make_programs", str(folder)]
-    made = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
+    command = [sys.executable, "-m", "benchmarks.rivals.make_programs", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1])
     assert made.returncode == 0, made.stderr[-2000:]
     return folder
 

@@ -9,9 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.incremental import calls
+from benchmarks.studies.incremental import calls
 
 WARM_UP = 3
 

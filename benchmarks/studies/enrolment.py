@@ -3,7 +3,7 @@
     armlet pretrain hapt-enrol --out runs/pretrain
     armlet finetune hapt-enrol --from runs/pretrain --out runs/finetune
     armlet export runs/finetune --engine litert --out enrol.armlet
-    python benchmarks/enrolment.py enrol.armlet --split validation
+    python -m benchmarks.studies.enrolment enrol.armlet --split validation
 
 No training window of the recipe touches a transition. Each occurrence of each transition of each person is enrolled in
 turn, from the windows that a live run would cut around it, and looked for among all others: of the same wearer, and of

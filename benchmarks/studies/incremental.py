@@ -1,4 +1,4 @@
-"""What incremental encoders gain: ``python -m benchmarks.incremental FOLDER``; needs the export side.
+"""What incremental encoders gain: ``python -m benchmarks.studies.incremental FOLDER``; needs the export side.
 
 An encoder of the recipe ``hapt`` (random weights: speed does not hang on them), as a bundle has it without steps and as
 one has it with them, in one process, in turns. A call is what the live loop does for one modality in one hop: normalise
@@ -30,8 +30,7 @@ import numpy as np
 
 from armlet_runtime.checks import Draft
 from armlet_runtime.model import BundleModel
-
-from .turns import Call, median, medians_us, ratio
+from benchmarks.turns import Call, median, medians_us, ratio
 
 if TYPE_CHECKING:
     from armlet_export.backends import Part
@@ -168,7 +167,7 @@ def measure(folder: Path) -> Iterator[str]:
 
 def count(folder: Path) -> Iterator[str]:
     """The same rows in instructions, on every emulated core."""
-    from tests.test_aarch64 import CORES, make_board
+    from tests.support.emulated.cores import CORES, make_board
 
     script, repetitions = Path(__file__).with_name("count_steps.py"), 10
     with tempfile.TemporaryDirectory() as scratch:
@@ -192,7 +191,7 @@ def count(folder: Path) -> Iterator[str]:
 def main(folder: Path, rows: Callable[[Path], Iterator[str]]) -> None:
     if not (folder / OPERATIONS).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "benchmarks.incremental", str(folder), "--make"], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.studies.incremental", str(folder), "--make"], check=True)
     for line in rows(folder):
         print(line, flush=True)
 

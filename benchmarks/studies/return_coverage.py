@@ -1,6 +1,6 @@
 """What a sensor's first windows after its return are worth: for who chooses ``return_coverage`` and ``min_coverage``.
 
-    python -m benchmarks.returning model.armlet --recipe hapt-demo --split test
+    python -m benchmarks.studies.return_coverage model.armlet --recipe hapt-demo --split test
 
 A sensor that was away for longer than a window comes back: of its first windows only the newest part was received, and
 what lies before is held at the first sample, as a live run fills it. For each subset and each part of it that returns,

@@ -1,7 +1,7 @@
 """A prepared corpus: is memory flat, and is its reader faster than a training step?
 
-Small by default. ``ARMLET_STORE_GIB=20 pytest benchmarks/test_store.py -s`` makes one of that size in pytest's folder
-for temporary files (``--basetemp`` puts it on a disk that has the room), measures, and deletes it.
+Small by default. ``ARMLET_STORE_GIB=20 pytest benchmarks/training/test_store.py -s`` makes one of that size in pytest's
+folder for temporary files (``--basetemp`` puts it on a disk that has the room), measures, and deletes it.
 """
 
 from __future__ import annotations

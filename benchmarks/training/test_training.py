@@ -1,8 +1,9 @@
 """A step of training as this device does it, against the same recipe in eager float32, in turns in one process.
 
-``pytest benchmarks/test_training.py`` on a GPU tells what bfloat16, compilation and one-kernel AdamW bring, that
-nothing in a step waits for the device, which share of a step is work of the GPU, and how near that is to the fastest
-matrix product seen in the same run. On a CPU, which trains in eager float32, it tells what bfloat16 would bring there.
+``pytest benchmarks/training/test_training.py`` on a GPU tells what bfloat16, compilation and one-kernel AdamW bring,
+that nothing in a step waits for the device, which share of a step is work of the GPU, and how near that is to the
+fastest matrix product seen in the same run. On a CPU, which trains in eager float32, it tells what bfloat16 would
+bring there.
 """
 
 from __future__ import annotations

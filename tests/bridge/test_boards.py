@@ -25,8 +25,7 @@ from armlet_runtime.install import frames
 from armlet_runtime.install.rollback_protection import permit
 from armlet_runtime.install.slots import current_bundle
 from armlet_runtime.install.updates import Result
-
-from ..sshd import Sshd, missing
+from tests.support.sshd import Sshd, missing
 
 MakeBundle = Callable[..., Path]
 

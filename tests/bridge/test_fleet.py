@@ -42,7 +42,7 @@ def fleet(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) ->
         keys.trust(other if prefix.name == STRANGER else owner)
     (folder / BROKEN / "slot").mkdir()
     (folder / BROKEN / "slot" / "current").write_text("not a link")
-    command = [sys.executable, "-m", "tests.bridge.made_fleet", str(tmp_path / "socket"), str(folder)]
+    command = [sys.executable, "-m", "tests.support.made_fleet", str(tmp_path / "socket"), str(folder)]
     boards_ = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     while not (tmp_path / "socket").exists():
         assert boards_.poll() is None

@@ -18,9 +18,9 @@ from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.install.agent import HOME
 from armlet_runtime.install.slots import current_bundle
 from armlet_runtime.install.updates import Result
+from tests.support.bad_link import BadLink, why_not
+from tests.support.sshd import Sshd
 
-from ..sshd import Sshd
-from .bad_link import BadLink, why_not
 from .test_boards import need_sshd
 
 MakeBundle = Callable[..., Path]
@@ -35,7 +35,7 @@ def link(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ARMLET_HOME", str(tmp_path / "board" / HOME))
     keys.trust(keys.load_public(signing_key.with_name(signing_key.name + ".pub")))
     with BadLink() as made:
-        command = [sys.executable, "-m", "tests.bridge.made_fleet", f"{made.address}:{PORT}", str(tmp_path)]
+        command = [sys.executable, "-m", "tests.support.made_fleet", f"{made.address}:{PORT}", str(tmp_path)]
         served = subprocess.Popen(
             made.inside(*command), stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
         )

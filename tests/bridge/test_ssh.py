@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from armlet_bridge.boards.target import LinkError, Target, login
+from tests.support.sshd import Sshd
 
-from ..sshd import Sshd
 from .test_boards import sshd as sshd  # the fixture
 
 BOARD = Target("board")

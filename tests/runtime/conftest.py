@@ -20,6 +20,8 @@ from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream, write_recording
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass(frozen=True)
 class SmallBundle:
@@ -35,10 +37,10 @@ class SmallBundle:
 
 @pytest.fixture(scope="session")
 def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the draft that ``tests/small_model.py`` makes."""
+    """Folder of the draft that :mod:`tests.support.small_model` makes."""
     folder = tmp_path_factory.mktemp("small") / "draft"
-    script = Path(__file__).parents[1] / "small_model.py"
-    made = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=550)
+    command = [sys.executable, "-m", "tests.support.small_model", str(folder)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert made.returncode == 0, made.stderr[-3000:]
     return folder
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from armlet_runtime.signals.packet_clock import BINS, LATE_NS, LONGEST_BIN_NS, ClockFit, Counts, PacketClock
 from armlet_runtime.wearables.profile import SENSOR_DRIFT_PPM, Batch, Counters
-
-from .made_devices import CLOCKED, LEAST_NS, START_NS, Aligned, Device, align
+from tests.support.made_devices import CLOCKED, LEAST_NS, START_NS, Aligned, Device, align
 
 Float64 = NDArray[np.float64]
 

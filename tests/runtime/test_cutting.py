@@ -16,8 +16,7 @@ from armlet_runtime.signals.packet_clock import ClockFit, Counts, Line, PacketCl
 from armlet_runtime.signals.streams import Run, SampleRing
 from armlet_runtime.signals.window_cutter import HELD_WITHIN_NS, Cut, Cutter
 from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
-
-from .made_devices import CLOCKED, LEAST_NS, START_NS, Device, Sent
+from tests.support.made_devices import CLOCKED, LEAST_NS, START_NS, Device, Sent
 
 RATE_HZ, PERIOD_NS = 50.0, 20_000_000
 SAMPLES, HOP = 64, 8

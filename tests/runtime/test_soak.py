@@ -1,4 +1,4 @@
-"""Short runs of the soak and of the link losses of ``benchmarks/``; the long ones are a command that a person runs."""
+"""Short runs of the soak and of the link losses of ``benchmarks/endurance``; a person runs the long ones by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def figures(module: str, small_bundle: SmallBundle, out: Path, *arguments: str) 
 
 
 def test_four_wearables_and_every_kind_of_fault(small_bundle: SmallBundle, tmp_path: Path) -> None:
-    got = figures("benchmarks.soak", small_bundle, tmp_path / "s.json", "--minutes", "3", "--faults", "10000")
+    got = figures("benchmarks.endurance.soak", small_bundle, tmp_path / "s.json", "--minutes", "3", "--faults", "10000")
     assert got["all_counted"] and got["windows_wrong"] == 0 and got["windows_checked"] > 1000
     assert set(got["by_kind"]) >= {"lost", "doubled", "reordered", "truncated", "oversized", "restarted", "unplugged"}
     assert got["faults"] > 3000 and got["missed"] == got["dropped_packets"] == 0
@@ -30,7 +30,7 @@ def test_four_wearables_and_every_kind_of_fault(small_bundle: SmallBundle, tmp_p
 
 
 def test_lost_links_are_recovered_in_time(small_bundle: SmallBundle, tmp_path: Path) -> None:
-    got = figures("benchmarks.link_losses", small_bundle, tmp_path / "l.json", "--losses", "10")
+    got = figures("benchmarks.endurance.link_losses", small_bundle, tmp_path / "l.json", "--losses", "10")
     assert got["recovered"] == got["links"] == 10 and got["missed"] == 0
     # Idle time is skipped and only this process's own time counts, so these do not hang on how busy the machine is.
     assert 0 < got["masked_after_limit_s"]["max"] <= got["hop_s"] + 0.05

@@ -2,7 +2,7 @@
 
 Inside :func:`run`, ``time.monotonic()`` and the event loop's clock are the machine's times a factor; processes with the
 same factor have the same clock. What a program computes takes so many times longer by it, so the factor must leave idle
-time. Waiting for one process alone is better skipped (``skipped_idle.py``).
+time. Waiting for one process alone is better skipped (``idle_skipping_clock.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from .skipped_idle import run_by
+from .idle_skipping_clock import run_by
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Made boards behind one socket: ``python -m tests.bridge.made_fleet SOCKET FOLDER``; ``HOST:PORT`` for one of TCP.
+"""Made boards behind one socket: ``python -m tests.support.made_fleet SOCKET FOLDER``; ``HOST:PORT`` for one of TCP.
 
 Who connects names a board in one line and is then served by that board's agent, in a process of its own with a home of
 its own: as sshd does it, but for the login, and forked from a process that has imported everything, which makes fifty

@@ -1,6 +1,6 @@
 """Made recordings of two modalities at different rates, one of them lacking for a person; and trainings on them.
 
-A program for one process or for ``torchrun``: ``many_processes.py compare|endless OUT``, see :func:`main`.
+A program for one process or for ``torchrun``: ``-m tests.support.made_training compare|endless OUT``, see :func:`main`.
 """
 
 from __future__ import annotations

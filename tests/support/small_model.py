@@ -1,9 +1,10 @@
-"""Make a small real model as a draft: ``python tests/small_model.py FOLDER``. A process of its own, because of torch.
+"""Make a small real model as a draft: ``python -m tests.support.small_model FOLDER``.
 
-Two modalities, random weights, float programs for LiteRT, ExecuTorch and ONNX Runtime, with golden windows and every
-engine's own logits on them. Beside the draft, in ``FOLDER/programs``, lies a program with two inputs that must not be
-mixed up: ``a``, ``b`` (1, 3) give ``difference`` = a - b (1, 3) and ``joined`` = [a, b, a] (1, 9); and, as .pte only,
-``rounded`` that rounds ``x`` (1, 3) to multiples of 0.5 with quantised kernels outside any delegate.
+A process of its own, because of torch. Two modalities, random weights, float programs for LiteRT, ExecuTorch and ONNX
+Runtime, with golden windows and every engine's own logits on them. Beside the draft, in ``FOLDER/programs``, lies a
+program with two inputs that must not be mixed up: ``a``, ``b`` (1, 3) give ``difference`` = a - b (1, 3) and
+``joined`` = [a, b, a] (1, 9); and, as .pte only, ``rounded`` that rounds ``x`` (1, 3) to multiples of 0.5 with
+quantised kernels outside any delegate.
 """
 
 from __future__ import annotations

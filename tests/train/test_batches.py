@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +10,14 @@ import torch
 
 from armlet_train.data.corpus import Corpus
 from armlet_train.data.loader import Source, in_batches, steps_per_epoch
+from tests.support.made_training import made_corpus
 
-MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "many_processes.py"))
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    made: Corpus = MADE["made_corpus"]()
-    return made
+    return made_corpus()
 
 
 def test_readers_give_what_memory_gives(corpus: Corpus) -> None:

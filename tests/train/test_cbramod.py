@@ -18,8 +18,7 @@ from armlet_train.models import build as methods
 from armlet_train.models import cbramod
 from armlet_train.models.cbramod import CBraMod, CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes
-
-from . import braindecode_cbramod
+from tests.support import braindecode_cbramod
 
 EEG = Modality("eeg", ("C3", "C4", "Cz"), "uV", 200.0)
 ECG = Modality("ecg", ("1", "2"), "mV", 100.0)

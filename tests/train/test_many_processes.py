@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
-PROGRAM = Path(__file__).parent / "many_processes.py"
+ROOT = Path(__file__).parents[2]
+PROGRAM = ("-m", "tests.support.made_training")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     for name, launch in (("one", [sys.executable]), ("two", TORCHRUN)):
         (tmp_path / name).mkdir()
-        command = [*launch, str(PROGRAM), "compare", str(tmp_path / name / "weights.pt")]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        command = [*launch, *PROGRAM, "compare", str(tmp_path / name / "weights.pt")]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     one, two = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["refusal"] == "" and "25 windows cannot be shared by 2 processes" in two["refusal"]
@@ -33,8 +34,8 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
 
 
 def test_all_end_when_one_dies(tmp_path: Path) -> None:
-    command = [*TORCHRUN, str(PROGRAM), "endless", str(tmp_path)]
-    training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [*TORCHRUN, *PROGRAM, "endless", str(tmp_path)]
+    training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         marks = [tmp_path / "rank0", tmp_path / "rank1"]
         give_up = time.monotonic() + 120

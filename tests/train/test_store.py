@@ -21,6 +21,8 @@ from armlet_train.data import corpus as data
 from armlet_train.data.datasets.base import DataSet, Entry
 from armlet_train.recipes import DataRecipe
 
+ROOT = Path(__file__).parents[2]
+
 ECG = Modality("ecg", ("lead",), "mV", 100.0)
 ACC = Modality("acc", ("x", "y", "z"), "g", 25.0)
 RECIPE = DataRecipe("made by hand", ("ecg", "acc"), ("rest", "walk"), 2.0, 1.0, 0.5)
@@ -93,17 +95,16 @@ def test_starts_are_counted_without_being_listed() -> None:
 
 KILLED = """
 import sys
-sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_store import prepared
+from tests.train.test_store import prepared
 prepared(12, Path(sys.argv[1]), slow=0.2, workers=2)
 """
 
 
 def test_killed_preparation_goes_on_and_half_written_shards_never_count(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    command = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent)]
-    process = subprocess.Popen(command, start_new_session=True)
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(list(folder.glob("shard-*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

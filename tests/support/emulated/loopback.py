@@ -19,7 +19,7 @@ START_S = 30.0
 
 
 class Loopback:
-    """Has the face of :class:`~tests.emulated.board.Machine`; a power cut is SIGKILL to all of its processes."""
+    """Has the face of :class:`~tests.support.emulated.board.Machine`; a power cut kills all of its processes."""
 
     machine = "loopback"
 
