@@ -16,7 +16,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,14 +28,13 @@ import tomllib
 from rich.console import Console
 
 from armlet_runtime.arrays import Float32
+from armlet_runtime.cli import GROUP
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
 
-from ..commands import finetune as finetune_command
-from ..commands import pretrain as pretrain_command
 from ..data import Scored
 from ..data import corpus as data
 from ..engine import finetune
@@ -184,9 +183,9 @@ class Suite:
         write_atomic(recipe, text)
         pretrained, tuned = folder / "pretrain", folder / "finetune"
         if not (pretrained / "run.json").exists():
-            self._armlet(pretrain_command, recipe, "--out", pretrained)
+            self._armlet("pretrain", recipe, "--out", pretrained)
         if not (tuned / "run.json").exists():
-            self._armlet(finetune_command, recipe, "--from", pretrained, "--out", tuned)
+            self._armlet("finetune", recipe, "--from", pretrained, "--out", tuned)
         return runs.load_run(tuned, "finetune")
 
     def _specialist(self, table: Mapping[str, Any], subset: tuple[str, ...]) -> runs.TrainedRun:
@@ -199,9 +198,13 @@ class Suite:
         folder = f"{subset_name(subset)}-{_digest(specialist)[:12]}"
         return self._trained(self.folder / "specialists" / folder, specialist)
 
-    def _armlet(self, command: ModuleType, *words: str | Path) -> None:
+    def _armlet(self, name: str, *words: str | Path) -> None:
         arguments = [*map(str, words), "--device", self.device]
-        self.console.print(f"[dim]$ armlet {command.NAME} {' '.join(arguments)}[/dim]", highlight=False, soft_wrap=True)
+        self.console.print(f"[dim]$ armlet {name} {' '.join(arguments)}[/dim]", highlight=False, soft_wrap=True)
+        (entry,) = entry_points(
+            group=GROUP, name=name
+        )  # by name, as the command line does: commands stand above this wing
+        command: ModuleType = entry.load()
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         command.run(parser.parse_args(arguments))
