@@ -142,11 +142,11 @@ def test_a_bundle_that_crashes_or_hangs_its_engine_is_refused(
     """The check's process is ended from outside as by a crashing engine, and stopped as by one that hangs."""
     old = deploy_to_slot(make_bundle(1), slot, public)
     for number, words in (
-        (signal.SIGSEGV, r"took its process down \(SIGSEGV\)"),
+        (signal.SIGSEGV, r"crashed its process \(SIGSEGV\)"),
         (signal.SIGSTOP, "took more than 3 s"),
     ):
         monkeypatch.setattr("armlet_runtime.install.slot_deploy.HEALTH_TIMEOUT_S", 3.0)
-        threading.Thread(target=_signal_child, args=("armlet_runtime.checks.deploy_check", number)).start()
+        threading.Thread(target=_signal_child, args=("deploy_check", number)).start()
         with pytest.raises(HealthError, match=words):
             deploy_to_slot(make_bundle(2), slot, public)
         assert digest(current_bundle(slot), public) == old.digest

@@ -51,7 +51,7 @@ def digest(slot: Path) -> str:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("crash", r"toy 0\.2 was in use and taken back: it took its process down \(SIGFPE\) when it decided live"),
+        ("crash", r"toy 0\.2 was in use and taken back: it crashed its process \(SIGFPE\) when it decided live"),
         ("nan", "taken back: its scores on a golden signal are no numbers"),
         ("slow", r"taken back: (a decision took \d+ ms, and 700 ms are allowed|it made no decisions within 25 s)"),
     ],
@@ -78,7 +78,7 @@ def test_a_first_bundle_that_fails_in_use_leaves_an_empty_slot(make_bundle: Make
 
 def test_a_program_that_crashes_its_engine_is_never_in_use(make_bundle: MakeBundle, slot: Path) -> None:
     old = deploy_to_slot(make_bundle(1), slot)
-    with pytest.raises(HealthError, match=r"took its process down \(SIGFPE\): the engine crashed on it"):
+    with pytest.raises(HealthError, match=r"crashed its process \(SIGFPE\): the engine crashed on it"):
         deploy_to_slot(make_bundle(2, fault=Fault("crash", "golden")), slot)
     assert digest(slot) == old.digest
 
@@ -87,8 +87,8 @@ def test_a_program_that_crashes_its_engine_is_never_in_use(make_bundle: MakeBund
     ("fault", "golden_error", "words"),
     [
         (None, 0.5, "golden run on onnx differs by 0.5"),
-        (Fault("crash", "golden"), 0.0, "took its process down (SIGFPE)"),
-        (Fault("crash", "live"), 0.0, "was in use and taken back: it took its process down (SIGFPE)"),
+        (Fault("crash", "golden"), 0.0, "crashed its process (SIGFPE)"),
+        (Fault("crash", "live"), 0.0, "was in use and taken back: it crashed its process (SIGFPE)"),
     ],
 )
 def test_a_board_reports_why_it_has_its_old_bundle(

@@ -14,6 +14,7 @@ import pytest
 
 from armlet_runtime.checks.bench import BenchReport, cases, fresh_start, measure_engines
 from armlet_runtime.errors import EngineError, UsageError
+from armlet_runtime.install import check_command
 from armlet_runtime.machine import describe, peak_resident_bytes, resident_bytes
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.golden_run import golden_windows, physical_windows
@@ -140,3 +141,30 @@ def test_the_benchmark_suites_run(small_bundle: Any, tmp_path: Path) -> None:
         info = found[f"test_{name}[onnx]"]
         assert 0 < info["p50_us"] <= info["p90_us"] <= info["p99_us"]
     assert found["test_fresh_process[onnx]"]["cold_start_s"] > 0
+
+
+def test_a_check_that_there_is_not_is_an_error_in_one_sentence() -> None:
+    done = subprocess.run(check_command("warm_start"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "armlet: there is no check 'warm_start'; there are cold_start, deploy_check, export_proof, trial_run\n"
+    )
+
+
+def test_the_cold_start_imports_no_other_check_and_no_wing_above_the_model(small_bundle: Any) -> None:
+    arguments = [str(small_bundle.path), "onnx", "0", str(small_bundle.public_key_path)]
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_module('armlet_runtime.checks', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('armlet_runtime.')))\n"
+        "print('argparse' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "cold_start", *arguments], capture_output=True, text=True)
+    _, modules, argparse = done.stdout.splitlines()
+    wings = {name.split(".")[1] for name in modules.split()}
+    assert not wings & {"install", "live", "views", "commands", "bluetooth", "formats", "cli"}
+    assert {name for name in modules.split() if name.startswith("armlet_runtime.checks.")} == {
+        "armlet_runtime.checks.cold_start"
+    }
+    assert argparse == "False"

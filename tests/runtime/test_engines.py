@@ -412,7 +412,7 @@ def legacy_python() -> Path:
 def test_the_legacy_engine_runs_the_same_programs(legacy_python: Path, small_draft: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
     done = subprocess.run(
-        [legacy_python, "-m", "armlet_runtime.checks.export_proof", small_draft, small_draft / "input.npz", out,
+        [legacy_python, "-m", "armlet_runtime.checks", "export_proof", small_draft, small_draft / "input.npz", out,
          "--engine", "tflite"],
         capture_output=True, text=True, env={"PYTHONPATH": str(Path(engines.__file__).parents[2])},
     )  # fmt: skip

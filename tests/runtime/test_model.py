@@ -17,6 +17,7 @@ from armlet_runtime.bundle.container import write_bundle
 from armlet_runtime.bundle.manifest import EnginePrograms, Manifest, ProgramRef, encode_manifest, named_members
 from armlet_runtime.checks.export_proof import Draft, ProofReport
 from armlet_runtime.errors import BundleError, DataError, EngineError, ExtraMemberError
+from armlet_runtime.install import check_command
 from armlet_runtime.model.bundle_model import BundleModel, choose_engine, load_array, programs_of
 from armlet_runtime.model.golden_run import golden_windows, run_golden, run_subsets
 
@@ -175,8 +176,7 @@ def test_the_golden_run_sees_another_result(draft: Draft, change: float, fp32_pa
 
 
 def run_prove(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "armlet_runtime.checks.export_proof", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(check_command("export_proof", *arguments), capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -222,10 +222,10 @@ def test_prove_with_torch_in_the_process_proves_nothing(small_draft: Path, tmp_p
     (tmp_path / "sitecustomize.py").write_text("import types, sys\nsys.modules['torch'] = types.ModuleType('torch')\n")
     code = (
         "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); import sitecustomize, importlib\n"
-        "importlib.reload(sitecustomize); runpy.run_module('armlet_runtime.checks.export_proof', run_name='__main__')"
+        "importlib.reload(sitecustomize); runpy.run_module('armlet_runtime.checks', run_name='__main__')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(small_draft), str(small_draft / "input.npz"),
+        [sys.executable, "-c", code, str(tmp_path), "export_proof", str(small_draft), str(small_draft / "input.npz"),
          str(tmp_path / "o.npz"), "--engine", "onnx"],
         capture_output=True, text=True,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from armlet_runtime.bundle.manifest import (
     ProgramRef,
     encode_manifest,
 )
+from armlet_runtime.install import check_command
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.windows import Normalisation, WindowSpec
 
@@ -160,8 +161,8 @@ def main(folder: Path) -> None:
     np.savez(folder / "input.npz", **{name: np.load(folder / "golden" / f"{name}.npy") for name in NAMES})
     rows = []
     for engine in SUFFIXES:
-        command = [sys.executable, "-m", "armlet_runtime.checks.export_proof", str(folder), str(folder / "input.npz")]
-        subprocess.run([*command, str(folder / f"{engine}.npz"), "--engine", engine], check=True)
+        proof = (folder, folder / "input.npz", folder / f"{engine}.npz", "--engine", engine)
+        subprocess.run(check_command("export_proof", *proof), check=True)
         with np.load(folder / f"{engine}.npz") as proof:
             (folder / "golden" / f"{engine}.npy").write_bytes(npy(proof["logits"]))
         for subset in ("acc+gyro", "acc", "gyro"):

@@ -103,7 +103,7 @@ class Draft:
     members: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the members that there are, and the manifest, as a draft for ``armlet_runtime.checks.export_proof``."""
+        """Write the members that there are, and the manifest, as a draft for the check ``export_proof``."""
         for member, data in ({MANIFEST: encode_manifest(self.manifest)} | self.members).items():
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ windows:
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from armlet_runtime.arrays import Float32
 from armlet_runtime.bundle import AGGREGATOR, ProgramRow
 from armlet_runtime.checks import ProofReport
 from armlet_runtime.errors import ExportError
+from armlet_runtime.install import check_command, reason_of
 from armlet_runtime.metrics import confusion_matrix, f1_per_class, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_train.data import Scored
@@ -96,33 +96,22 @@ def run_engine(source: Path, windows: Mapping[str, Float32], engine: str, key: P
         key: Public key file, for a bundle.
 
     Raises:
-        ExportError: The process failed, or the programs do not stand odd inputs.
+        ExportError: The process failed, or the programs failed robustness checks.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder) / "windows.npz", Path(folder) / "logits.npz"
         np.savez(given, **{name: np.ascontiguousarray(array, np.float32) for name, array in windows.items()})  # type: ignore[arg-type]
-        command = [
-            sys.executable,
-            "-m",
-            "armlet_runtime.checks.export_proof",
-            str(source),
-            str(given),
-            str(got),
-            "--engine",
-            engine,
-        ]
-        done = subprocess.run([*command, *(["--key", str(key)] if key else [])], capture_output=True, text=True)
+        command = check_command(
+            "export_proof", source, given, got, "--engine", engine, *(("--key", key) if key else ())
+        )
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0 or not got.exists():
-            said = done.stderr.strip().splitlines()
-            why = said[-1].removeprefix("armlet: ") if said else f"exit status {done.returncode}"
-            raise ExportError(f"the programs for {engine} failed in a process of their own: {why}")
+            raise ExportError(f"the programs for {engine} failed in a process of their own: {reason_of(done)}")
         with np.load(got, allow_pickle=False) as result:
             report = msgspec.json.decode(str(result["report"]), type=ProofReport)
             proof = Proof(result["logits"], {name: result[f"tokens_{name}"] for name in windows}, report)
     if report.failed:
-        raise ExportError(
-            f"the programs for {engine} do not stand what boards meet: not so: {'; '.join(report.failed)}"
-        )
+        raise ExportError(f"the programs for {engine} failed robustness checks: {'; '.join(report.failed)}")
     return proof
 
 

@@ -11,7 +11,6 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -23,6 +22,7 @@ import numpy as np
 from .. import engines
 from ..bundle import AGGREGATOR, Bundle, open_bundle, step_of, trusted_keys
 from ..errors import EngineError, UsageError
+from ..install import check_command, reason_of
 from ..machine import Machine, describe
 from ..model import BundleModel, choose_engine, golden_windows, physical_windows
 from .cold_start import FreshStart
@@ -108,7 +108,7 @@ def measure_engines(
         key_files: Trusted keys; none for those of the home.
         wanted: Engines; none for all of the bundle's that can be used here.
         seconds: Time for the latencies of all engines together; fresh processes come on top.
-        progress: Told what is being done.
+        progress: Called with a few words at each step.
 
     Raises:
         ArmletError: The bundle or a wanted engine cannot be used, or a fresh process failed.
@@ -205,15 +205,14 @@ def _latencies(bundle: Bundle, models: dict[str, BundleModel], seconds: float) -
 
 
 def fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStart:
-    """Start a process that decides, and wait for what it says.
+    """Start a process that decides, and wait for its figures.
 
     Raises:
-        EngineError: It failed; the message is what it said.
+        EngineError: The process failed; the message ends with its own error.
     """
     # The monotonic clock is the machine's, so the new process can tell how long ago this was.
-    command = [sys.executable, "-m", "armlet_runtime.checks.cold_start", str(path), engine, str(time.monotonic_ns())]
-    done = subprocess.run([*command, *map(str, key_files)], capture_output=True, text=True, check=False)
+    command = check_command("cold_start", path, engine, str(time.monotonic_ns()), *key_files)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise EngineError(f"a fresh process with {engine} failed: {last[0].removeprefix('armlet: ')}")
+        raise EngineError(f"a fresh process with {engine} failed: {reason_of(done)}")
     return msgspec.json.decode(done.stdout, type=FreshStart)

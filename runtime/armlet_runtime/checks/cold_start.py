@@ -1,13 +1,12 @@
-"""A fresh process that decides with a bundle, and says how long its start took and how much memory it needs.
+"""How long a fresh process takes to its first decision with a bundle, and how much memory it needs.
 
-``python -m armlet_runtime.checks.cold_start BUNDLE ENGINE STARTED_NS [KEY ...]``; ``STARTED_NS`` is
-``time.monotonic_ns()`` when the process was started. It prints :class:`FreshStart` as JSON. It imports what a decision
-needs and nothing else.
+``python -m armlet_runtime.checks cold_start BUNDLE ENGINE STARTED_NS [KEY ...]``; ``STARTED_NS`` is
+``time.monotonic_ns()`` when the process was started. It prints :class:`FreshStart` as JSON. This module imports what a
+decision needs and nothing else, not even argparse.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import msgspec
 
 from ..bundle import open_bundle, trusted_keys
-from ..errors import ArmletError
 from ..machine import peak_resident_bytes, resident_bytes
 from ..model import BundleModel, physical_windows
 
@@ -40,26 +38,22 @@ class FreshStart(msgspec.Struct, frozen=True):
     peak_bytes: int
 
 
-def main(argv: Sequence[str]) -> int:
-    """Decide, and print the figures."""
-    path, engine, started_ns, *key_files = argv
-    try:
-        bundle = open_bundle(Path(path), trusted_keys([Path(key) for key in key_files]))
-        windows = physical_windows(bundle.manifest, bundle.read)
-        before = resident_bytes()
-        model = BundleModel.from_bundle(bundle, engine)
-        first = {name: array[0] for name, array in windows.items()}
+def main(arguments: Sequence[str]) -> int:
+    """Decide, and print the figures.
+
+    Raises:
+        ArmletError: The bundle or the engine cannot be used.
+    """
+    path, engine, started_ns, *key_files = arguments
+    bundle = open_bundle(Path(path), trusted_keys([Path(key) for key in key_files]))
+    windows = physical_windows(bundle.manifest, bundle.read)
+    before = resident_bytes()
+    model = BundleModel.from_bundle(bundle, engine)
+    first = {name: array[0] for name, array in windows.items()}
+    model.predict(first)
+    cold_start_s = (time.monotonic_ns() - int(started_ns)) / 1e9
+    for _ in range(FRESH_DECISIONS):
         model.predict(first)
-        cold_start_s = (time.monotonic_ns() - int(started_ns)) / 1e9
-        for _ in range(FRESH_DECISIONS):
-            model.predict(first)
-    except ArmletError as error:
-        print(f"armlet: {error}", file=sys.stderr)
-        return 2
     result = FreshStart(cold_start_s, resident_bytes(), before, peak_resident_bytes())
     print(msgspec.json.encode(result).decode())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,11 @@
-"""The health check of a bundle on this machine: ``python -m armlet_runtime.checks.deploy_check BUNDLE``, a process of
-its own.
+"""The health check of a bundle before its slot is switched: ``python -m armlet_runtime.checks deploy_check BUNDLE``.
 
-A process of its own, because a program may take its engine, and the process with it, down. It verifies the bundle,
+It runs in a process of its own, because a program may crash its engine and the process with it. It verifies the bundle,
 makes the golden run, and times whole decisions: a board too slow for the bundle's hop cannot run it live.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +15,8 @@ import msgspec
 from ..arrays import Float32
 from ..bundle import decode_certificate, open_bundle, trusted_keys
 from ..install import DEPLOY_CHECK, Health
-from ..install import child_process as child
 from ..model import BundleModel, golden_windows, run_golden
+from .bundle_arguments import read_arguments
 
 DECISIONS = 40
 """How many decisions are timed: the 95th percentile is then the third slowest."""
@@ -44,25 +42,21 @@ def check(path: Path, keys: Sequence[Path] = ()) -> Health:
 
 
 def _decision_s(model: BundleModel, windows: Mapping[str, Float32]) -> float:
-    taken = []
+    times_s = []
     for number in range(DECISIONS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         tokens = {name: model.encode_normalised(name, part[number % len(part)]) for name, part in windows.items()}
         model.aggregate(tokens)
-        taken.append(time.perf_counter() - began)
-    return sorted(taken)[DECISIONS * 95 // 100 - 1]
+        times_s.append(time.perf_counter() - start)
+    return sorted(times_s)[DECISIONS * 95 // 100 - 1]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print what was found as JSON; 0 passed, 1 failed, 2 with one sentence for an error."""
+def main(arguments: Sequence[str]) -> int:
+    """Print the :class:`~armlet_runtime.install.health.Health` of a bundle as JSON; 0 if it passed, else 1.
 
-    def look(path: Path, keys: Sequence[Path]) -> int:
-        health = check(path, keys)
-        print(msgspec.json.encode(health).decode())
-        return 0 if health.passed else 1
-
-    return child.main(DEPLOY_CHECK, look, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ArmletError: As :func:`check`.
+    """
+    health = check(*read_arguments(DEPLOY_CHECK, arguments))
+    print(msgspec.json.encode(health).decode())
+    return 0 if health.passed else 1

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m armlet_runtime.checks.export_proof DRAFT_OR_BUNDLE INPUT.npz OUTPUT.npz --engine litert
+    python -m armlet_runtime.checks export_proof DRAFT_OR_BUNDLE INPUT.npz OUTPUT.npz --engine litert
 
 A draft is a folder with ``manifest.json`` and the member files that it names, unsigned. ``INPUT.npz`` has for every
 modality an array (n, channels, samples) float32 of *normalised* windows, as the golden windows are. ``OUTPUT.npz`` gets
@@ -28,7 +28,7 @@ import numpy as np
 
 from ..arrays import Float32
 from ..bundle import MANIFEST, Manifest, decode_manifest, open_bundle, trusted_keys
-from ..errors import ArmletError, BundleError, DataError, EngineError, MissingMemberError
+from ..errors import BundleError, DataError, EngineError, MissingMemberError
 from ..files import write_atomic
 from ..machine import resident_bytes
 from ..modalities import subset_name, subsets
@@ -36,7 +36,7 @@ from ..model import BundleModel, run_encoders, run_subsets, what_failed
 
 
 class ProofReport(msgspec.Struct, frozen=True):
-    """What the run said of itself.
+    """How the run went.
 
     Attributes:
         engine: Engine name, with its ``version`` and ``detail``.
@@ -45,7 +45,7 @@ class ProofReport(msgspec.Struct, frozen=True):
         load_s: Time to load the engine and all programs.
         run_s: Time of all windows in all subsets.
         resident_bytes: Memory of this process at the end.
-        failed: What :func:`armlet_runtime.model.golden_run.what_failed` found.
+        failed: Properties that the programs lack, of :func:`armlet_runtime.model.golden_run.what_failed`.
         steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
     """
 
@@ -92,7 +92,7 @@ def read_windows(path: Path, manifest: Manifest) -> dict[str, Float32]:
     """Read an input file: modality name to (n, channels, samples) float32, the same n for all.
 
     Raises:
-        DataError: It is no such file.
+        DataError: The file cannot be read, or does not hold such windows.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -144,27 +144,23 @@ def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Seq
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one sentence on standard error."""
+def main(arguments: Sequence[str]) -> int:
+    """The command; always 0.
+
+    Raises:
+        ArmletError: As :func:`prove`, and where torch was imported.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m armlet_runtime.checks.export_proof", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m armlet_runtime.checks export_proof", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("source", type=Path, help="draft folder, or bundle")
     parser.add_argument("input", type=Path, help=".npz of normalised windows, one array a modality")
     parser.add_argument("output", type=Path, help=".npz to write")
     parser.add_argument("--engine", required=True, help="engine to run on")
     parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key, for a bundle")
-    args = parser.parse_args(argv)
-    try:
-        prove(args.source, args.input, args.output, args.engine, args.key)
-        if "torch" in sys.modules:
-            args.output.unlink()
-            raise EngineError("torch was imported during the run, so it proves nothing for a board")
-    except ArmletError as error:
-        print(f"armlet: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(arguments)
+    prove(args.source, args.input, args.output, args.engine, args.key)
+    if "torch" in sys.modules:
+        args.output.unlink()
+        raise EngineError("torch was imported during the run, so it proves nothing for a board")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """A trial run of a bundle on probation: the live loop decides on the bundle's golden windows.
 
-``python -m armlet_runtime.checks.trial_run file:SLOT``, a process of its own, because a program may take its process
-down. A slot's probation asks for it where no runtime is at work, or no wearable is in reach.
+``python -m armlet_runtime.checks trial_run file:SLOT`` runs in a process of its own, because a program may crash its
+process. A slot's probation starts it where no runtime is at work, or no wearable is in reach.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import msgspec
 import numpy as np
 
 from ..bundle import open_bundle, trusted_keys
-from ..install import DECISIONS, TRIAL_RUN, Report, bound_s, child_process
+from ..install import DECISIONS, TRIAL_RUN, Report, bound_s
+from .bundle_arguments import read_arguments
 
 
 def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
     """Let the live loop decide on a bundle's golden windows, as fast as this machine can.
 
-    The time of the samples is made; what a decision takes on this machine is added to it.
+    The samples carry simulated times; the time that a decision takes on this machine is added to them.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
@@ -67,19 +68,15 @@ def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """One sentence of what was decided; 1 if it was not enough, 2 for an error."""
+def main(arguments: Sequence[str]) -> int:
+    """Print one sentence about the decisions; 0 if they passed, else 1.
 
-    def look(path: Path, keys: Sequence[Path]) -> int:
-        report = decide_on_golden_windows(path, keys)
-        if report.failed:
-            print(report.failed, file=sys.stderr)
-            return 1
-        print(f"{report.decisions} decisions on golden windows, the slowest after {report.latency_s * 1e3:.0f} ms")
-        return 0
-
-    return child_process.main(TRIAL_RUN, look, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ArmletError: As :func:`decide_on_golden_windows`.
+    """
+    report = decide_on_golden_windows(*read_arguments(TRIAL_RUN, arguments))
+    if report.failed:
+        print(report.failed, file=sys.stderr)
+        return 1
+    print(f"{report.decisions} decisions on golden windows, the slowest after {report.latency_s * 1e3:.0f} ms")
+    return 0

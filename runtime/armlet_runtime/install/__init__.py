@@ -3,10 +3,11 @@
 Imports the root, the engines, the bundle and the model.
 """
 
-from . import child_process, frames
+from . import frames
 from .agent import LOG_LINES
-from .health import DEPLOY_CHECK, Health
-from .probation import DECISIONS, TRIAL_RUN, Follower, ProbationError, bound_s, open_settled
+from .child_process import DEPLOY_CHECK, TRIAL_RUN, check_command, reason_of
+from .health import Health
+from .probation import DECISIONS, Follower, ProbationError, bound_s, open_settled
 from .rollback_protection import floor, permit
 from .slot_deploy import HealthError, deploy_to_slot, slot_folder
 from .slots import PLACES, SCHEME, Board, PlaceState, Report, bundle_path, current_bundle, read_state
@@ -33,7 +34,7 @@ __all__ = [
     "Update",
     "bound_s",
     "bundle_path",
-    "child_process",
+    "check_command",
     "current_bundle",
     "deploy_to_slot",
     "floor",
@@ -44,6 +45,7 @@ __all__ = [
     "permit",
     "properties",
     "read_state",
+    "reason_of",
     "remove",
     "slot_folder",
     "state",

@@ -1,45 +1,41 @@
-"""A process of its own that tries a bundle, so that what its programs do to a process they do not do to the caller's.
+"""Checks of a bundle in a process of their own, so that a program that crashes its process leaves the caller's alone.
 
-Both sides of it: :func:`run` starts ``python -m MODULE BUNDLE --key ...`` and :func:`main` is what such a module is.
+The checks are those of ``python -m armlet_runtime.checks NAME BUNDLE ...`` (:mod:`armlet_runtime.checks`).
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ArmletError
-from .slots import bundle_path
+DEPLOY_CHECK = "deploy_check"
+"""The check of a bundle before a slot is switched to it."""
+
+TRIAL_RUN = "trial_run"
+"""Decisions of the live loop on a bundle's golden windows."""
 
 
-def run(module: str, bundle: str | Path, keys: Sequence[Path], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a module on a bundle; ``bundle`` and ``keys`` as for :func:`main`.
+def check_command(name: str, *arguments: str | Path) -> list[str]:
+    """The command that makes a check with this Python."""
+    return [sys.executable, "-m", "armlet_runtime.checks", name, *map(str, arguments)]
+
+
+def run_check(
+    name: str, bundle: str | Path, keys: Sequence[Path], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Make a check of a bundle, or of ``file:SLOT``, against these keys, and wait for it.
 
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
     """
-    command = [sys.executable, "-m", module, str(bundle)]
-    for key in keys:
-        command += ["--key", str(key)]
+    options = [text for key in keys for text in ("--key", key)]
+    command = check_command(name, bundle, *options)
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-def last_words(ran: subprocess.CompletedProcess[str]) -> str:
-    """The last sentence of a process that did not end well."""
-    return (ran.stderr.strip().splitlines() or [f"ended with status {ran.returncode}"])[-1]
-
-
-def main(module: str, look: Callable[[Path, Sequence[Path]], int], argv: Sequence[str] | None) -> int:
-    """What ``look`` gives for the bundle and the keys of a command line; 2, after one sentence, for an error."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}")
-    parser.add_argument("bundle", help="bundle, or file:SLOT")
-    parser.add_argument("--key", type=Path, action="append", default=[], help="trusted public key (repeatable)")
-    args = parser.parse_args(argv)
-    try:
-        return look(bundle_path(args.bundle), args.key)
-    except ArmletError as error:
-        print(error, file=sys.stderr)
-        return 2
+def reason_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a check failed: the last line that it wrote to its standard error."""
+    lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+    return lines[-1].removeprefix("armlet: ")

@@ -1,4 +1,4 @@
-"""What the check of a bundle before its switch found; the check itself runs in a process of its own."""
+"""The result of the health check that a bundle passes before a slot is switched to it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import msgspec
 
 from ..model import GoldenResult
 
-DEPLOY_CHECK = "armlet_runtime.checks.deploy_check"
-"""The module that makes the check."""
-
 
 class Health(msgspec.Struct, frozen=True):
-    """What the check found.
+    """Result of the health check.
 
     Attributes:
         golden: The golden run.

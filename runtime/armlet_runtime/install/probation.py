@@ -4,8 +4,7 @@ A deploy notes in the slot's state that the new bundle is on probation, switches
 (``armlet run file:SLOT``) is deciding with the slot's bundle, it takes the new one up between two windows and reports
 in ``live.json`` (:class:`~armlet_runtime.install.slots.Report`): the bundle is confirmed after :data:`DECISIONS`
 decisions, each within :func:`bound_s`. Where no runtime is at work, or no wearable is in reach, a process of its own
-decides on the bundle's golden windows as if they came from wearables (``python -m armlet_runtime.install.probation
-file:SLOT``).
+decides on the bundle's golden windows as if they came from wearables (:mod:`armlet_runtime.checks.trial_run`).
 
 Whatever else happens, the slot goes back: the runtime ends, gives no decisions, gives late ones, or the deploy itself
 is killed. Then nobody holds the slot's lock, and whoever comes next finds a probation that nobody watches and ends it:
@@ -29,7 +28,7 @@ import msgspec
 from ..bundle import Bundle, Manifest, open_bundle, trusted_keys
 from ..errors import BundleError, DeployError
 from ..files import write_atomic
-from . import child_process as child
+from .child_process import TRIAL_RUN, reason_of, run_check
 from .slots import (
     BUNDLE,
     CURRENT,
@@ -44,8 +43,6 @@ from .slots import (
     current_place,
     read_state,
 )
-
-TRIAL_RUN = "armlet_runtime.checks.trial_run"
 
 DECISIONS = 3
 """Decisions that a bundle must make before it is confirmed."""
@@ -178,7 +175,7 @@ def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = 
     # Of a bundle with a long hop fewer decisions are waited for, and none of one that decides hardly twice a minute.
     wanted = min(DECISIONS, int(PATIENCE_S / 2 / manifest.window.hop_s))
     if wanted == 0 or not _is_live(folder):
-        return _try(folder, keys, end)
+        return _trial_run(folder, keys, end)
     while time.monotonic() < end:
         report = _read_report(folder)
         if report is not None and report.digest == digest:
@@ -190,7 +187,7 @@ def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = 
                     f"{bound_s(manifest) * 1e3:.0f} ms are allowed"
                 )
             if report.restarting:
-                return _try(folder, keys, end)
+                return _trial_run(folder, keys, end)
             if report.decisions >= wanted:
                 return f"{report.decisions} live decisions, the slowest after {report.latency_s * 1e3:.0f} ms"
         if not _is_live(folder):
@@ -221,17 +218,17 @@ def _read_report(folder: Path) -> Report | None:
         return None
 
 
-def _try(folder: Path, keys: Sequence[Path], end: float) -> str:
+def _trial_run(folder: Path, keys: Sequence[Path], end: float) -> str:
     """Have a process of its own decide with the slot's bundle."""
     try:
-        ran = child.run(TRIAL_RUN, f"{SCHEME}{folder}", keys, max(end - time.monotonic(), 0.0))
+        done = run_check(TRIAL_RUN, f"{SCHEME}{folder}", keys, max(end - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
         raise ProbationError(f"it made no decisions within {PATIENCE_S:.0f} s") from None
-    if ran.returncode < 0:
-        raise ProbationError(f"it took its process down ({signal.Signals(-ran.returncode).name}) when it decided live")
-    if ran.returncode != 0:
-        raise ProbationError(child.last_words(ran))
-    return ran.stdout.strip()
+    if done.returncode < 0:
+        raise ProbationError(f"it crashed its process ({signal.Signals(-done.returncode).name}) when it decided live")
+    if done.returncode != 0:
+        raise ProbationError(reason_of(done))
+    return done.stdout.strip()
 
 
 # --- the runtime's side ---------------------------------------------------------------------------------------------

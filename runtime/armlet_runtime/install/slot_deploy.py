@@ -22,8 +22,8 @@ import msgspec
 from ..bundle import Bundle, Trust, open_bundle, trusted_keys
 from ..errors import DeployError, UsageError
 from ..files import chunks, write_atomic
-from . import child_process as child
-from .health import DEPLOY_CHECK, Health
+from .child_process import DEPLOY_CHECK, reason_of, run_check
+from .health import Health
 from .probation import ProbationError, flush, locked, switch, take_back, watch, write_state
 from .rollback_protection import admit
 from .slots import BUNDLE, CURRENT, PLACES, REPORT, SCHEME, STATE, PlaceState, Probation, current_place, read_board
@@ -197,16 +197,16 @@ def _sweep(folder: Path, place: str) -> None:
 def _check_health(path: Path, keys: Sequence[Path]) -> Health:
     """The health check of a bundle in a process of its own, as the board's runtime would load it."""
     try:
-        ran = child.run(DEPLOY_CHECK, path, keys, HEALTH_TIMEOUT_S)
+        done = run_check(DEPLOY_CHECK, path, keys, HEALTH_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise HealthError(f"the golden run took more than {HEALTH_TIMEOUT_S:.0f} s; {_AS_IT_WAS}") from None
-    if ran.returncode < 0:
-        name = signal.Signals(-ran.returncode).name
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
         why = "this CPU lacks an instruction that the engine uses" if name == "SIGILL" else "the engine crashed on it"
-        raise HealthError(f"the golden run took its process down ({name}): {why}; {_AS_IT_WAS}")
-    if ran.returncode not in (0, 1):
-        raise HealthError(f"the golden run could not be made: {child.last_words(ran)}; {_AS_IT_WAS}")
-    health = msgspec.json.decode(ran.stdout, type=Health)
+        raise HealthError(f"the golden run crashed its process ({name}): {why}; {_AS_IT_WAS}")
+    if done.returncode not in (0, 1):
+        raise HealthError(f"the golden run could not be made: {reason_of(done)}; {_AS_IT_WAS}")
+    health = msgspec.json.decode(done.stdout, type=Health)
     golden = health.golden
     if golden.max_difference > golden.tolerance:
         raise HealthError(
