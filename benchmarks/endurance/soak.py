@@ -108,7 +108,7 @@ class Worn:
 
 
 class LinkState(Protocol):
-    """What is known here of one of the runtime's links; see :class:`armlet_runtime.bluetooth.session.Link`."""
+    """What is known here of one of the runtime's links; see :class:`armlet_runtime.bluetooth.Link`."""
 
     state: str
     connections: int

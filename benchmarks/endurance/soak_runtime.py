@@ -67,7 +67,7 @@ NAMES = tuple(dict.fromkeys(spec.name for spec in SPECS))
 
 
 class Adapter:
-    """An adapter that can be pulled out and put back in: what :class:`armlet_runtime.bluetooth.session.Session`
+    """An adapter that can be pulled out and put back in: what :class:`armlet_runtime.bluetooth.Session`
     takes."""
 
     options: Mapping[str, Any] = {}

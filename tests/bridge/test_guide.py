@@ -17,7 +17,7 @@ from armlet_bridge.virtual import twins
 from armlet_bridge.virtual.air import AirController, AirLink
 from armlet_bridge.virtual.wearable import WearableSpec, put_on
 from armlet_runtime import wearables
-from armlet_runtime.bluetooth.session import Session
+from armlet_runtime.bluetooth import Session
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream

@@ -16,7 +16,7 @@ from armlet_bridge.radio.bumble_backend import open_bluetooth
 from armlet_bridge.virtual.air import AirController, AirLink
 from armlet_bridge.virtual.twins import DeviceClock, make_twin, twin_for
 from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
-from armlet_runtime.bluetooth.session import Session
+from armlet_runtime.bluetooth import Session
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Packet, Recording, Stream, read_recording, write_recording

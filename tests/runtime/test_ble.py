@@ -11,11 +11,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import armlet_runtime.bluetooth.session as ble
 from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
 from armlet_bridge.virtual.air import AirController, AirLink, serve
 from armlet_bridge.virtual.wearable import LinkLoss, Play, WearableSpec, put_on
-from armlet_runtime.bluetooth.session import Session, open_bluetooth
+from armlet_runtime.bluetooth import link, open_bluetooth, session
+from armlet_runtime.bluetooth.session import Session
 from armlet_runtime.errors import UsageError, WearableError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Packet, Recording, Stream
@@ -144,7 +144,7 @@ async def test_a_wearable_that_never_comes_does_not_hold_up_others() -> None:
 async def test_a_wearable_that_vanishes_while_connecting_does_not_hold_up_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ble, "CONNECT_S", 1.0)
+    monkeypatch.setattr(link, "CONNECT_S", 1.0)
     async with running(counting(6.0), ACC, GYRO) as (run, play, _):
         play.wearables["Acc"].controller.out_of_range()
         await run.until(lambda: "Gyro" in run.session.links)
@@ -168,7 +168,7 @@ async def test_only_wearables_of_use_are_taken() -> None:
 
 async def test_a_silent_wearable_is_taken_up_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a crash of bluetoothd looks like: the link seems to live, and nothing comes."""
-    monkeypatch.setattr(ble, "SILENCE_S", 0.5)
+    monkeypatch.setattr(link, "SILENCE_S", 0.5)
     async with running(counting(6.0), ACC) as (run, play, air):
         playing = asyncio.ensure_future(play.run())
         await run.until(lambda: len(run.of("Acc")) > 10)
@@ -205,7 +205,7 @@ async def test_spoilt_packets_over_the_air_are_counted() -> None:
 
 
 async def test_a_full_queue_drops_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ble, "QUEUE_PACKETS", 20)
+    monkeypatch.setattr(session, "QUEUE_PACKETS", 20)
     async with running(counting(2.0), ACC) as (run, play, _):
         await play.run()
         await asyncio.sleep(0.1)

@@ -18,25 +18,13 @@ from bumble.device import Device
 from bumble.gatt import Characteristic
 from bumble.transport.common import AsyncPipeSink
 
-import armlet_runtime.bluetooth.session as ble
 from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
 from armlet_bridge.virtual.air import AirController, AirLink
 from armlet_bridge.virtual.wearable import Play, VirtualWearable, WearableSpec, put_on
-from armlet_runtime.bluetooth.session import (
-    AWAY,
-    BUSY,
-    CANCEL_S,
-    CUT,
-    DISCONNECT_S,
-    LOCKED,
-    REFUSED,
-    STALE,
-    STOP_S,
-    Session,
-    Trouble,
-    open_bluetooth,
-    trouble_of,
-)
+from armlet_runtime.bluetooth import open_bluetooth
+from armlet_runtime.bluetooth.link import DISCONNECT_S, STOP_S
+from armlet_runtime.bluetooth.link_errors import AWAY, BUSY, CUT, LOCKED, REFUSED, STALE, Trouble, trouble_of
+from armlet_runtime.bluetooth.session import CANCEL_S, MAX_LINKS, Session
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
@@ -140,11 +128,11 @@ async def test_changing_addresses_do_not_pile_up() -> None:
                 device = BLEDevice(address, "Rotating", None)
                 heard = AdvertisementData("Rotating", {}, {}, [imu.SERVICE_UUID], None, -60, ())
                 session._heard(session._adapters[0], device, heard)
-                assert len(session.links) <= ble.MAX_LINKS
+                assert len(session.links) <= MAX_LINKS
                 if n % 50 == 0:
                     await asyncio.sleep(0)
             await asyncio.sleep(0.05)
-            assert len(session._tasks) <= ble.MAX_LINKS + 1 and not run.task.done()
+            assert len(session._tasks) <= MAX_LINKS + 1 and not run.task.done()
 
 
 async def test_what_is_no_wearable_is_refused_and_holds_up_nobody() -> None:
@@ -190,7 +178,7 @@ async def test_a_wearable_that_wants_a_bond_gets_one() -> None:
         async with ran(session) as run:
             await run.until(lambda: run.streaming("Acc"), 20)
             link = session.links["Acc"]
-            assert link.failures == {"locked": 1} and link.attempts == 2 and link.pair
+            assert link.failures == {"locked": 1} and link.attempts == 2 and session._supervisors["Acc"]._pair
             assert len(run.of("Acc", "info")) == 1
 
 
@@ -203,7 +191,7 @@ async def test_two_adapters_share_the_wearables() -> None:
         session = Session(adapters, modalities=("acc",))
         async with ran(session) as run:
             await run.until(lambda: run.streaming(*names), 20)
-            used = [link.adapter for link in session.links.values()]
+            used = [one.adapter for one in session._supervisors.values()]
             assert sorted(used.count(adapter) for adapter in session._adapters) == [2, 2]
             playing = asyncio.ensure_future(play.run(duration_s=1.0))
             await run.until(lambda: all(len(run.of(name)) > 15 for name in names), 10)

@@ -8,8 +8,8 @@ import weakref
 
 import pytest
 
+from armlet_runtime.bluetooth import Session
 from armlet_runtime.bluetooth import run_loop as driver
-from armlet_runtime.bluetooth.session import Session
 
 
 class Knot:

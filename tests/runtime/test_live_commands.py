@@ -243,7 +243,7 @@ def test_ctrl_c_ends_a_run_cleanly(played: Path, small_bundle: SmallBundle, tmp_
 def test_a_run_that_loses_its_bluetooth_keeps_what_it_did(
     played: Path, small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr("armlet_runtime.bluetooth.session.GIVE_UP_S", 1.0)
+    monkeypatch.setattr("armlet_runtime.bluetooth.adapters.GIVE_UP_S", 1.0)
     model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
     live, again, summary, record = (tmp_path / name for name in ("d.jsonl", "again.jsonl", "s.json", "r.mcap"))
     files = ["--record", str(record), "--decisions", str(live), "--json", str(summary)]

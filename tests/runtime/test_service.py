@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet_runtime.bluetooth.session import Link
+from armlet_runtime.bluetooth import Link
 from armlet_runtime.cli import main
 from armlet_runtime.decisions import Decision
 from armlet_runtime.install.systemd_unit import quoted, unit_text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet_runtime.bluetooth.session import Link
+from armlet_runtime.bluetooth import Link
 from armlet_runtime.bundle.manifest import CertificateRow
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.live.core import LiveCore

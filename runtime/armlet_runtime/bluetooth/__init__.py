@@ -3,7 +3,20 @@
 Imports the root, the wearables and the signals.
 """
 
+from .adapters import Bluetooth, SystemBluetooth, open_bluetooth
+from .link import Link
+from .link_errors import sentence_of
 from .run_loop import drive, play, turns
-from .session import Link, Session, open_bluetooth, sentence_of
+from .session import Session
 
-__all__ = ["Link", "Session", "drive", "open_bluetooth", "play", "sentence_of", "turns"]
+__all__ = [
+    "Bluetooth",
+    "Link",
+    "Session",
+    "SystemBluetooth",
+    "drive",
+    "open_bluetooth",
+    "play",
+    "sentence_of",
+    "turns",
+]

@@ -32,7 +32,7 @@ _RATE_NS = 2_000_000_000
 
 
 class LinkView(Protocol):
-    """What a screen shows of a link (see :class:`armlet_runtime.bluetooth.session.Link`)."""
+    """What a screen shows of a link (see :class:`armlet_runtime.bluetooth.Link`)."""
 
     @property
     def state(self) -> str:

@@ -27,7 +27,7 @@ from bleak.exc import BleakError
 
 from armlet_bridge.virtual.air import AirLink, KernelPort
 from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
-from armlet_runtime.bluetooth.session import Session, SystemBluetooth
+from armlet_runtime.bluetooth import Session, SystemBluetooth
 from armlet_runtime.signals.streams import Wearable
 
 from ..test_ble import Run, counting
@@ -269,8 +269,9 @@ async def test_wearables_are_shown_and_two_adapters_share_them(daemon: Daemon) -
             await run.until(lambda: run.streaming("Acc", "Gyro"), 40)
             await play.run(duration_s=1.0)
             await run.until(lambda: len(run.of("Acc")) == len(run.of("Gyro")) == 25)
-            links = run.session.links
-            assert links["Ghost"].state == "missing" and links["Acc"].adapter is not links["Gyro"].adapter
+            supervisors = run.session._supervisors
+            assert run.session.links["Ghost"].state == "missing"
+            assert supervisors["Acc"].adapter is not supervisors["Gyro"].adapter
         finally:
             run.task.cancel()
             await asyncio.gather(run.task, return_exceptions=True)
