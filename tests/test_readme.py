@@ -1,4 +1,4 @@
-"""Every command of the README, run as it stands there, in the README's order, on what the demo made."""
+"""Every command of the README and of the pages that continue it, run as it stands there on what the demo made."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+PAGES = ("README.md", "export/README.md", "runtime/README.md")
+"""In the order in which their commands are run: each continues those before it."""
+
+COMMANDS = [
+    line
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    for line in block.splitlines()
+]
 
 # 'make test' is what runs this, 'make demo' is the fixture in its quick form, and the benchmarks have their own test.
 ELSEWHERE = {"make demo", "make test", "make bench"}
@@ -63,6 +70,15 @@ def test_every_command_of_the_readme(demo_dir: Path, tmp_path: Path) -> None:
     shutil.rmtree(work)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()))
-def test_link_of_the_readme_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+LINKED = sorted({*PAGES, *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.md")), "train/README.md"})
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_links_of_a_page_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert missing == []
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
