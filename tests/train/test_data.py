@@ -318,7 +318,9 @@ def test_pickle_that_names_anything_else_is_refused(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"no", gzip.compress(b"no pickle", mtime=0), gzip.compress(pickle.dumps([1]), mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no", gzip.compress(b"no pickle", mtime=0), gzip.compress(pickle.dumps([1]), mtime=0)]
+)
 def test_file_that_is_not_hapt_is_one_sentence(content: bytes) -> None:
     with pytest.raises(DataError, match="HAPT"):
         hapt.parse(content)
