@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from armlet_runtime.checks import Draft
 from armlet_runtime.errors import EngineError
 from armlet_runtime.machine import describe
 from armlet_runtime.model import BundleModel, programs_of
+from tests.support import artefacts
 
-ROOT = Path(__file__).parent.parent
 ROUNDS, WARM_UP = 2000, 200
 
 
@@ -62,12 +60,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Draft:
+def small_draft() -> Draft:
     """The draft of the small model of the tests."""
-    folder = tmp_path_factory.mktemp("small") / "draft"
-    command = [sys.executable, "-m", "tests.support.small_model", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return Draft(folder)
+    return Draft(artefacts.small_draft())
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
 
 @pytest.mark.parametrize("engine", ["litert", "executorch"])
 def test_int8_outputs_are_the_same_bits_on_aarch64(
-    engine: str, board: Board, demo_dir: Path, tests_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: str, board: Board, demo_dir: Path, demo_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle, (key,) = demo_dir / "model.armlet", (tests_home / "trusted").glob("*.pub")
+    bundle, (key,) = demo_dir / "model.armlet", (demo_home / "trusted").glob("*.pub")
     here = subprocess.run(
         [sys.executable, SCRIPT, bundle, key, engine, tmp_path / "here.npz", "0"], capture_output=True, text=True
     )

@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("version", BOARD_PYTHONS)
 def test_bundle_runs_on_a_board_install(
-    version: str, wheel: Path, demo_dir: Path, tests_home: Path, tmp_path: Path
+    version: str, wheel: Path, demo_dir: Path, demo_home: Path, tmp_path: Path
 ) -> None:
     python = find_python(version)
     if python is None:
@@ -59,7 +59,7 @@ def test_bundle_runs_on_a_board_install(
         return subprocess.run([board / "armlet", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env)
 
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    bundle, (key,) = demo_dir / "model.armlet", (tests_home / "trusted").glob("*.pub")
+    bundle, (key,) = demo_dir / "model.armlet", (demo_home / "trusted").glob("*.pub")
 
     verified = armlet("verify", bundle, "--key", key, "--golden", "--engine", "litert")
     assert verified.returncode == 0, verified.stderr

@@ -14,6 +14,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def home(demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands find the demo's key."""
+    monkeypatch.setenv("ARMLET_HOME", str(demo_home))
+
+
 def demo(folder: Path) -> list[str]:
     return [sys.executable, "-m", "armlet_runtime", "demo", "--quick", "--out", folder.name]
 

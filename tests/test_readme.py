@@ -42,7 +42,7 @@ def test_every_command_of_the_readme(demo_dir: Path, tmp_path: Path) -> None:
     (bin_folder / "armlet").chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()
-    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    environment = {**os.environ, "ARMLET_HOME": str(tmp_path / "home"), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     background: list[subprocess.Popen[str]] = []
     for command in commands:
         if command in ELSEWHERE:

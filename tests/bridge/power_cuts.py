@@ -100,6 +100,20 @@ def calls_of(work: Callable[[], None], log: Path) -> list[tuple[str, int]]:
     return calls
 
 
+@contextlib.contextmanager
+def home_of(board: Path) -> Iterator[None]:
+    """Meanwhile ``ARMLET_HOME`` is that of the board."""
+    before = os.environ.get("ARMLET_HOME")
+    os.environ["ARMLET_HOME"] = str(board / HOME)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ARMLET_HOME"]
+        else:
+            os.environ["ARMLET_HOME"] = before
+
+
 def cut_everywhere(
     board: Path,
     prepare: Callable[[Path], Callable[[], None]],
@@ -121,14 +135,15 @@ def cut_everywhere(
     def anew() -> Callable[[], None]:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(board, copy, symlinks=True)
-        os.environ["ARMLET_HOME"] = str(copy / HOME)
         return prepare(copy)
 
-    calls = calls_of(anew(), board.with_name("calls.log"))
+    with home_of(copy):
+        calls = calls_of(anew(), board.with_name("calls.log"))
     cuts = Cuts(calls=len(calls))
     chosen = [call for call in calls if not names or call[0] in names]
     for name, number in chosen[::every]:
-        ended = run_traced(anew(), ["-o", "/dev/null", f"--inject={name}:signal=KILL:when={number}"])
+        with home_of(copy):
+            ended = run_traced(anew(), ["-o", "/dev/null", f"--inject={name}:signal=KILL:when={number}"])
         if ended == 0:  # this time it made fewer of these: waiting for another process goes now so, now so
             continue
         if ended != -signal.SIGKILL:
@@ -136,8 +151,9 @@ def cut_everywhere(
         cuts.cut += 1
         cuts.by_call[name] += 1
         try:
-            cuts.started[allowed[started_with(copy / "slot")]] += 1
-            update = Agent(copy).hello()["update"]
+            with home_of(copy):
+                cuts.started[allowed[started_with(copy / "slot")]] += 1
+                update = Agent(copy).hello()["update"]
             if update.state is State.UPDATING:
                 raise RuntimeError(f"the board says that it is updating, for ever: {update}")
         except Exception as error:  # whatever it is, it is what this looks for
@@ -179,25 +195,24 @@ def scenarios(
     digests = {"old": open_bundle(old, None).digest, "new": open_bundle(new, None).digest}
     names = {digests["old"]: "old", digests["new"]: "new"}
 
-    def board(name: str) -> Path:
+    def board(name: str, *work: Callable[[Path], object]) -> Path:
         prefix = folder / name
-        os.environ["ARMLET_HOME"] = str(prefix / HOME)
-        trust()
+        with home_of(prefix):
+            trust()
+            for step in work:
+                step(prefix)
         return prefix
+
+    def deploy(bundle: Path) -> Callable[[Path], object]:
+        return lambda prefix: deploy_to_slot(bundle, prefix / "slot")
 
     def install(prefix: Path) -> Callable[[], None]:
         return lambda: Agent(prefix).installing(None)
 
-    arriving = board("arriving")
-    deploy_to_slot(old, arriving / "slot")
-    first = board("first")
-    offer(first, old)
-    second = board("second")
-    deploy_to_slot(old, second / "slot")
-    offer(second, new)
-    back = board("back")
-    deploy_to_slot(new, back / "slot")
-    deploy_to_slot(old, back / "slot")
+    arriving = board("arriving", deploy(old))
+    first = board("first", lambda prefix: offer(prefix, old))
+    second = board("second", deploy(old), lambda prefix: offer(prefix, new))
+    back = board("back", deploy(new), deploy(old))
     return {
         "parts arrive": (arriving, lambda prefix: lambda: offer(prefix, new), names),
         "first deploy": (first, install, {"": "none", digests["old"]: "new"}),

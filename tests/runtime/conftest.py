@@ -1,10 +1,8 @@
-"""A small real model for the tests of this floor, made once a session in a process of its own (it needs torch)."""
+"""A small real model for the tests of this floor, which a process of its own makes (it needs torch)."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +17,7 @@ from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream, write_recording
-
-ROOT = Path(__file__).parents[2]
+from tests.support import artefacts
 
 
 @dataclass(frozen=True)
@@ -36,22 +33,18 @@ class SmallBundle:
 
 
 @pytest.fixture(scope="session")
-def small_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the draft that :mod:`tests.support.small_model` makes."""
-    folder = tmp_path_factory.mktemp("small") / "draft"
-    command = [sys.executable, "-m", "tests.support.small_model", str(folder)]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
-    assert made.returncode == 0, made.stderr[-3000:]
-    return folder
+def small_draft() -> Path:
+    """Folder of the draft that :mod:`tests.support.small_model` makes; not to be written in."""
+    return artefacts.small_draft()
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small_draft: Path) -> SmallBundle:
+def small_bundle(small_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallBundle:
     """The small model as a signed bundle."""
-    key_path = small_draft.parent / "signing.key"
+    key_path = (folder := tmp_path_factory.mktemp("small")) / "signing.key"
     key = keys.generate(key_path)
     draft = Draft(small_draft)
-    path = small_draft.parent / "small.armlet"
+    path = folder / "small.armlet"
     write_bundle(path, draft.manifest, {name: draft.read(name) for name in named_members(draft.manifest)}, [key])
     return SmallBundle(path, key, key_path.with_name("signing.key.pub"))
 

@@ -21,6 +21,7 @@ from armlet_runtime.engines import executorch, executorch_shim
 from armlet_runtime.engines.base import Program, match_tensors
 from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import EngineError
+from tests.support import artefacts
 
 SUFFIXES = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
 TWO_INPUTS = {"a": (1, 3), "b": (1, 3)}
@@ -396,16 +397,17 @@ def legacy_python() -> Path:
     if sys.version_info >= (3, 12):
         pytest.skip("tflite-runtime exists for Python 3.11 and older only")
     folder = executorch_shim.cache_folder() / "tflite-{}.{}".format(*sys.version_info)
-    if not (folder / "complete").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        done = subprocess.run(
-            [folder / "bin" / "python", "-m", "pip", "install", "-q", "numpy<2", "tflite-runtime==2.14.0",
-             "msgspec", "cryptography"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode != 0:
-            pytest.skip(f"tflite-runtime cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-        (folder / "complete").touch()
+    with artefacts.locked(folder.with_name(f".{folder.name}.lock")):
+        if not (folder / "complete").exists():
+            venv.create(folder, with_pip=True, clear=True)
+            done = subprocess.run(
+                [folder / "bin" / "python", "-m", "pip", "install", "-q", "numpy<2", "tflite-runtime==2.14.0",
+                 "msgspec", "cryptography"],
+                capture_output=True, text=True,
+            )  # fmt: skip
+            if done.returncode != 0:
+                pytest.skip(f"tflite-runtime cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+            (folder / "complete").touch()
     return folder / "bin" / "python"
 
 

@@ -6,6 +6,7 @@ sees losses and delays as it does on a radio link. Needs root, ``ip`` (Debian: i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import heapq
 import os
@@ -14,14 +15,17 @@ import select
 import shutil
 import struct
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 # linux/if_tun.h
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 1500
+NUMBERS = 256
 
 
 def why_not() -> str:
@@ -30,12 +34,29 @@ def why_not() -> str:
         return "ip is not installed: apt-get install iproute2"
     if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
         return "made links need root and /dev/net/tun"
-    name = f"armlet{os.getpid() % 10000}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        return f"no network namespaces here ({tried.stderr.strip()})"
-    subprocess.run(["ip", "netns", "del", name], check=False)
+    with free_number() as number:
+        name = f"armlet{number}"
+        tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            return f"no network namespaces here ({tried.stderr.strip()})"
+        subprocess.run(["ip", "netns", "del", name], check=False)
     return ""
+
+
+@contextlib.contextmanager
+def free_number() -> Iterator[int]:
+    """A number that no other process of this machine has: names of devices and addresses are made of it."""
+    for number in range(NUMBERS):
+        with Path(tempfile.gettempdir(), f"armlet-link-{number}.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            # Whoever had the number before may have been killed with its namespace up.
+            subprocess.run(["ip", "netns", "del", f"armlet{number}"], capture_output=True, check=False)
+            yield number
+            return
+    raise RuntimeError(f"all {NUMBERS} made links of this machine are in use")
 
 
 class BadLink:
@@ -53,9 +74,12 @@ class BadLink:
 
     def __init__(self, loss: float = 0.0, delay_s: float = 0.0, seed: int = 1) -> None:
         """Make nothing yet."""
-        number = os.getpid() % 10000
+        with contextlib.ExitStack() as stack:
+            number = stack.enter_context(free_number())
+            self._held = stack.pop_all()
         self.namespace = f"armlet{number}"
-        self.address, self._here = "10.213.77.2", "10.213.77.1"
+        # A network of four addresses for each number.
+        self._here, self.address = (f"10.213.{number // 64}.{number % 64 * 4 + host}" for host in (1, 2))
         self._names = (f"arm{number}h", f"arm{number}b")
         self.loss, self.delay_s, self.cut = loss, delay_s, False
         self.carried = self.lost = 0
@@ -89,6 +113,7 @@ class BadLink:
         for end in self._ends:
             os.close(end)
         self._ip("netns", "del", self.namespace)
+        self._held.close()
 
     def inside(self, *command: str) -> list[str]:
         """The command line that runs a command in the namespace."""

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.support import artefacts
+
 SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 CONFIG = Path(__file__).with_name("kernel.config")
 INIT = Path(__file__).with_name("init.sh")
@@ -56,9 +58,13 @@ def build() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     cache = Path(os.environ.get("ARMLET_CACHE", base / "armlet"))
     kernel = cache / f"user-mode-linux-{key}"
-    if kernel.exists():
-        return kernel
-    cache.mkdir(parents=True, exist_ok=True)
+    with artefacts.locked(cache / ".user-mode-linux.lock"):
+        if not kernel.exists():
+            _build(kernel)
+    return kernel
+
+
+def _build(kernel: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="armlet-kernel-") as name:
         folder = Path(name)
         excluded = [f"--exclude={pattern}" for pattern in LEFT_OUT]
@@ -68,12 +74,11 @@ def build() -> Path:
         _run(*make, f"-j{os.cpu_count() or 1}", "linux")
         _run("strip", str(folder / "linux"))
         # Renamed into its place, so that a build that was interrupted leaves nothing behind.
-        with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=kernel.parent, delete=False) as file:
             part = Path(file.name)
         shutil.copy(folder / "linux", part)
         part.chmod(0o755)
         part.rename(kernel)
-    return kernel
 
 
 def refusal(kernel: Path) -> str:

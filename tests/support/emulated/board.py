@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import sshd
+from .. import artefacts, sshd
 
 DEBIAN = "bookworm"
 TOOLS = {
@@ -168,11 +168,11 @@ def system(cache: Path) -> Path:
         subprocess.CalledProcessError: A step of making it failed; Debian's packages need a network.
     """
     contents = repr((DEBIAN, PACKAGES, FILES, INITRD_INIT, KINDS, DISK_BYTES))
-    folder = cache / f"board-{DEBIAN}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
-    if (folder / "complete").exists():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    key = hashlib.sha256(contents.encode()).hexdigest()[:8]
+    return artefacts.made(f"board-{DEBIAN}", key, _make_system, cache)
+
+
+def _make_system(folder: Path) -> None:
     root = folder / "root"
     _run(
         "mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64", f"--include={','.join(PACKAGES)}",
@@ -190,8 +190,6 @@ def system(cache: Path) -> Path:
         disk.truncate(DISK_BYTES)
     _run("mke2fs", "-q", "-F", "-t", "ext4", "-d", root, folder / "disk.ext4")
     shutil.rmtree(root)
-    (folder / "complete").touch()
-    return folder
 
 
 def _make_initrd(root: Path, version: str, folder: Path) -> None:
