@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
-from bleak.exc import BleakCharacteristicNotFoundError, BleakError, BleakGATTProtocolError
+from bleak.exc import (
+    BleakCharacteristicNotFoundError,
+    BleakDeviceNotFoundError,
+    BleakError,
+    BleakGATTProtocolError,
+)
 from bumble import hci
 from bumble.core import AdvertisingData
 from bumble.device import Device
 from bumble.gatt import Characteristic
 from bumble.transport.common import AsyncPipeSink
 
+from armlet_bridge.radio.bumble_backend import Bluetooth
 from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
 from armlet_bridge.virtual.air import AirController, AirLink
 from armlet_bridge.virtual.wearable import Play, VirtualWearable, WearableSpec, put_on
@@ -165,6 +173,39 @@ async def test_what_is_no_wearable_is_refused_and_holds_up_nobody() -> None:
             assert (link.failures, link.attempts) == ({"stale": 2, "refused": 1}, 3)
         toaster.power_off()
         assert play.wearables["Acc"].sent == 0
+
+
+def failing(bluetooth: Bluetooth, *errors: BaseException) -> tuple[Bluetooth, list[BaseException | None]]:
+    """An adapter whose first connection attempts end in errors; and what became of each attempt that reached it."""
+    attempts: list[BaseException | None] = []
+
+    class Failing(bluetooth.client):  # type: ignore[misc, name-defined]  # made when its adapter is opened
+        async def connect(self, pair: bool, **kwargs: Any) -> None:
+            error = errors[len(attempts)] if len(attempts) < len(errors) else None
+            attempts.append(error)
+            if error is not None:
+                raise error
+            await super().connect(pair, **kwargs)
+
+    return replace(bluetooth, client=Failing), attempts
+
+
+async def test_an_attempt_is_one_attempt_and_its_error_keeps_its_class() -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(worn(air, "Acc"))
+        bluetooth, attempts = failing(
+            await stack.enter_async_context(open_bumble(AirController("host", air))),
+            BleakError("[org.bluez.Error.Failed] le-connection-abort-by-local"),
+            BleakDeviceNotFoundError("C0:FF", "Device with address C0:FF was not found."),
+            BleakError("failed to discover services, device disconnected"),
+        )
+        session = Session(bluetooth, ("Acc",))
+        async with ran(session) as run:
+            await run.until(lambda: run.streaming("Acc"), 10)
+            link = session.links["Acc"]
+            assert link.attempts == len(attempts) == 4
+            assert link.failures == {"busy": 1, "away": 1, "cut": 1}
 
 
 async def test_a_wearable_that_wants_a_bond_gets_one() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from bleak import BleakClient
 from bleak.exc import BleakError
-from bleak_retry_connector import clear_cache, establish_connection
+from bleak_retry_connector import clear_cache
 
 from ..errors import PacketError, WearableError
 from ..signals import Packet
@@ -216,19 +216,10 @@ class LinkSupervisor:
         async with adapter.connecting:
             self._set("connecting")
             link.attempts += 1
-            client = await asyncio.wait_for(
-                establish_connection(
-                    BleakClient,
-                    self._sightings[adapter].device,
-                    link.name,
-                    disconnected_callback=lambda _: end(),
-                    max_attempts=1,
-                    use_services_cache=False,
-                    backend=adapter.bluetooth.client,
-                    **adapter.bluetooth.options,
-                ),
-                CONNECT_S,
-            )
+            bluetooth = adapter.bluetooth
+            device = self._sightings[adapter].device
+            client = BleakClient(device, lambda _: end(), backend=bluetooth.client, **bluetooth.options)
+            await asyncio.wait_for(client.connect(timeout=CONNECT_S), CONNECT_S)
         learning: asyncio.Task[None] | None = None
         wanted = Wanted(self._rates_hz)
         profiles: list[Profile] = []
