@@ -29,6 +29,7 @@ from armlet_bridge.radio.bumble_backend import Bluetooth
 from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
 from armlet_bridge.virtual.air import AirController, AirLink
 from armlet_bridge.virtual.wearable import Play, VirtualWearable, WearableSpec, put_on
+from armlet_runtime.bluetooth import link as link_module
 from armlet_runtime.bluetooth import open_bluetooth
 from armlet_runtime.bluetooth.link import DISCONNECT_S, STOP_S
 from armlet_runtime.bluetooth.link_errors import AWAY, BUSY, CUT, LOCKED, REFUSED, STALE, Trouble, trouble_of
@@ -237,6 +238,68 @@ async def test_two_adapters_share_the_wearables() -> None:
             playing = asyncio.ensure_future(play.run(duration_s=1.0))
             await run.until(lambda: all(len(run.of(name)) > 15 for name in names), 10)
             await playing
+
+
+async def test_an_address_that_changes_while_its_wearable_waits_for_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "TAKE_OVER_S", 0.0)
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(worn(air, "Acc"))
+        deaf = AirController("deaf", air)
+        adapters = [await stack.enter_async_context(open_bumble(one)) for one in (deaf, AirController("host", air))]
+        deaf.out_of_range()
+        session = Session(adapters, ("Acc",))
+        first, second = session._adapters
+        await first.connecting.acquire()
+        await second.connecting.acquire()
+        async with ran(session) as run:
+            await asyncio.sleep(0)
+            former = AdvertisementData("Acc", {}, {}, [imu.SERVICE_UUID], None, -40, ())
+            session._heard(first, BLEDevice("C0:00:00:00:00:01", "Acc", None), former)
+            await asyncio.sleep(0.05)  # it waits for the first adapter
+            second.connecting.release()
+            await run.until(lambda: session.links["Acc"].address != "C0:00:00:00:00:01", 10)
+            first.connecting.release()
+            await run.until(lambda: run.streaming("Acc"), 10)
+            assert session.links["Acc"].attempts == 1 and not session.links["Acc"].failures
+
+
+async def test_an_unexpected_error_concerns_one_link_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(worn(air, "One", "Two"))
+        bluetooth, attempts = failing(
+            await stack.enter_async_context(open_bumble(AirController("host", air))), KeyError("org.bluez.GattService1")
+        )
+        session = Session(bluetooth, ("One", "Two"))
+        async with ran(session) as run:
+            await run.until(lambda: run.streaming("One", "Two"), 10)
+            assert sorted(link.failures.get("unexpected", 0) for link in session.links.values()) == [0, 1]
+            assert len(attempts) == 3
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.name == "armlet_runtime.bluetooth.link" and record.exc_info is not None
+    assert record.getMessage() in ("'One': unexpected error", "'Two': unexpected error")
+
+
+async def test_wearables_that_are_heard_together_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wearable that waits for its turn counts as one of its adapter's."""
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        adapters = [await stack.enter_async_context(open_bumble(AirController(f"host{i}", air))) for i in range(2)]
+        session = Session(adapters, modalities=("acc",))
+        for adapter in session._adapters:
+            await adapter.connecting.acquire()
+        async with ran(session):
+            for n in range(4):
+                device = BLEDevice(f"C0:00:00:00:00:0{n}", f"Strap {n}", None)
+                heard = AdvertisementData(device.name, {}, {}, [imu.SERVICE_UUID], None, -60, ())
+                for adapter in session._adapters:
+                    session._heard(adapter, device, heard)
+            await asyncio.sleep(0.05)
+            used = [session._adapters.index(one.adapter) for one in session._supervisors.values() if one.adapter]
+            assert used == [0, 1, 0, 1]
 
 
 async def test_adapters_are_named_with_a_plus() -> None:

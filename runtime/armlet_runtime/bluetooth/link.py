@@ -11,6 +11,7 @@ loss otherwise (https://github.com/hbldh/bleak/issues/2002).
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,8 +25,10 @@ from ..errors import PacketError, WearableError
 from ..signals import Packet
 from ..wearables import Profile, Wanted, battery, device_information, profiles_of_services
 from .adapters import Adapter, Sighting, choose_adapter
-from .link_errors import LOCKED, REFUSED, STALE, Trouble, sentence_of, trouble_of
+from .link_errors import LOCKED, REFUSED, STALE, UNEXPECTED, Trouble, sentence_of, trouble_of
 from .profile_steps import ProfileSteps
+
+log = logging.getLogger(__name__)
 
 # One attempt to connect. A Raspberry Pi's own chip takes 1 to 3 s; what has not come up by then has gone, and others
 # wait for their turn.
@@ -104,7 +107,7 @@ class LinkSupervisor:
 
     Attributes:
         link: What others see of it.
-        adapter: Through which it was connected last.
+        adapter: Through which it has its link, or at which it waits for its turn; None otherwise.
         heard_at: When its advertisement was heard last, on the monotonic clock; 0 if never.
         ending: Set at the end of the session: no further connection is made.
     """
@@ -122,7 +125,7 @@ class LinkSupervisor:
         Args:
             link: Kept up to date.
             rates_hz: Modalities wanted, with their rates; empty for all.
-            links_of_others: The links of the session's other supervisors, by adapter.
+            links_of_others: How many of the session's other wearables have, or wait for, a link, by adapter.
             put: Takes what the wearable sends and what becomes of its link.
             changed: Called when the link's state changed.
         """
@@ -171,12 +174,15 @@ class LinkSupervisor:
                 await self._stream()
                 in_a_row = 0
             except (BleakError, WearableError, OSError, EOFError, asyncio.TimeoutError) as error:
-                in_a_row += 1
                 trouble = trouble_of(error)
                 link.problem = sentence_of(error)
-                link.failures[trouble.name] = link.failures.get(trouble.name, 0) + 1
                 await self._mend(trouble)
+            except Exception as error:  # it must not end the other links
+                log.exception("'%s': unexpected error", link.name)
+                trouble = UNEXPECTED
+                link.problem = f"unexpected {type(error).__name__}: {error}"
             finally:
+                self.adapter = None
                 self._heard.clear()
                 link.profiles = ()
                 self._set("missing" if trouble is None else "refused" if trouble is REFUSED else "waiting")
@@ -184,6 +190,8 @@ class LinkSupervisor:
                 self._heard.set()
                 self._set("found")
             if trouble is not None:
+                in_a_row += 1
+                link.failures[trouble.name] = link.failures.get(trouble.name, 0) + 1
                 await asyncio.sleep(trouble.wait_s(in_a_row))
                 self._set("found" if self._heard.is_set() else "missing")
 
@@ -212,14 +220,7 @@ class LinkSupervisor:
             if steps is not None:
                 steps.lost()
 
-        adapter = self.adapter = choose_adapter(self._sightings, self._links_of_others(self))
-        async with adapter.connecting:
-            self._set("connecting")
-            link.attempts += 1
-            bluetooth = adapter.bluetooth
-            device = self._sightings[adapter].device
-            client = BleakClient(device, lambda _: end(), backend=bluetooth.client, **bluetooth.options)
-            await asyncio.wait_for(client.connect(timeout=CONNECT_S), CONNECT_S)
+        client, adapter = await self._connect(end)
         learning: asyncio.Task[None] | None = None
         wanted = Wanted(self._rates_hz)
         profiles: list[Profile] = []
@@ -248,6 +249,21 @@ class LinkSupervisor:
                 with suppress(BleakError, WearableError, OSError, EOFError, asyncio.TimeoutError):
                     await asyncio.wait_for(steps.stop(profiles, wanted), STOP_S)
             await self._disconnect(client, end)
+
+    async def _connect(self, lost: Callable[[], None]) -> tuple[BleakClient, Adapter]:
+        """Make one attempt when it is the wearable's turn; ``lost`` is called when the link ends."""
+        while True:
+            adapter = self.adapter = choose_adapter(self._sightings, self._links_of_others(self))
+            async with adapter.connecting:
+                sighting = self._sightings.get(adapter)
+                if sighting is None:  # meanwhile its address changed, and only another adapter has heard the new one
+                    continue
+                self._set("connecting")
+                self.link.attempts += 1
+                bluetooth = adapter.bluetooth
+                client = BleakClient(sighting.device, lambda _: lost(), backend=bluetooth.client, **bluetooth.options)
+                await asyncio.wait_for(client.connect(timeout=CONNECT_S), CONNECT_S)
+                return client, adapter
 
     async def _start(self, client: BleakClient, steps: ProfileSteps, wanted: Wanted) -> list[Profile]:
         """Start those of the wearable's profiles that carry what is wanted; all if none does."""

@@ -44,6 +44,9 @@ LOCKED = Trouble("locked", 0.25, 30.0)
 REFUSED = Trouble("refused", 60.0, 60.0)
 """The device is no wearable that armlet can use, or it refuses armlet's commands."""
 
+UNEXPECTED = Trouble("unexpected", 1.0, 60.0)
+"""An error in armlet's own code, or one of bleak's that nobody expects. It concerns one link and is logged."""
+
 # ATT errors (Core specification, Vol 3, Part F, 3.4.1.1).
 _INVALID_HANDLE = 0x01
 _PASSES = (0x0E, 0x11)  # unlikely error, insufficient resources: both come and go

@@ -243,7 +243,7 @@ class Session:
         return any(Wanted(self._rates_hz).wants(*profile.carries) for profile in profiles)
 
     def _links_of_others(self, supervisor: LinkSupervisor) -> Counter[Adapter]:
-        others = (one for one in self._supervisors.values() if one is not supervisor and one.link.linked)
+        others = (one for one in self._supervisors.values() if one is not supervisor)
         return Counter(one.adapter for one in others if one.adapter is not None)
 
 
