@@ -213,6 +213,16 @@ async def test_a_full_queue_drops_and_says_so(monkeypatch: pytest.MonkeyPatch) -
         assert len(run.packets) == 20
 
 
+async def test_the_end_of_a_link_is_told_by_a_full_queue_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "QUEUE_PACKETS", 20)
+    async with running(counting(2.0), ACC) as (run, play, _):
+        await play.run()
+        await play.wearables["Acc"].hang_up()
+        await run.until(lambda: run.session.links["Acc"].connections == 2)
+        kinds = [packet.kind for packet in run.packets]
+        assert kinds == ["connected", "info"] + ["data"] * 18 + ["disconnected", "connected", "info"]
+
+
 async def test_no_bluetooth_is_one_sentence() -> None:
     async with AsyncExitStack() as stack:
         served = AsyncExitStack()

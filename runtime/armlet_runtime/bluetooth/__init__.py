@@ -6,7 +6,7 @@ Imports the root, the wearables and the signals.
 from .adapters import Bluetooth, SystemBluetooth, open_bluetooth
 from .link import Link
 from .link_errors import sentence_of
-from .run_loop import drive, play, turns
+from .run_loop import drive, play, run_main, turns
 from .session import Session
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "drive",
     "open_bluetooth",
     "play",
+    "run_main",
     "sentence_of",
     "turns",
 ]

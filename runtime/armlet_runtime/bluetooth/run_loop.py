@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..signals import Packet
 from .session import Session
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# How long tasks have that are cancelled at the end of the process; longer than a session needs to end its links.
+END_S = 10.0
 # The loop turns at least this often, so that views and the end of the run keep up.
 TURN_S = 0.25
 # Each connection that ended leaves some hundred objects in cycles (the client, tasks, tracebacks). They are old by
@@ -23,6 +31,34 @@ TURN_S = 0.25
 COLLECT_NS = 10_000_000_000
 # numpy/_core/src/multiarray/alloc.c: NBUCKETS, in bytes, and NCACHE.
 NUMPY_CACHED_BYTES, NUMPY_CACHED = 1024, 7
+
+
+def run_main(main: Coroutine[Any, Any, T]) -> T:
+    """As ``asyncio.run``, but tasks that do not end although they are cancelled do not keep the process.
+
+    Args:
+        main: Run in an event loop of its own.
+
+    Returns:
+        The result of ``main``.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(main)
+    finally:
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                _, left = loop.run_until_complete(asyncio.wait(left, timeout=END_S))
+            for task in left:
+                log.error("task %s does not end and is left behind", task.get_name())
+            loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), END_S))
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
 
 
 async def turns(

@@ -8,6 +8,7 @@ another but for the seconds of one connection attempt.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections import Counter, deque
@@ -23,9 +24,12 @@ from ..wearables import Wanted, profiles_of_advertisement
 from .adapters import Adapter, Bluetooth, Sighting, keep_scanning
 from .link import DISCONNECT_S, STOP_S, TAKE_OVER_S, Link, LinkSupervisor
 
-# How long a cancelled supervisor has to end its link, before it is cancelled again.
+log = logging.getLogger(__name__)
+
+# How long a cancelled supervisor has to end its link, before it is cancelled again; and how often it is cancelled.
 CANCEL_S = STOP_S + DISCONNECT_S + 1.0
-# Packets that wait for the loop; 20 wearables at 25 packets a second for 16 s. Beyond that the newest are dropped.
+CANCELS = 3
+# Packets that wait for the loop; 20 wearables at 25 packets a second for 16 s. Beyond that the newest data are dropped.
 QUEUE_PACKETS = 8192
 # Wearables that are kept in mind; the one that was never connected and was heard longest ago makes room for a new one.
 MAX_LINKS = 32
@@ -35,7 +39,7 @@ class Session:
     """The links of one run.
 
     Attributes:
-        dropped: Packets for which the queue had no room.
+        dropped: Packets of data for which the queue had no room.
         links: By wearable name.
     """
 
@@ -90,10 +94,13 @@ class Session:
             # link when the adapter goes at the same time: the supervisor would go on for ever.
             for supervisor in self._supervisors.values():
                 supervisor.ending = True
-            while self._tasks:
+            for _ in range(CANCELS):
                 for task in self._tasks:
                     task.cancel()
-                await asyncio.wait(self._tasks, timeout=CANCEL_S)
+                if self._tasks:
+                    await asyncio.wait(self._tasks, timeout=CANCEL_S)
+            for task in self._tasks:
+                log.error("%s does not end; its link may stay up", task.get_name())
 
     def take(self) -> list[Packet]:
         """What the wearables sent and what became of their links since the last call, in order of arrival."""
@@ -110,7 +117,8 @@ class Session:
             return
 
     def _put(self, packet: Packet) -> None:
-        if len(self._packets) >= QUEUE_PACKETS:
+        # Only data: what becomes of a link, and what was read and written, decides how later data are understood.
+        if packet.kind == "data" and len(self._packets) >= QUEUE_PACKETS:
             self.dropped += 1
             return
         self._packets.append(packet)

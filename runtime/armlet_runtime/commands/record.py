@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record until the duration is over or Ctrl-C."""
-    import asyncio
+    from ..bluetooth import run_main
 
-    return asyncio.run(_record(args))
+    return run_main(_record(args))
 
 
 async def _record(args: argparse.Namespace) -> int:
