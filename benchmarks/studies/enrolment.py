@@ -33,6 +33,7 @@ from armlet_runtime.machine import describe
 from armlet_runtime.metrics import confusion_matrix, f1_per_class
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.model import Bank, BundleModel, Decider, Example, Layer, make_example
+from armlet_runtime.model.policy import Policy
 from armlet_train.data import corpus as data
 from armlet_train.recipes import find_recipe, load_recipe
 
@@ -135,7 +136,7 @@ def trial(
 ) -> Trial:
     """Look for the other occurrences of what an example is of."""
     transition, person, _ = windows.events[number]
-    decider = Decider(model.manifest, 0.0, Layer(1, "").enrol("new", example))
+    decider = Decider(model.manifest, Policy(unknown_below=0.0, layer=Layer(1, "").enrol("new", example)))
     classes = len(model.manifest.labels)
     prototypes = np.array([one.embedding for one in example.prototypes[subset]], np.float32)
     radii = np.array([one.radius for one in example.prototypes[subset]])

@@ -166,23 +166,25 @@ def open_live(
         duration_s: How long a run lasts; None for until it is left.
         engine: Engine to run on; None for the bundle's first that is usable here.
         keys: Public keys to trust; empty for those of this home.
-        floor: See :class:`armlet_runtime.live.core.LiveCore`.
-        unknown_below: See :class:`armlet_runtime.model.calibration.Decider`.
+        floor: No decision rests on sensors for which the bundle's certificate has a macro-F1 below this (0 to 1).
+        unknown_below: A decision whose probability is below this is ``unknown``; 0 for never, None for the bundle's own
+            threshold.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
         DeployError: The slot cannot be taken back to what it had before a probation that nobody watches.
         EngineError: The engine cannot be used here.
         EnrolmentError: The classes enrolled for it cannot be read.
-        UsageError: The floor or the threshold is none.
+        UsageError: The floor or the threshold does not lie between 0 and 1.
     """
     import time
 
     from .live import LiveCore, open_model
+    from .model import Policy
 
-    opened = open_model(str(bundle), keys, engine, floor)
+    opened = open_model(str(bundle), keys, engine, Policy(floor, unknown_below))
 
     def core() -> LiveCore:
-        return LiveCore(opened.model, time.monotonic_ns, floor, opened.certified, unknown_below, opened.layer)
+        return LiveCore(opened.model, time.monotonic_ns, opened.policy)
 
     return Live(opened.model, core, bluetooth, wearables, duration_s)

@@ -20,6 +20,7 @@ from armlet_runtime.errors import NotANumberError, SchemaError
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.golden_run import ODD_INPUTS, golden_windows, odd_inputs
+from armlet_runtime.model.policy import Policy
 from armlet_runtime.views.lines import LineView, certified_text
 
 from .test_live import CountingModel, both, feed, loaded, model  # noqa: F401
@@ -75,20 +76,22 @@ def test_scores_that_are_no_numbers_are_refused(small_draft: Path) -> None:
 
 def test_no_decision_below_the_floor(model: CountingModel) -> None:  # noqa: F811
     certain = feed(LiveCore(model), both(4.0))
-    refused = feed(LiveCore(model, floor=0.95, certified=ROWS), both(4.0))
+    refused = feed(LiveCore(model, policy=Policy(floor=0.95, certified=ROWS)), both(4.0))
     assert {decision.reason for decision in refused} == {"below floor"}
     assert [(decision.index, decision.subset, decision.coverage) for decision in refused] == [
         (decision.index, decision.subset, decision.coverage) for decision in certain
     ]
     assert all((decision.label, decision.scores, decision.embedding) == (None, (), ()) for decision in refused)
-    assert feed(LiveCore(model, floor=0.9, certified=ROWS), both(4.0)) == certain
+    assert feed(LiveCore(model, policy=Policy(floor=0.9, certified=ROWS)), both(4.0)) == certain
     # What the certificate does not know is not decided either.
-    assert {decision.reason for decision in feed(LiveCore(model, floor=0.0), both(4.0))} == {"below floor"}
+    assert {decision.reason for decision in feed(LiveCore(model, policy=Policy(floor=0.0)), both(4.0))} == {
+        "below floor"
+    }
 
 
 def test_the_floor_holds_for_each_subset(model: CountingModel) -> None:  # noqa: F811
     packets = [packet for packet in both(6.0) if packet.wearable == "A" or packet.arrival_ns < both(2.0)[-1].arrival_ns]
-    decisions = feed(LiveCore(model, floor=0.8, certified=ROWS), packets)
+    decisions = feed(LiveCore(model, policy=Policy(floor=0.8, certified=ROWS)), packets)
     reasons = {decision.subset: decision.reason for decision in decisions}
     assert reasons[("acc", "gyro")] is None and reasons[("acc",)] == "below floor"
 
@@ -97,7 +100,7 @@ def test_the_certificate_of_the_subset_is_shown(
     model: CountingModel,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    view = LineView(ROWS)
+    view = LineView(Policy(certified=ROWS))
     view.decision(feed(LiveCore(model), both(3.0))[-1], changed=True)
     assert "(certified macro-F1 0.90 [0.80, 0.95])" in capsys.readouterr().out
     assert certified_text(None) == "" and certified_text(ROWS["acc"]) == "  (certified macro-F1 0.70)"

@@ -21,6 +21,7 @@ from armlet_runtime.errors import SchemaError, UsageError
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.metrics import expected_calibration_error
 from armlet_runtime.model.calibration import Decider, softmax
+from armlet_runtime.model.policy import Policy
 
 from .test_live import CountingModel, both, feed, loaded, model  # noqa: F401
 
@@ -48,21 +49,21 @@ def test_below_the_threshold_it_is_unknown_and_the_user_has_the_last_word(model:
     assert 0.4 < highest < 0.6
     assert Decider(manifest).decide("acc", [0.2, 1.4, -0.3, 0.9], ()).label == UNKNOWN
     assert Decider(manifest).decide("acc", [0.2, 4.4, -0.3, 0.9], ()).label == "sitting"
-    assert Decider(manifest, 0.0).decide("acc", [0.2, 1.4, -0.3, 0.9], ()).label == "sitting"
-    assert Decider(manifest, 1.0).decide("acc", [0.2, 4.4, -0.3, 0.9], ()).label == UNKNOWN
+    assert Decider(manifest, Policy(unknown_below=0.0)).decide("acc", [0.2, 1.4, -0.3, 0.9], ()).label == "sitting"
+    assert Decider(manifest, Policy(unknown_below=1.0)).decide("acc", [0.2, 4.4, -0.3, 0.9], ()).label == UNKNOWN
     # A bundle of an earlier schema: the plain softmax, and nothing is unknown.
     assert Decider(with_confidence(manifest, None)).decide("acc", [0.0, 1e-9, 0.0, 0.0], ()).label == "sitting"
     for wrong in (-0.1, 1.5, math.nan):
         with pytest.raises(UsageError, match="a probability lies between 0 and 1"):
-            Decider(manifest, wrong)
+            Decider(manifest, Policy(unknown_below=wrong))
     named = msgspec.structs.replace(manifest, confidence=None, labels=("unknown", "b", "c", "d"))
     assert Decider(named).decide("acc", [3.0, 0.0, 0.0, 0.0], ()).label == UNKNOWN
     with pytest.raises(UsageError, match="has a class 'unknown' of its own"):
-        Decider(named, 0.5)
+        Decider(named, Policy(unknown_below=0.5))
 
 
 def test_the_live_loop_says_unknown(model: CountingModel) -> None:  # noqa: F811
-    sure, unsure = feed(LiveCore(model), both(4.0)), feed(LiveCore(model, unknown_below=1.0), both(4.0))
+    sure, unsure = feed(LiveCore(model), both(4.0)), feed(LiveCore(model, policy=Policy(unknown_below=1.0)), both(4.0))
     assert {decision.label for decision in unsure} == {UNKNOWN} and UNKNOWN not in {d.label for d in sure}
     assert [d.scores for d in unsure] == [d.scores for d in sure] and all(d.reason is None for d in unsure)
 
@@ -95,7 +96,7 @@ def test_expected_calibration_error() -> None:
 
 def test_a_majority_of_the_last_windows(model: CountingModel) -> None:  # noqa: F811
     manifest = msgspec.structs.replace(model.manifest, smoothing=Majority(3))
-    decider = Decider(manifest, 0.6)
+    decider = Decider(manifest, Policy(unknown_below=0.6))
 
     def verdict(place: int | None) -> tuple[str, str]:
         logits = [0.0] * 4
@@ -143,7 +144,7 @@ def test_the_hidden_markov_filter_is_that_of_the_textbook(model: CountingModel) 
 
 
 def test_windows_that_are_unknown_or_missing_are_no_evidence(model: CountingModel) -> None:  # noqa: F811
-    decider = Decider(msgspec.structs.replace(model.manifest, smoothing=markov(1.0)), 0.6)
+    decider = Decider(msgspec.structs.replace(model.manifest, smoothing=markov(1.0)), Policy(unknown_below=0.6))
     for _ in range(20):
         decider.decide("acc", [0.0, 9.0, 0.0, 0.0], ())
     decider.skip()

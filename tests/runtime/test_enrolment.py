@@ -34,6 +34,7 @@ from armlet_runtime.model.enrolled_classes import (
     left_behind,
     read_layer,
 )
+from armlet_runtime.model.policy import Policy
 from armlet_runtime.model.prototypes import MAX_WINDOWS, REACH, Bank, make_example, taken_for
 from armlet_runtime.signals.recorder import Recorder
 from armlet_runtime.signals.recording import Packet, Recording, write_recording
@@ -71,7 +72,7 @@ def test_one_example_is_known_again_in_every_subset(model: CountingModel, bank: 
     (window,) = tokens(1)
     example = make_example(model, bank, [window], "here")
     assert set(example.prototypes) == set(SUBSETS) and example.windows == 1 and example.engine == "litert"
-    decider = Decider(model.manifest, None, layer_of(wave=example))
+    decider = Decider(model.manifest, Policy(layer=layer_of(wave=example)))
     assert decider.labels == (*model.manifest.labels, "wave")
     for subset in SUBSETS:
         verdict = decider.decide(subset, *embedding(model, window, subset))
@@ -81,7 +82,7 @@ def test_one_example_is_known_again_in_every_subset(model: CountingModel, bank: 
 
 def test_no_window_of_the_bank_becomes_the_new_class(model: CountingModel, bank: Bank) -> None:  # noqa: F811
     layer = layer_of(**{f"new {seed}": make_example(model, bank, tokens(seed, 5), "here") for seed in range(3)})
-    plain, enrolled = Decider(model.manifest), Decider(model.manifest, None, layer)
+    plain, enrolled = Decider(model.manifest), Decider(model.manifest, Policy(layer=layer))
     rng, taken = np.random.default_rng(5), 0
     for row in range(bank.windows):
         window = {name: bank.tokens[name][row] for name in bank.tokens}
@@ -131,7 +132,7 @@ def test_what_the_model_is_sure_of_stays_what_it_is(model: CountingModel, bank: 
         confidence = Confidence(dict.fromkeys(SUBSETS, temperature))
         manifest = msgspec.structs.replace(model.manifest, confidence=confidence)
         sure = softmax(logits, temperature)[best]
-        verdict = Decider(manifest, None, layer).decide("acc", logits, vector)
+        verdict = Decider(manifest, Policy(layer=layer)).decide("acc", logits, vector)
         # The window is the example itself: what the model is sure of is not taken even so.
         assert verdict.label == (manifest.labels[best] if sure > SURE else "wave"), (temperature, sure)
         assert (verdict.scores[-1] == 0.0) is (sure > SURE)
@@ -142,11 +143,13 @@ def test_an_example_has_no_subset_that_it_did_not_see(model: CountingModel, bank
     half = [{"acc": window["acc"]} for window in tokens(4, 3)]
     example = make_example(model, bank, half, "here")
     assert set(example.prototypes) == {"acc"}
-    verdict = Decider(model.manifest, None, layer_of(wave=example)).decide(
+    verdict = Decider(model.manifest, Policy(layer=layer_of(wave=example))).decide(
         "gyro", *embedding(model, tokens(4)[0], "gyro")
     )
     assert verdict.scores[-1] == 0.0 and verdict.label != "wave"
-    empty = Decider(model.manifest, None, layer_of(wave=Example("here", "litert", 1, {"gyro": ()}), jump=example))
+    empty = Decider(
+        model.manifest, Policy(layer=layer_of(wave=Example("here", "litert", 1, {"gyro": ()}), jump=example))
+    )
     assert empty.decide("gyro", *embedding(model, tokens(4)[0], "gyro")).scores[-2:] == (0.0, 0.0)
     assert empty.decide("acc", *embedding(model, tokens(4)[0], "acc")).label == "jump"
     assert make_example(model, bank, tokens(5, 100), "here").windows == MAX_WINDOWS
@@ -157,12 +160,12 @@ def test_an_example_has_no_subset_that_it_did_not_see(model: CountingModel, bank
 def test_unknown_and_smoothing_know_the_new_class(model: CountingModel, bank: Bank) -> None:  # noqa: F811
     (window,), (other,) = tokens(1), tokens(77)
     layer = layer_of(wave=make_example(model, bank, [window], "here"))
-    unsure = Decider(model.manifest, 1.0, layer)
+    unsure = Decider(model.manifest, Policy(unknown_below=1.0, layer=layer))
     assert unsure.decide("acc", *embedding(model, window, "acc")).label == "wave"
     assert unsure.decide("acc", *embedding(model, other, "acc")).label == UNKNOWN
     rows = tuple(tuple(0.97 if one == two else 0.01 for one in range(4)) for two in range(4))
     for smoothing in (Majority(3), HiddenMarkov(rows, (0.25,) * 4, 0.5)):
-        decider = Decider(msgspec.structs.replace(model.manifest, smoothing=smoothing), None, layer)
+        decider = Decider(msgspec.structs.replace(model.manifest, smoothing=smoothing), Policy(layer=layer))
         for _ in range(6):
             assert decider.decide("acc", *embedding(model, other, "acc")).label != "wave"
         for _ in range(6):

@@ -29,6 +29,7 @@ from armlet_runtime.live.enrol_recording import recorded_windows
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.enrolled_classes import Layer
+from armlet_runtime.model.policy import Policy
 from armlet_runtime.model.prototypes import Bank, make_example
 from armlet_runtime.signals.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
 
@@ -155,14 +156,14 @@ def test_twenty_replays_are_the_live_run_byte_for_byte(live: Path, small_bundle:
     timeless = [msgspec.structs.replace(one, latency_s=None, compute_s=None).to_json() for one in lived]
     assert replay(LiveCore(plain), recording.packets, ended_ns) == timeless
 
-    runs = [replay(LiveCore(model, layer=layer), recording.packets, ended_ns) for _ in range(20)]
+    runs = [replay(LiveCore(model, policy=Policy(layer=layer)), recording.packets, ended_ns) for _ in range(20)]
     assert all(run == runs[0] for run in runs) and len(runs[0]) == len(lived)
     labels = [msgspec.json.decode(line, type=Decision) for line in runs[0]]
     assert "wave" in {one.label for one in labels} and any(one.label != one.raw_label for one in labels)
 
     # A recording that ends early, or was cut: the same decisions up to there.
     for count in (100, len(recording.packets) // 2):
-        part = replay(LiveCore(model, layer=layer), recording.packets[:count])
+        part = replay(LiveCore(model, policy=Policy(layer=layer)), recording.packets[:count])
         assert part and part == runs[0][: len(part)]
 
 

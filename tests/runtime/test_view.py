@@ -14,6 +14,7 @@ from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals.conversion import packets_of
 from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.views.monitor import Monitor, binned, one_channel
@@ -35,9 +36,9 @@ def played(model: BundleModel, seconds: float = 6.0, gyro_until_s: float = 4.0) 
         times = (np.arange(round(until_s * 50)) * 20_000_000).astype(np.int64)
         values = np.sin(times[:, None] / 1e9 * np.array([1.0, 3.0, 7.0])).astype(np.float32)
         streams[modality.name] = Stream(modality, times, values)
-    core = LiveCore(model)
     row = CertificateRow("acc", "litert", 0.5, 0.5, 0.0, 0.0, 1.0, 0.44, 0.56)
-    monitor = Monitor(core, model, {"acc": row}, live=False)
+    core = LiveCore(model, policy=Policy(certified={"acc": row}))
+    monitor = Monitor(core, live=False)
     packets, _ = packets_of(Recording("walk", "anna", streams=streams), model.manifest.modalities)
     for packet in packets:
         for decision in core.packet(packet):
@@ -92,13 +93,13 @@ def test_what_is_shown_of_a_replay(model: BundleModel) -> None:
 
 
 def test_before_anything_was_heard(model: BundleModel) -> None:
-    monitor = Monitor(LiveCore(model), model, {})
+    monitor = Monitor(LiveCore(model))
     text = "\n".join(line.plain for line in frame(monitor, model.manifest.modalities, 10**12, 80, 24))
     assert "waiting for the first window" in text and "never" in text and text.endswith("\nnone heard yet")
 
 
 def test_brackets_in_names_and_problems_are_text(model: BundleModel, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = Monitor(LiveCore(model), model, {})
+    monitor = Monitor(LiveCore(model))
     link = Link("[/bold]", "missing", "[org.bluez.Error.Failed] gone\x1b[2J")
     monitor.links({link.name: link})
     view = TerminalView(monitor, model.manifest.modalities)

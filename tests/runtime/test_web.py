@@ -24,6 +24,7 @@ from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.model.bundle_model import BundleModel
+from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals.recorder import Recorder
 from armlet_runtime.signals.recording import Packet, read_recording
 from armlet_runtime.views.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
@@ -200,7 +201,7 @@ async def test_pages_are_told_of_another_bundle(small_draft: Path) -> None:
         assert hello["certified"].keys() == {"acc"} and hello["points"]
         monitor = served._monitor
         row = CertificateRow("gyro", "litert", 0.7, 0.7, 0.0, 0.0, 1.0)
-        monitor.became(monitor._core._model, {"gyro": row})
+        monitor._core.become(monitor._core.model, Policy(certified={"gyro": row}))
         while "hello" not in (said := json.loads(await asyncio.wait_for(connection.recv(), 10))):
             assert "state" in said
         assert said["hello"]["certified"].keys() == {"gyro"} and said["hello"]["points"] == hello["points"]

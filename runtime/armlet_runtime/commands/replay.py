@@ -52,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import DataError
     from ..files import Lines, write_json
     from ..live import LONGEST_SILENCE_NS, LiveCore, Tally, open_model, since_process_start_s
+    from ..model import Policy
     from ..signals import ENDED_NS, Packet, decoded, packets_of, read_recording
     from ..views import LineView, Monitor, Page, make_view, parse_address, serve_page
 
     recording = read_recording(args.recording)
     if recording.truncated:
         print(f"armlet: {args.recording} has no end (its writer was killed): replaying what there is", file=sys.stderr)
-    opened = open_model(args.bundle, args.key, args.engine, args.floor)
-    model, certified = opened.model, opened.certified
+    opened = open_model(args.bundle, args.key, args.engine, Policy(args.floor, args.unknown_below))
+    model = opened.model
     try:
         packets, said = packets_of(recording, model.manifest.modalities)
     except DataError as error:
@@ -72,12 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
         raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
     ready_s = since_process_start_s()
-    core = LiveCore(model, None, args.floor, certified, args.unknown_below, opened.layer)
+    core = LiveCore(model, None, opened.policy)
     tally = Tally()
-    monitor = Monitor(core, model, certified, live=False)
+    monitor = Monitor(core, live=False)
     speed = args.speed if args.speed is not None or args.web is None else 1.0
     modalities = model.manifest.modalities
-    view = LineView(certified) if speed is None else make_view(monitor, modalities, certified)
+    view = LineView(opened.policy) if speed is None else make_view(monitor, modalities, opened.policy)
     page: Page | None = None
 
     async def show(speed: float) -> int:
@@ -118,9 +119,7 @@ def run(args: argparse.Namespace) -> int:
         finally:
             view.close()
     ran_s = (time.monotonic_ns() - began_ns) / 1e9
-    summary = tally.summary(
-        model, opened.bundle.digest, core, ended_ns, ready_s, ran_s, certified=certified, floor=args.floor
-    )
+    summary = tally.summary(opened.bundle.digest, core, ended_ns, ready_s, ran_s)
     view.end(summary)
     if live:
         print(f"{same} of the live run's {len(live)} decisions are the same here", flush=True)

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
 
     from ..live import open_model, since_process_start_s
+    from ..model import Policy
 
-    opened = open_model(args.bundle, args.key, args.engine, args.floor)
+    opened = open_model(args.bundle, args.key, args.engine, Policy(args.floor, args.unknown_below))
     return asyncio.run(_run(args, opened, since_process_start_s()))
 
 
@@ -77,9 +78,8 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         Notifier,
         RunControls,
         Tally,
-        certified_model,
-        enrolled,
         layer_path,
+        load_programs,
         open_sinks,
     )
     from ..modalities import subset_name
@@ -87,10 +87,10 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     from ..signals import Packet, Recorder
     from ..views import Monitor, make_view, parse_address, serve_page
 
-    model, bundle, certified, layer = opened.model, opened.bundle, opened.certified, opened.layer
-    if not layer.changes and (others := left_behind(layer_path(args.bundle, bundle.digest))):
+    model, bundle = opened.model, opened.bundle
+    if not opened.policy.layer.changes and (others := left_behind(layer_path(args.bundle, bundle.digest))):
         print(f"classes were enrolled for another bundle ({', '.join(others)}): this one needs them enrolled again")
-    core = LiveCore(model, time.monotonic_ns, args.floor, certified, args.unknown_below, layer)
+    core = LiveCore(model, time.monotonic_ns, opened.policy)
     tally = Tally()
     with ExitStack() as stack:
         lines = stack.enter_context(Lines(args.decisions))
@@ -114,14 +114,14 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
                 follower = Follower(Path(args.bundle.removeprefix(SCHEME)), bundle, args.key)
                 stack.callback(follower.close)
             print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
-            monitor = Monitor(core, model, certified)
+            monitor = Monitor(core)
             monitor.links(session.links)
             page = None
             if args.web is not None:
                 controls = RunControls(args.bundle, lambda: bundle, args.engine, core, recorder, record)
                 serving = serve_page(parse_address(args.web), monitor, model.manifest.modalities, controls)
                 page = await links_and_page.enter_async_context(serving)
-            view = make_view(monitor, model.manifest.modalities, certified)
+            view = make_view(monitor, model.manifest.modalities, opened.policy)
             if page is not None:
                 view.say(f"the page is at {page.url}")
             manager.ready()
@@ -153,21 +153,19 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
             newest_ns = looked_ns = began_ns
 
             def follow(follower: Follower) -> None:
-                nonlocal model, bundle, certified
+                nonlocal model, bundle
                 try:
                     changed = follower.look(core.start_ns is not None)
                     if changed is not None:
-                        other, rows = certified_model(changed, args.engine)
-                        if not core.can_become(other):
+                        other = load_programs(args.bundle, changed, args.engine, core.policy)
+                        if not core.can_become(other.model):
                             # What this run was started with does not fit; whoever keeps it going starts it anew.
                             follower.report(restarting=True)
                             raise SystemExit(RESTART)
-                        layer = enrolled(args.bundle, changed)
-                        core.become(other, args.floor, rows, args.unknown_below, layer)
+                        core.become(other.model, other.policy)
                         model.close()
-                        model, bundle, certified = other, changed, rows
-                        monitor.became(other, rows)
-                        view.became(f"{other.manifest.name} {other.manifest.version}", rows)
+                        model, bundle = other.model, changed
+                        view.became(f"{model.manifest.name} {model.manifest.version}", other.policy)
                 except ArmletError as error:
                     follower.failed(str(error))
                     view.problem(f"{error}; going on with {model.manifest.version}")
@@ -218,8 +216,8 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
                 recorder.stop(ended_ns)
             links = {name: (link.state, link.problem) for name, link in session.links.items()}
             summary = tally.summary(
-                model, bundle.digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
-                certified, args.floor, sinks.close(),
+                bundle.digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
+                sinks.close(),
             )  # fmt: skip
         view.end(summary)
     if args.json:

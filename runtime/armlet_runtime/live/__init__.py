@@ -5,7 +5,7 @@ Imports the root, the signals, the bundle, the model and the install wing.
 
 from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
 from .enrol_recording import Stretch, found_elsewhere, recorded_windows
-from .open_bundle import Opened, certified_model, enrolled, layer_path, open_model
+from .open_bundle import Opened, layer_path, load_programs, open_model
 from .page_controls import RunControls
 from .sd_notify import Notifier
 from .sinks import open_sinks
@@ -21,10 +21,9 @@ __all__ = [
     "Stretch",
     "Summary",
     "Tally",
-    "certified_model",
-    "enrolled",
     "found_elsewhere",
     "layer_path",
+    "load_programs",
     "open_model",
     "open_sinks",
     "recorded_windows",

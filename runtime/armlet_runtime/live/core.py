@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,11 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Float32
-from ..bundle import CertificateRow, Presence
+from ..bundle import Presence
 from ..decisions import Decision
 from ..errors import DataError, NotANumberError
-from ..modalities import Modality, subset_name, subsets
-from ..model import BundleModel, Carried, Decider
+from ..modalities import Modality, subset_name
+from ..model import BundleModel, Carried, Decider, Policy
 from ..signals import RATE_TOLERANCE, Cut, Cutter, Packet, SampleRing, Wearable
 
 if TYPE_CHECKING:
@@ -90,31 +90,23 @@ class LiveCore:
         self,
         model: BundleModel,
         clock_ns: Callable[[], int] | None = None,
-        floor: float | None = None,
-        certified: Mapping[str, CertificateRow] | None = None,
-        unknown_below: float | None = None,
-        layer: Layer | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Begin without any packet.
 
         Args:
             model: The model to run.
             clock_ns: The clock that arrivals are stamped with, for ``latency_s``; None for a replay.
-            floor: Decide on no subset whose certified macro-F1 is below it, or that the certificate does not know.
-            certified: Subset to its row of the certificate, for the engine that runs.
-            unknown_below: See :class:`armlet_runtime.model.calibration.Decider`.
-            layer: Classes that were enrolled for the bundle.
+            policy: What decides whether and how scores become a decision; None for the bundle's own rules.
 
         Raises:
-            UsageError: ``unknown_below`` cannot be had.
+            UsageError: The policy's threshold would take the name of one of the model's classes.
         """
-        self._decider = Decider(model.manifest, unknown_below, layer)
         self._recent: deque[tuple[int, dict[str, Float32]]] = deque(maxlen=RECENT_WINDOWS)
-        self._refused = _refused(model, floor, certified)
+        self._use(model, policy or Policy())
         manifest = model.manifest
         self.wearables: dict[str, Wearable] = {}
         self.problems: dict[str, str] = {}
-        self._model = model
         self._clock_ns = clock_ns
         self._presence = manifest.presence
         self._hop_ns = round(manifest.window.hop_s * 1e9)
@@ -165,25 +157,24 @@ class LiveCore:
         old, new = self._model.manifest, model.manifest
         return (old.modalities, old.window, old.presence) == (new.modalities, new.window, new.presence)
 
-    def become(
-        self,
-        model: BundleModel,
-        floor: float | None = None,
-        certified: Mapping[str, CertificateRow] | None = None,
-        unknown_below: float | None = None,
-        layer: Layer | None = None,
-    ) -> None:
+    def become(self, model: BundleModel, policy: Policy | None = None) -> None:
         """Decide with another model from the next window on: links, samples and grid stay, so no decision is missed.
 
+        ``policy``: as for the constructor.
+
         Raises:
-            UsageError: ``unknown_below`` cannot be had; the model before goes on.
+            UsageError: The policy's threshold would take the name of one of the model's classes; the model before
+                goes on.
         """
-        self._decider = Decider(model.manifest, unknown_below, layer)
-        self._model = model
+        self._use(model, policy or Policy())
         self._recent.clear()
-        self._refused = _refused(model, floor, certified)
         for slot in self._slots.values():
             slot.token, slot.carried = None, None
+
+    def _use(self, model: BundleModel, policy: Policy) -> None:
+        self._decider = Decider(model.manifest, policy)
+        self._refused = policy.refused_subsets(model.manifest)
+        self._model, self._policy = model, policy
 
     def _arrived(self, at: int, who: str) -> list[Decision]:
         if self._newest_arrival_ns is not None:
@@ -227,9 +218,19 @@ class LiveCore:
         """Names of the scores: the bundle's labels, and the classes enrolled for it."""
         return self._decider.labels
 
+    @property
+    def model(self) -> BundleModel:
+        """The model that decides."""
+        return self._model
+
+    @property
+    def policy(self) -> Policy:
+        """What decides whether and how its scores become a decision."""
+        return self._policy
+
     def set_layer(self, layer: Layer) -> None:
         """Go on with these enrolled classes; smoothing begins anew."""
-        self._decider = Decider(self._model.manifest, self._decider.unknown_below, layer)
+        self._use(self._model, self._policy.with_layer(layer))
 
     def recent(self, seconds: float) -> list[dict[str, Float32]]:
         """Tokens of the newest windows that lie within so many seconds before the end of the last one, oldest first.
@@ -375,14 +376,6 @@ class LiveCore:
     def _is_present(self, slot: _Slot, cut: Cut) -> bool:
         needed = self._presence.min_coverage if slot.present else self._presence.return_coverage
         return cut.age_ns is not None and cut.age_ns <= slot.stale_ns and cut.coverage >= needed
-
-
-def _refused(model: BundleModel, floor: float | None, certified: Mapping[str, CertificateRow] | None) -> frozenset[str]:
-    if floor is None:
-        return frozenset()
-    rows = certified or {}
-    names = map(subset_name, subsets([modality.name for modality in model.manifest.modalities]))
-    return frozenset(name for name in names if name not in rows or not rows[name].macro_f1 >= floor)
 
 
 def stale_ns(presence: Presence, modality: Modality) -> int:

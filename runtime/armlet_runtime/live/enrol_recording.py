@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..arrays import Float32
-from ..model import SCHEMA, BundleModel, Example, Layer
+from ..model import SCHEMA, BundleModel, Example, Layer, Policy
 from ..signals import Packet, WindowSpec
 from .core import LiveCore
 
@@ -81,7 +81,7 @@ def found_elsewhere(
     """
     labels, window = model.manifest.labels, model.manifest.window
     begin_ns, end_ns = _span_ns(window, packets, at_s, length_s)
-    core = LiveCore(model, layer=Layer(SCHEMA, "").enrol(name, example))
+    core = LiveCore(model, policy=Policy(layer=Layer(SCHEMA, "").enrol(name, example)))
     found = []
     for decision in (one for packet in packets for one in core.packet(packet)):
         window_ns = decision.window_end_ns - round(window.length_s * 1e9)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle import Bundle, CertificateRow, decode_certificate
-from ..errors import UsageError
+from ..bundle import Bundle, decode_certificate
 from ..install import SCHEME, bundle_path, open_settled
-from ..model import BundleModel, Layer, programs_of, read_layer
+from ..model import BundleModel, Policy, programs_of, read_layer
 
 
 @dataclass(frozen=True)
@@ -19,59 +18,55 @@ class Opened:
     Attributes:
         model: Its model, on one engine.
         bundle: Itself.
-        certified: Subset to its row of the certificate, for the engine that runs.
-        layer: The classes that were enrolled for it.
+        policy: What decides whether and how its scores become a decision: with its certificate for the engine that
+            runs, and the classes that were enrolled for it.
     """
 
     model: BundleModel
     bundle: Bundle
-    certified: dict[str, CertificateRow]
-    layer: Layer
+    policy: Policy
 
 
-def open_model(bundle: str, keys: Sequence[Path] = (), engine: str | None = None, floor: float | None = None) -> Opened:
+def open_model(
+    bundle: str, keys: Sequence[Path] = (), engine: str | None = None, policy: Policy | None = None
+) -> Opened:
     """Verify a bundle and load its programs.
 
     Args:
         bundle: A file, or ``file:FOLDER`` for a slot.
         keys: Public keys to trust; empty for those of this home.
         engine: Engine to run on; None for the bundle's first that is usable here.
-        floor: The macro-F1 that will be asked for, which is checked; None for none.
+        policy: The person's floor and threshold; None for the bundle's own rules.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
         DeployError: The slot cannot be taken back to what it had.
         EngineError: The engine cannot be used here.
         EnrolmentError: The classes enrolled for it cannot be read.
-        UsageError: The floor is no share.
     """
-    if floor is not None and not 0 <= floor <= 1:
-        raise UsageError(f"--floor {floor:g}: macro-F1 lies between 0 and 1")
-    opened = open_settled(bundle, keys)
-    model, certified = certified_model(opened, engine)
-    return Opened(model, opened, certified, enrolled(bundle, opened))
+    return load_programs(bundle, open_settled(bundle, keys), engine, policy or Policy())
 
 
-def certified_model(bundle: Bundle, engine: str | None) -> tuple[BundleModel, dict[str, CertificateRow]]:
-    """A bundle's model, and subset to its row of the bundle's certificate, for the engine that runs.
+def load_programs(path: str, bundle: Bundle, engine: str | None, policy: Policy) -> Opened:
+    """Load the programs of a verified bundle.
+
+    Args:
+        path: A file, or ``file:FOLDER`` for a slot: where the classes enrolled for the bundle lie.
+        bundle: The bundle.
+        engine: Engine to run on; None for the bundle's first that is usable here.
+        policy: Its floor and threshold are kept.
 
     Raises:
         BundleError: The bundle cannot be used.
         EngineError: The engine cannot be used here.
+        EnrolmentError: The classes enrolled for it cannot be read.
     """
+    layer = read_layer(layer_path(path, bundle.digest), bundle.digest, bundle.manifest)
     model = BundleModel.from_bundle(bundle, engine)
     certificate = decode_certificate(bundle.read(bundle.manifest.certificate))
     stored_under, _ = programs_of(bundle.manifest, model.engine.name)
-    return model, {row.subset: row for row in certificate.rows if row.engine == stored_under}
-
-
-def enrolled(path: str, bundle: Bundle) -> Layer:
-    """The classes that were enrolled for a bundle; ``path``: a file, or ``file:FOLDER`` for a slot.
-
-    Raises:
-        EnrolmentError: They cannot be read.
-    """
-    return read_layer(layer_path(path, bundle.digest), bundle.digest, bundle.manifest)
+    certified = {row.subset: row for row in certificate.rows if row.engine == stored_under}
+    return Opened(model, bundle, policy.for_bundle(certified, layer))
 
 
 def layer_path(bundle: str, digest: str) -> Path:

@@ -17,7 +17,6 @@ from .. import machine
 from ..bundle import CertificateRow
 from ..decisions import Decision
 from ..modalities import subset_name
-from ..model import BundleModel
 from .core import LiveCore
 from .sinks import SinkReport
 
@@ -133,7 +132,6 @@ class Tally:
 
     def summary(
         self,
-        model: BundleModel,
         digest: str,
         core: LiveCore,
         ended_ns: int,
@@ -141,25 +139,21 @@ class Tally:
         ran_s: float,
         links: Mapping[str, tuple[str, str]] | None = None,
         dropped: int = 0,
-        certified: Mapping[str, CertificateRow] | None = None,
-        floor: float | None = None,
         sinks: Sequence[SinkReport] = (),
     ) -> Summary:
         """The summary at the end.
 
         Args:
-            model: The model that ran.
-            digest: Of its bundle.
-            core: The loop.
+            digest: Of the bundle.
+            core: The loop, with the model and the policy that it ends with.
             ended_ns: Up to when it decided, on the clock of the arrivals.
             ready_s: See :class:`Summary`.
             ran_s: See :class:`Summary`.
             links: Wearable name to state and problem; None for a replay.
             dropped: Packets lost in this process.
-            certified: Subset to its row of the certificate.
-            floor: See :class:`Summary`.
             sinks: See :class:`Summary`.
         """
+        model, policy = core.model, core.policy
         decisions = sum(self._subsets.values())
         limit_s = model.manifest.presence.max_wait_s + LATE_S
         live = links is not None
@@ -186,8 +180,8 @@ class Tally:
             labels=dict(self._labels),
             stepped=model.stepped,
             undecided=dict(self._undecided),
-            certified={name: row for name, row in (certified or {}).items() if name in self._subsets},
-            floor=floor,
+            certified={name: row for name, row in policy.certified.items() if name in self._subsets},
+            floor=policy.floor,
             transitions=self._transitions,
             latency_s=_spread(self._latency_s),
             compute_s=_spread(self._compute_s),

@@ -16,6 +16,7 @@ from .golden_run import (
     run_subsets,
     what_failed,
 )
+from .policy import Policy
 from .prototypes import Bank, make_example, taken_for
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "GoldenResult",
     "Layer",
     "LayerWatch",
+    "Policy",
     "change_layer",
     "check_name",
     "choose_engine",

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..bundle import UNKNOWN, HiddenMarkov, Majority, Manifest
-from ..errors import UsageError
+from .policy import Policy
 
 if TYPE_CHECKING:
-    from .enrolled_classes import Example, Layer, Prototype
+    from .enrolled_classes import Example, Prototype
 
 
 class Verdict(NamedTuple):
@@ -65,31 +65,25 @@ class Decider:
         unknown_below: The probability below which a window is ``unknown``.
     """
 
-    def __init__(self, manifest: Manifest, unknown_below: float | None = None, layer: Layer | None = None) -> None:
+    def __init__(self, manifest: Manifest, policy: Policy | None = None) -> None:
         """For one model.
 
         Args:
             manifest: Of the bundle.
-            unknown_below: Instead of the bundle's own threshold; 0 for none.
-            layer: Classes that were enrolled for the bundle.
+            policy: The threshold and the enrolled classes; None for the bundle's own rules.
 
         Raises:
-            UsageError: The threshold is no probability, or would take the name of a class.
+            UsageError: The threshold would take the name of a class.
         """
         confidence = manifest.confidence
-        if unknown_below is None:
-            unknown_below = confidence.unknown_below if confidence is not None else 0.0
-        if not 0 <= unknown_below <= 1:
-            raise UsageError(f"unknown below {unknown_below:g}: a probability lies between 0 and 1")
-        if unknown_below > 0 and UNKNOWN in manifest.labels:
-            raise UsageError(f"this bundle has a class '{UNKNOWN}' of its own: no threshold can be set for it")
-        self.unknown_below = unknown_below
-        classes = layer.classes() if layer is not None else {}
+        policy = policy or Policy()
+        self.unknown_below = policy.threshold(manifest)
+        classes = policy.layer.classes()
         self.enrolled = tuple(classes)
         self.labels = (*manifest.labels, *classes)
         self._temperature = confidence.temperature if confidence is not None else {}
         self._prototypes = _by_subset(classes.values())
-        self._smoother = _smoother(manifest.smoothing, self.labels, len(classes), unknown_below)
+        self._smoother = _smoother(manifest.smoothing, self.labels, len(classes), self.unknown_below)
 
     def decide(self, subset: str, logits: Sequence[float], embedding: Sequence[float]) -> Verdict:
         """The verdict on a window.

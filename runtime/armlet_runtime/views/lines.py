@@ -13,16 +13,17 @@ from .monitor import LinkView, one_line
 if TYPE_CHECKING:
     from ..bundle import CertificateRow
     from ..live import Summary
+    from ..model import Policy
 
 
 class LineView:
     """Prints a line when a link or the subset changes."""
 
-    def __init__(self, certified: Mapping[str, CertificateRow] | None = None) -> None:
-        """``certified``: subset to its row of the bundle's certificate."""
+    def __init__(self, policy: Policy | None = None) -> None:
+        """``policy``: with the certificate of the bundle in use; None for none."""
         self._states: dict[str, str] = {}
         self._first_end_ns: int | None = None
-        self._certified = certified or {}
+        self._certified = policy.certified if policy else {}
 
     def links(self, links: Mapping[str, LinkView]) -> None:
         """Show the links."""
@@ -45,9 +46,9 @@ class LineView:
                 flush=True,
             )
 
-    def became(self, name: str, certified: Mapping[str, CertificateRow]) -> None:
-        """Another bundle decides from now on; ``certified`` as for the constructor."""
-        self._certified = certified
+    def became(self, name: str, policy: Policy) -> None:
+        """Another bundle decides from now on; ``policy`` as for the constructor."""
+        self._certified = policy.certified
         self.say(f"{name} is in use from now on")
 
     def say(self, sentence: str) -> None:
@@ -76,9 +77,9 @@ class JournalView(LineView):
 
     _NOTICE, _WARNING = "<5>", "<4>"
 
-    def __init__(self, certified: Mapping[str, CertificateRow] | None = None) -> None:
-        """``certified``: see :class:`LineView`."""
-        super().__init__(certified)
+    def __init__(self, policy: Policy | None = None) -> None:
+        """``policy``: see :class:`LineView`."""
+        super().__init__(policy)
         self._told: dict[str, str] = {}
         self._sent: set[str] = set()
 

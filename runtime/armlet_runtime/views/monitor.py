@@ -21,7 +21,6 @@ from ..wearables import XYZ
 
 if TYPE_CHECKING:
     from ..live import LiveCore
-    from ..model import BundleModel
     from ..signals import PacketClock, SampleRing, Wearable
 
 TIMELINE = 600
@@ -119,23 +118,12 @@ class Monitor:
 
     Attributes:
         timeline: The newest decisions, oldest first.
-        certified: Subset to its row of the certificate of the bundle in use; a new object with each bundle.
     """
 
-    def __init__(
-        self, core: LiveCore, model: BundleModel, certified: Mapping[str, CertificateRow], live: bool = True
-    ) -> None:
-        """Begin with nothing heard.
-
-        Args:
-            core: The live loop.
-            model: That it runs.
-            certified: Subset to its row of the certificate.
-            live: False for a replay.
-        """
+    def __init__(self, core: LiveCore, live: bool = True) -> None:
+        """Begin with nothing heard; ``live``: false for a replay."""
         self.timeline: deque[Point] = deque(maxlen=TIMELINE)
         self._core = core
-        self.became(model, certified)
         self._live = live
         self._links: Mapping[str, LinkView] = {}
         self._newest: Decision | None = None
@@ -143,10 +131,10 @@ class Monitor:
         self._counted: dict[str, tuple[int, int]] = {}  # wearable to when its samples were counted, and how many
         self._rates: dict[str, float] = {}
 
-    def became(self, model: BundleModel, certified: Mapping[str, CertificateRow]) -> None:
-        """Another model of the same signals decides from now on."""
-        self._manifest, self.certified = model.manifest, certified
-        self._engine = f"{model.engine.name} {model.engine.version}"
+    @property
+    def certified(self) -> Mapping[str, CertificateRow]:
+        """Subset to its row of the certificate of the bundle in use; a new object with each bundle."""
+        return self._core.policy.certified
 
     def links(self, links: Mapping[str, LinkView]) -> None:
         """The links as they are, and will be: their objects are looked at again for each state."""
@@ -171,10 +159,11 @@ class Monitor:
     def state(self, now_ns: int) -> State:
         """How things stand at a time on the clock of the arrivals."""
         newest = self._newest
+        manifest, engine = self._core.model.manifest, self._core.model.engine
         names = [*self._links, *(name for name in self._core.wearables if name not in self._links)]
         return State(
-            bundle=f"{self._manifest.name} {self._manifest.version}",
-            engine=self._engine,
+            bundle=f"{manifest.name} {manifest.version}",
+            engine=f"{engine.name} {engine.version}",
             live=self._live,
             decisions=newest.index + 1 if newest else 0,
             labels=self._core.labels,
@@ -183,7 +172,7 @@ class Monitor:
             latency_s=newest.latency_s if newest else None,
             compute_s=newest.compute_s if newest else None,
             certified=self.certified.get(subset_name(newest.subset)) if newest else None,
-            signals=tuple(map(self._signal, self._manifest.modalities)),
+            signals=tuple(map(self._signal, manifest.modalities)),
             wearables=tuple(self._wearable(name, now_ns) for name in names),
             problems=dict(self._core.problems),
         )
@@ -235,7 +224,7 @@ class Monitor:
         if ring is None:
             return [None] * points
         times, values = ring.samples(now_ns)
-        span_ns = round(self._manifest.window.length_s * 1e9)
+        span_ns = round(self._core.model.manifest.window.length_s * 1e9)
         return binned(times, one_channel(modality, values), span_ns, points)
 
     def since(self, modality: Modality, since_ns: int, until_ns: int) -> tuple[list[float], list[list[float | None]]]:

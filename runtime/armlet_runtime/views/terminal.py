@@ -18,9 +18,9 @@ from .monitor import LinkView, Monitor, State, one_line, subsets_line
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from ..bundle import CertificateRow
     from ..live import Summary
     from ..modalities import Modality
+    from ..model import Policy
 
 # A calm screen: not more often than the eye asks for, and little work on a small board.
 REFRESH_S = 0.5
@@ -279,17 +279,17 @@ def _cells(text: str, width: int) -> str:
     return set_cell_size(text, width)
 
 
-def make_view(monitor: Monitor, modalities: Sequence[Modality], certified: Mapping[str, CertificateRow]) -> LineView:
+def make_view(monitor: Monitor, modalities: Sequence[Modality], policy: Policy) -> LineView:
     """What fits standard output: a screen on a terminal, sentences in the journal, else lines.
 
     Args:
         monitor: What a screen shows.
         modalities: Of the model.
-        certified: See :class:`LineView`.
+        policy: See :class:`LineView`.
     """
     if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return TerminalView(monitor, modalities)
-    return JournalView(certified) if _is_journal(sys.stdout.fileno()) else LineView(certified)
+    return JournalView(policy) if _is_journal(sys.stdout.fileno()) else LineView(policy)
 
 
 def _is_journal(file: int) -> bool:
