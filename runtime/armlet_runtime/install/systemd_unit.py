@@ -31,7 +31,8 @@ def unit_text(command: Sequence[str], environment: Mapping[str, str], folder: st
         folder: Where it is started; the same holds for ``%``.
     """
     # In the repository the template lies beside the package, in the wheel inside it.
-    folders = [Path(__file__).parent / "service", Path(__file__).parent.parent / "service"]
+    package = Path(__file__).parent.parent
+    folders = [package / "service", package.parent / "service"]
     template = next(folder / UNIT for folder in folders if (folder / UNIT).is_file())
     lines = [f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()]
     filled = {"COMMAND": " ".join(map(quoted, command)), "ENVIRONMENT": "\n".join(lines), "FOLDER": folder}
