@@ -110,10 +110,10 @@ def test_a_board_reports_why_it_has_its_old_bundle(
 KILLED = """
 import os, sys
 from pathlib import Path
-from armlet_bridge import deploy
+from armlet_runtime.install import slot_deploy
 
-deploy.watch = lambda *_: os.kill(os.getpid(), 9)
-deploy.deploy(Path(sys.argv[1]), Path(sys.argv[2]))
+slot_deploy.watch = lambda *_: os.kill(os.getpid(), 9)
+slot_deploy.deploy_to_slot(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
