@@ -180,6 +180,36 @@ async def test_a_silent_wearable_is_taken_up_anew(monkeypatch: pytest.MonkeyPatc
         playing.cancel()
 
 
+async def test_a_heart_rate_band_may_be_silent_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some notify only what has changed, and nothing while they lie badly."""
+    monkeypatch.setattr(link, "SILENCE_S", 0.2)
+    async with running(counting(3.0), HR) as (run, play, _):  # a packet a second
+        await play.run()
+        await run.until(lambda: len(run.of("Strap")) == 4)
+        assert run.session.links["Strap"].connections == 1
+
+
+class SlowAir(AirLink):
+    """An air over which every packet of a link takes 30 ms: a long connection interval."""
+
+    def _deliver(self, sender: AirController, receiver: AirController, action: Callable[[], None]) -> None:
+        deliver = super()._deliver
+        asyncio.get_running_loop().call_later(0.03, deliver, sender, receiver, action)
+
+
+async def test_a_wearable_whose_services_take_long_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CONNECT_S", 0.4)
+    air = SlowAir()
+    async with put_on(counting(2.0), air, [ACC]), open_bumble(AirController("host", air)) as bluetooth:
+        run = Run(Session(bluetooth, ("Acc",)))
+        try:
+            await run.until(lambda: run.streaming("Acc"), 15)
+            assert run.session.links["Acc"].failures == {"away": 1}
+        finally:
+            run.task.cancel()
+            await asyncio.gather(run.task, return_exceptions=True)
+
+
 async def test_spoilt_packets_over_the_air_are_counted() -> None:
     count = 0
 

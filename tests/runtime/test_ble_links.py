@@ -24,13 +24,14 @@ from bumble.core import AdvertisingData
 from bumble.device import Device
 from bumble.gatt import Characteristic
 from bumble.transport.common import AsyncPipeSink
+from dbus_fast import Variant
 
 from armlet_bridge.radio.bumble_backend import Bluetooth
 from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
 from armlet_bridge.virtual.air import AirController, AirLink
 from armlet_bridge.virtual.wearable import Play, VirtualWearable, WearableSpec, put_on
+from armlet_runtime.bluetooth import SystemBluetooth, bluez, open_bluetooth
 from armlet_runtime.bluetooth import link as link_module
-from armlet_runtime.bluetooth import open_bluetooth
 from armlet_runtime.bluetooth.link import DISCONNECT_S, STOP_S
 from armlet_runtime.bluetooth.link_errors import AWAY, BUSY, CUT, LOCKED, REFUSED, STALE, Trouble, trouble_of
 from armlet_runtime.bluetooth.session import CANCEL_S, MAX_LINKS, Session
@@ -306,6 +307,37 @@ async def test_adapters_are_named_with_a_plus() -> None:
     async with open_bluetooth("system+system:hci1") as adapters:
         assert [dict(one.options) for one in adapters] == [{}, {"bluez": {"adapter": "hci1"}}]
         assert [one.interval_ms("C0:00:00:00:00:00") for one in adapters] == [None, None]
+
+
+async def test_links_of_other_programs_are_left_alone() -> None:
+    session = Session(SystemBluetooth(), modalities=("acc",))
+    device, advertisement = BLEDevice("C0:00:00:00:00:01", "Acc", None), [imu.SERVICE_UUID]
+    heard = AdvertisementData("Acc", {}, {}, advertisement, None, -60, ())
+    assert not session._is_ours("Acc", device.address)
+    session._heard(session._adapters[0], device, heard)
+    assert not session._is_ours("Acc", device.address)  # of use, but another program may have a link to it
+    session.links["Acc"].connections = 1
+    assert session._is_ours("Acc", device.address)
+    session.links["Acc"].state = "streaming"
+    assert not session._is_ours("Acc", device.address)
+    for task in session._tasks:
+        task.cancel()
+    await asyncio.gather(*session._tasks, return_exceptions=True)
+    named = Session(SystemBluetooth(), ("Acc",))
+    assert named._is_ours("Acc", device.address) and not named._is_ours("Other", device.address)
+
+
+def test_services_of_bonded_wearables_are_not_forgotten() -> None:
+    def device(address: str, paired: bool) -> dict[str, Any]:
+        return {bluez.DEVICE: {"Address": Variant("s", address), "Paired": Variant("b", paired)}}
+
+    objects = {
+        "/org/bluez/hci0": {bluez.ADAPTER: {}},
+        "/org/bluez/hci0/dev_A": device("C0:00:00:00:00:0A", False),
+        "/org/bluez/hci1/dev_A": device("C0:00:00:00:00:0A", True),
+        "/org/bluez/hci0/dev_B": device("C0:00:00:00:00:0B", False),
+    }
+    assert bluez._by_bond(objects, "C0:00:00:00:00:0A") == (["/org/bluez/hci0/dev_A"], ["/org/bluez/hci1/dev_A"])
 
 
 async def test_a_session_ends_whatever_happens_to_its_links_meanwhile() -> None:

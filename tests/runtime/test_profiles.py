@@ -218,6 +218,17 @@ def test_a_polar_that_runs_already_is_started_anew() -> None:
     assert written(carry_out(polar.PolarProfile().stop(Wanted({"ecg": None})), [b""])) == ["03 00"]
 
 
+def test_a_polar_setting_of_newer_firmware_is_left_out() -> None:
+    newer = bytes.fromhex(H10_ECG + "0b 02 01 02 03")
+    steps = carry_out(polar.PolarProfile().start(Wanted({"ecg": None})), [H10_FEATURES, newer, started(0)])
+    assert written(steps) == ["01 00", "02 00 00 01 82 00 01 01 0e 00"]
+    # Of a stream that runs, an unknown setting may be what its samples are scaled by.
+    with pytest.raises(PacketError, match="Polar setting 11 is unknown"):
+        polar.decode_answer(started(0) + bytes.fromhex("0b 01 01"))
+    with pytest.raises(PacketError, match="Polar setting 1 is cut off"):
+        polar.decode_answer(bytes.fromhex(H10_ECG)[:-1])
+
+
 def test_a_polar_that_refuses_says_why() -> None:
     answers = [H10_FEATURES, bytes.fromhex(H10_ECG), started(0, 13)]
     with pytest.raises(PacketError, match="ecg: it is in its charger"):

@@ -1,4 +1,4 @@
-"""What bleak does not notice of BlueZ: that its daemon has ended, or an adapter has gone.
+"""What bleak leaves undone with BlueZ: daemons that ended, adapters that went, links and services left over.
 
 When ``bluetoothd`` crashes or is restarted, bleak calls no disconnected callback, ``is_connected`` stays true, no data
 come any more, and what bleak remembers of the old daemon makes every later request fail in that process. The D-Bus
@@ -13,12 +13,15 @@ link does not advertise, so the next process would wait for it in vain; :func:`f
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType
 from dbus_fast.aio import MessageBus
+
+log = logging.getLogger(__name__)
 
 # How often links that nobody listens to are looked for, and how long one must have been such: longer than another
 # process takes from connecting to listening.
@@ -80,12 +83,14 @@ async def follow(changed: Callable[[], None]) -> None:
         bus.disconnect()
 
 
-async def free(looking: Callable[[], bool], wanted: Callable[[str, str, Collection[str]], bool]) -> None:
-    """End the links of wanted wearables that no process listens to, so that they advertise again. Never returns.
+async def free(looking: Callable[[], bool], ours: Callable[[str, str], bool]) -> None:
+    """End links that no process listens to, so that their wearables advertise again. Never returns.
+
+    BlueZ does not tell whose a link is: another program's looks the same as long as it is not subscribed to anything.
 
     Args:
         looking: Whether a wearable is missing; while none is, nothing is done.
-        wanted: Of a name, an address and the UUIDs of services: whether it is a wearable that is missing.
+        ours: Of a name and an address: whether it is a wearable that is missing, and nobody else's.
 
     Raises:
         OSError: There is no system D-Bus.
@@ -94,13 +99,11 @@ async def free(looking: Callable[[], bool], wanted: Callable[[str, str, Collecti
     since: dict[str, float] = {}
     try:
         while True:
-            objects: dict[str, dict[str, Any]] = {}
-            if looking():
-                reply = await bus.call(Message(DAEMON, "/", f"{_BUS}.ObjectManager", "GetManagedObjects"))
-                objects = reply.body[0] if reply.message_type is MessageType.METHOD_RETURN else {}
+            objects = await _objects(bus) if looking() else {}
             now = time.monotonic()
-            since = {path: since.get(path, now) for path in _unheard(objects) if wanted(*_who(objects[path][DEVICE]))}
+            since = {path: since.get(path, now) for path in _unheard(objects) if ours(*_who(objects[path][DEVICE]))}
             for path in [path for path, first in since.items() if now - first >= ORPHAN_S]:
+                log.warning("%s: nobody has listened to its link for %g s; ending the link", path, ORPHAN_S)
                 await bus.call(Message(DAEMON, path, DEVICE, "Disconnect"))
                 del since[path]
             await asyncio.sleep(LOOK_S)
@@ -108,17 +111,51 @@ async def free(looking: Callable[[], bool], wanted: Callable[[str, str, Collecti
         bus.disconnect()
 
 
+async def forget_services(address: str) -> bool:
+    """Have BlueZ forget the services that it remembers of a device; whether one that is bonded keeps them.
+
+    BlueZ forgets them with the device only, and a bond with both. So a device that is bonded keeps all: a person made
+    the bond, and may be needed to make the next.
+
+    Raises:
+        OSError: There is no system D-Bus.
+    """
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    try:
+        loose, bonded = _by_bond(await _objects(bus), address)
+        for path in loose:
+            adapter = path.rpartition("/")[0]
+            await bus.call(Message(DAEMON, adapter, ADAPTER, "RemoveDevice", signature="o", body=[path]))
+        return bool(bonded)
+    finally:
+        bus.disconnect()
+
+
+async def _objects(bus: MessageBus) -> dict[str, dict[str, Any]]:
+    """BlueZ's objects: path to interface to property; none while the daemon does not run."""
+    reply = await bus.call(Message(DAEMON, "/", f"{_BUS}.ObjectManager", "GetManagedObjects"))
+    return reply.body[0] if reply.message_type is MessageType.METHOD_RETURN else {}
+
+
+def _by_bond(objects: dict[str, dict[str, Any]], address: str) -> tuple[list[str], list[str]]:
+    """Paths of an address's devices, one an adapter: those that are not bonded, and those that are."""
+    devices = {path: interfaces[DEVICE] for path, interfaces in objects.items() if DEVICE in interfaces}
+    bonded = {path: device["Paired"].value for path, device in devices.items() if device["Address"].value == address}
+    return [path for path in bonded if not bonded[path]], [path for path in bonded if bonded[path]]
+
+
 def _unheard(objects: dict[str, dict[str, Any]]) -> list[str]:
     """Paths of the devices that have a link and whose notifications nobody takes."""
     heard = set()
-    for path, faces in objects.items():
-        characteristic = faces.get(CHARACTERISTIC, {})
+    for path, interfaces in objects.items():
+        characteristic = interfaces.get(CHARACTERISTIC, {})
         if any(key in characteristic and characteristic[key].value for key in _TAKEN):
             heard.add(path.partition("/service")[0])
-    linked = [path for path, faces in objects.items() if DEVICE in faces and faces[DEVICE]["Connected"].value]
+    devices = {path: interfaces[DEVICE] for path, interfaces in objects.items() if DEVICE in interfaces}
+    linked = [path for path, device in devices.items() if device["Connected"].value]
     return [path for path in linked if path not in heard]
 
 
-def _who(device: dict[str, Any]) -> tuple[str, str, list[str]]:
-    """Name, address and UUIDs of services of a device."""
-    return device["Alias"].value, device["Address"].value, device["UUIDs"].value
+def _who(device: dict[str, Any]) -> tuple[str, str]:
+    """Name and address of a device."""
+    return device["Alias"].value, device["Address"].value

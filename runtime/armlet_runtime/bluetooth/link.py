@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field
 
 from bleak import BleakClient
 from bleak.exc import BleakError
-from bleak_retry_connector import clear_cache
 
 from ..errors import PacketError, WearableError
 from ..signals import Packet
@@ -30,9 +30,11 @@ from .profile_steps import ProfileSteps
 
 log = logging.getLogger(__name__)
 
-# One attempt to connect. A Raspberry Pi's own chip takes 1 to 3 s; what has not come up by then has gone, and others
-# wait for their turn.
+# One attempt to connect, services included. A Raspberry Pi's own chip takes 1 to 3 s for the link, and a wearable with
+# 40 attributes at 0.1 s a request 4 s for its services. What has not come up by then has mostly gone, and others wait
+# for their turn; but a slow one must not fail for ever, so the attempt after one that ran out of time has longer.
 CONNECT_S = 10.0
+SLOW_CONNECT_S = 25.0
 # All steps of starting a wearable: a dozen commands at a round trip of 0.1 s each, and a slow one.
 START_S = 15.0
 # Telling a wearable to stop, before its link is ended.
@@ -141,6 +143,7 @@ class LinkSupervisor:
         self._lost_at = 0.0
         self._unknown = 0
         self._pair = False
+        self._connect_s = CONNECT_S
         self._sightings: dict[Adapter, Sighting] = {}
 
     def heard(self, adapter: Adapter, sighting: Sighting) -> None:
@@ -200,8 +203,22 @@ class LinkSupervisor:
         if trouble is LOCKED:
             self._pair = True
         elif trouble is STALE and self.adapter is not None and self.adapter.bluetooth.client is None:
-            with suppress(BleakError, OSError, EOFError, asyncio.TimeoutError):
-                await asyncio.wait_for(clear_cache(self.link.address), DISCONNECT_S)
+            await self._forget_services()
+
+    async def _forget_services(self) -> None:
+        """Have BlueZ ask the wearable for its services anew."""
+        if sys.platform != "linux":
+            return
+        from .bluez import forget_services
+
+        with suppress(OSError, EOFError, asyncio.TimeoutError):
+            if await asyncio.wait_for(forget_services(self.link.address), DISCONNECT_S):
+                log.warning(
+                    "'%s': BlueZ keeps the services that it remembers, because the wearable is bonded; if it does not "
+                    "come up: bluetoothctl remove %s, and pair it again",
+                    self.link.name,
+                    self.link.address,
+                )
 
     async def _stream(self) -> None:
         """One connection, from the attempt to its end."""
@@ -262,7 +279,12 @@ class LinkSupervisor:
                 self.link.attempts += 1
                 bluetooth = adapter.bluetooth
                 client = BleakClient(sighting.device, lambda _: lost(), backend=bluetooth.client, **bluetooth.options)
-                await asyncio.wait_for(client.connect(timeout=CONNECT_S), CONNECT_S)
+                limit_s, self._connect_s = self._connect_s, CONNECT_S
+                try:
+                    await asyncio.wait_for(client.connect(timeout=limit_s), limit_s)
+                except asyncio.TimeoutError:
+                    self._connect_s = SLOW_CONNECT_S
+                    raise asyncio.TimeoutError(f"it did not come up in {limit_s:g} s") from None
                 return client, adapter
 
     async def _start(self, client: BleakClient, steps: ProfileSteps, wanted: Wanted) -> list[Profile]:

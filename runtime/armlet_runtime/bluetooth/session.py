@@ -161,14 +161,19 @@ class Session:
         """Have BlueZ end the links of missing wearables that a process which is no more has left behind."""
         from .bluez import free
 
-        def wanted(name: str, address: str, services: Collection[str]) -> bool:
-            link = next((link for link in self.links.values() if link.address == address), None)
-            if link is not None:
-                return not link.linked
-            return name in self._names or address in self._names or (not self._names and self._useful(name, services))
-
         with suppress(OSError, EOFError):
-            await free(lambda: any(map(self._scan_wanted, self._adapters)), wanted)
+            await free(lambda: any(map(self._scan_wanted, self._adapters)), self._is_ours)
+
+    def _is_ours(self, name: str, address: str) -> bool:
+        """Whether a device that has a link is a wearable of this session that misses its own.
+
+        Without names it is ours only if this session had a link to it: a device that may be of use can be another
+        program's.
+        """
+        link = next((link for link in self.links.values() if link.address == address), None)
+        if link is not None:
+            return not link.linked and bool(self._names or link.connections)
+        return name in self._names or address in self._names
 
     def _scan_wanted(self, adapter: Adapter) -> bool:
         """Whether a wearable is missing, and the adapter is not busy with connecting one."""

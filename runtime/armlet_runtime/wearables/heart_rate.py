@@ -145,6 +145,7 @@ class HeartRateProfile(ProfileBase):
     services: tuple[str, ...] = (SERVICE_UUID,)
     sources: tuple[str, ...] = (MEASUREMENT_UUID,)
     carries: tuple[str, ...] = (MODALITY.name, RR_MODALITY.name, ENERGY_MODALITY.name)
+    silence_s: float = 20.0  # a second is usual, but bands that lie badly may send nothing
 
     def start(self, wanted: Wanted) -> Steps:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""

@@ -161,20 +161,34 @@ def decode_settings(data: bytes) -> dict[int, tuple[float, ...]]:
     Raises:
         PacketError: One is unknown or cut off.
     """
+    settings, rest = _known_settings(data)
+    if rest:
+        raise PacketError(f"Polar setting {rest[0]} is unknown")
+    return settings
+
+
+def _known_settings(data: bytes) -> tuple[dict[int, tuple[float, ...]], bytes]:
+    """Settings up to the first that is unknown, and the bytes from there on: its length is not known.
+
+    Raises:
+        PacketError: A setting is cut off.
+    """
     settings: dict[int, tuple[float, ...]] = {}
     at = 0
     while at < len(data):
         number, count = data[at], data[at + 1] if at + 1 < len(data) else 0
         size = _FIELD_BYTES.get(number)
-        if size is None or not count or at + 2 + size * count > len(data):
-            raise PacketError(f"Polar setting {number} is unknown or cut off")
+        if size is None:
+            return settings, data[at:]
+        if not count or at + 2 + size * count > len(data):
+            raise PacketError(f"Polar setting {number} is cut off")
         raw = [data[at + 2 + i * size : at + 2 + (i + 1) * size] for i in range(count)]
         if number == FACTOR:
             settings[number] = tuple(struct.unpack("<f", one)[0] for one in raw)
         else:
             settings[number] = tuple(float(int.from_bytes(one, "little")) for one in raw)
         at += 2 + size * count
-    return settings
+    return settings, b""
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -185,12 +199,17 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answer(data: bytes) -> Answer:
     """Read an answer of the control point.
 
+    Settings offered may be of newer firmware than this: those from the first unknown one on are left out, and the
+    sensor refuses a start that lacks one. In the answer to a start each counts: one of them scales the samples.
+
     Raises:
-        PacketError: It is none, or too short.
+        PacketError: It is no answer, or too short, or a setting is cut off or, in the answer to a start, unknown.
     """
     if len(data) < 4 or data[0] != ANSWER:
         raise PacketError(f"a Polar answer begins with f0 and is 4 bytes long at least, not {data.hex(' ') or 'empty'}")
-    settings = decode_settings(data[5:]) if data[3] == DONE else {}
+    settings: dict[int, tuple[float, ...]] = {}
+    if data[3] == DONE:
+        settings = decode_settings(data[5:]) if data[1] == START else _known_settings(data[5:])[0]
     return Answer(data[1], data[2], data[3], settings)
 
 
