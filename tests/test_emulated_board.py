@@ -28,7 +28,7 @@ from armlet_bridge.boards.target import PREFIX
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import MANIFEST, open_bundle, write_bundle
 from armlet_runtime.engines.executorch_shim import cache_folder
-from armlet_runtime.install.updates import Result
+from armlet_runtime.install.agent_protocol import UpdateResult
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.golden_run import golden_windows, run_subsets
 from tests.support import sshd
@@ -194,7 +194,7 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def deploy(desk: Desk, seed: int) -> str:
     done = desk.armlet("deploy", desk.bundle(seed), BOARD, "--key", desk.public_key)
-    assert done["result"] == Result.SUCCESS and done["digest"] == desk.digest(seed)
+    assert done["result"] == UpdateResult.SUCCESS and done["digest"] == desk.digest(seed)
     return f"{done['bytes_sent']} of {done['bytes_bundle']} bytes sent"
 
 

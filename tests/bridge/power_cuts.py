@@ -2,7 +2,7 @@
 
 ``python -m tests.bridge.power_cuts FOLDER [--every N] [--json FILE]``, in the repository's folder; needs strace.
 
-An installer (:meth:`armlet_runtime.install.agent.Agent.installing`) is run once under strace for the list of its system
+An installer (``Agent.run_installer``) is run once under strace for the list of its system
 calls. Then it is run again for each of them on a fresh copy of the board, and killed as it makes it
 (``--inject=CALL:signal=KILL:when=N``), with everything it has started. The board then starts as its runtime does: it
 settles its slot and opens the bundle in use. That must be whole, verified and the old one or the new one; or none at
@@ -30,9 +30,9 @@ from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.install import probation
 from armlet_runtime.install.agent import HOME, Agent
+from armlet_runtime.install.agent_protocol import UpdateState
 from armlet_runtime.install.slot_deploy import deploy_to_slot, roll_back
 from armlet_runtime.install.slots import current_bundle, current_place, read_state
-from armlet_runtime.install.updates import State
 
 ATTACH_S = 10.0
 
@@ -154,7 +154,7 @@ def cut_everywhere(
             with home_of(copy):
                 cuts.started[allowed[started_with(copy / "slot")]] += 1
                 update = Agent(copy).hello()["update"]
-            if update.state is State.UPDATING:
+            if update.state is UpdateState.UPDATING:
                 raise RuntimeError(f"the board says that it is updating, for ever: {update}")
         except Exception as error:  # whatever it is, it is what this looks for
             cuts.wrong.append(f"{name} {number}: {type(error).__name__}: {error}")
@@ -207,7 +207,7 @@ def scenarios(
         return lambda prefix: deploy_to_slot(bundle, prefix / "slot")
 
     def install(prefix: Path) -> Callable[[], None]:
-        return lambda: Agent(prefix).installing(None)
+        return lambda: Agent(prefix).run_installer(None)
 
     arriving = board("arriving", deploy(old))
     first = board("first", lambda prefix: offer(prefix, old))

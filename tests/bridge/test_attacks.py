@@ -41,10 +41,10 @@ from armlet_runtime.bundle.dsse import MAX_BYTES, open_envelope
 from armlet_runtime.bundle.manifest import MAX_RELEASE, GoldenRef, encode_manifest
 from armlet_runtime.bundle.trust import KIND, Trust, TrustSet, next_set, trusted_keys
 from armlet_runtime.errors import ArmletError, BundleError, DeployError, SignatureError
-from armlet_runtime.install import frames
+from armlet_runtime.install import frame_sizes
 from armlet_runtime.install.agent import Agent
+from armlet_runtime.install.agent_protocol import RESULTS, NoMemoryError, NoRoomError, UnsupportedError
 from armlet_runtime.install.slots import SlotState
-from armlet_runtime.install.updates import RESULTS, NoMemoryError, NoRoomError, UnsupportedError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model.bundle_model import load_array
 
@@ -378,7 +378,7 @@ def test_endless_data_in_a_part_is_refused_at_its_first_byte_too_many(board: Age
 
 def test_endless_data_in_a_frame_is_refused_unread() -> None:
     with pytest.raises(DeployError, match="does not speak armlet's protocol"):
-        frames.sizes(struct.pack("!II", 2, 0xFFFFFFFF))
+        frame_sizes(struct.pack("!II", 2, 0xFFFFFFFF))
 
 
 def test_endless_data_in_a_signed_document_is_refused_unread() -> None:
@@ -499,5 +499,5 @@ def test_preflight_knows_the_boards_memory_and_engines(board: Agent, monkeypatch
 @pytest.mark.parametrize("left", [b"", b"{", b'{"state": 9, "result": 1}', b"\xff"])
 def test_a_note_of_another_armlet_locks_nobody_out(left: bytes, board: Agent) -> None:
     (board.prefix / "update.json").write_bytes(left)
-    assert board.hello()["update"].message == "cannot read update.json of another armlet"
-    assert board.offer(bundle(), None) and board.update().state == 1
+    assert board.hello()["update"].message == "the last update is unknown: update.json cannot be read"
+    assert board.offer(bundle(), None) and board.record.read().state == 1

@@ -16,15 +16,15 @@ import pytest
 
 from armlet_bridge.boards import target as boards
 from armlet_bridge.boards.environment import trust_owner
-from armlet_bridge.boards.target import Board, BoardError, LinkError, deploy, parse_target
+from armlet_bridge.boards.target import AgentClient, BoardError, LinkError, deploy, parse_target
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle, read_front
 from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.install import frames
+from armlet_runtime.install import decode_message
+from armlet_runtime.install.agent_protocol import UpdateResult
 from armlet_runtime.install.rollback_protection import permit
 from armlet_runtime.install.slots import current_bundle
-from armlet_runtime.install.updates import Result
 from tests.support.sshd import Sshd, missing
 
 MakeBundle = Callable[..., Path]
@@ -44,7 +44,7 @@ def connecting(prefix: Path, cut_after: list[int] | None = None) -> boards.Conne
     """Links to the board's agent; each of the first ones is cut after that many bytes sent to it."""
 
     @contextlib.asynccontextmanager
-    async def connect() -> AsyncIterator[Board]:
+    async def connect() -> AsyncIterator[AgentClient]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "armlet_runtime.install.agent", str(prefix),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -52,7 +52,7 @@ def connecting(prefix: Path, cut_after: list[int] | None = None) -> boards.Conne
         assert process.stdin is not None and process.stdout is not None
         writer: Any = Cut(process, cut_after.pop(0)) if cut_after else process.stdin
         try:
-            yield Board(process.stdout, writer)
+            yield AgentClient(process.stdout, writer)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -78,7 +78,7 @@ class Cut:
             await self.process.wait()
 
 
-async def put(board: Board, sha256: str, offset: int, data: bytes) -> None:
+async def put(board: AgentClient, sha256: str, offset: int, data: bytes) -> None:
     await board.put(sha256, offset, data)
     await board.taken()
 
@@ -92,13 +92,13 @@ async def test_a_bundle_reaches_a_board_and_the_next_costs_only_its_changes(
 ) -> None:
     states: list[str] = []
     first = await deploy(make_bundle(1), "b", connecting(prefix), progress=lambda state, *_: states.append(state))
-    assert (first.result, first.links_lost) == (Result.SUCCESS, 0), first.message
+    assert (first.result, first.links_lost) == (UpdateResult.SUCCESS, 0), first.message
     assert list(dict.fromkeys(states)) == ["downloading", "downloaded", "updating", "idle"]
     front = read_front(make_bundle(1), None)
     old = {member.sha256: member.size for member in front.members}
     assert first.bytes_sent == sum(old.values()) - front.members[0].size and digest(prefix) == first.digest
     second = await deploy(make_bundle(2), "b", connecting(prefix))
-    assert second.result is Result.SUCCESS and digest(prefix) == second.digest != first.digest
+    assert second.result is UpdateResult.SUCCESS and digest(prefix) == second.digest != first.digest
     new = {member.sha256: member.size for member in read_front(make_bundle(2), None).members[1:]}
     assert second.bytes_sent == sum(size for sha256, size in new.items() if sha256 not in old) < first.bytes_sent
     assert not (prefix / "incoming").exists()
@@ -113,7 +113,7 @@ async def test_a_link_that_breaks_is_taken_up_where_it_broke(
     front = len(read_front(bundle, None).data)
     cuts = [10, front // 2, front + 900, front + 100, front + 900]
     done = await deploy(bundle, "b", connecting(prefix, cuts), retries_s=(0.0,) * 3)
-    assert (done.result, done.links_lost) == (Result.SUCCESS, 5), done.message
+    assert (done.result, done.links_lost) == (UpdateResult.SUCCESS, 5), done.message
     whole = done.bytes_bundle - front
     assert whole - 10 <= done.bytes_sent <= whole + 5 * 500, "more was sent again than the chunk that was under way"
     assert digest(prefix) == done.digest
@@ -129,14 +129,14 @@ async def test_a_refusal_is_the_boards_own_sentence(make_bundle: MakeBundle, pre
     good = await deploy(make_bundle(1), "b", connecting(prefix))
     keys.generate(tmp_path / "stranger")
     strange = await deploy(make_bundle(2, key=tmp_path / "stranger"), "b", connecting(prefix))
-    assert strange.result is Result.INTEGRITY_CHECK_FAILED and strange.bytes_sent == 0
+    assert strange.result is UpdateResult.INTEGRITY_CHECK_FAILED and strange.bytes_sent == 0
     assert "the offered bundle is signed by the key" in strange.message
     broken = await deploy(make_bundle(2, golden_error=0.5), "b", connecting(prefix))
-    assert broken.result is Result.UPDATE_FAILED and "golden run on onnx differs by 0.5" in broken.message
+    assert broken.result is UpdateResult.UPDATE_FAILED and "golden run on onnx differs by 0.5" in broken.message
     assert digest(prefix) == good.digest
     async with connecting(prefix)() as board:
         said = await board.hello()
-        assert said["update"]["result"] == Result.UPDATE_FAILED and said["places"]["a"]["digest"] == good.digest
+        assert said["update"]["result"] == UpdateResult.UPDATE_FAILED and said["places"]["a"]["digest"] == good.digest
 
 
 async def test_an_install_goes_on_without_the_workstation(make_bundle: MakeBundle, prefix: Path) -> None:
@@ -182,9 +182,9 @@ async def test_a_login_that_prints_something_is_told() -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(b"Welcome to Raspberry Pi OS\n" * 3)
     with pytest.raises(DeployError, match="does not speak armlet's protocol"):
-        await Board(reader, asyncio.StreamReader())._receive()  # type: ignore[arg-type]
-    with pytest.raises(DeployError, match="no JSON object"):
-        frames.unpack(b"[1]")
+        await AgentClient(reader, asyncio.StreamReader())._receive()  # type: ignore[arg-type]
+    with pytest.raises(DeployError, match="without a JSON object"):
+        decode_message(b"[1]")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_a_board_goes_back_by_its_owners_word(
     owner = keys.load_private(signing_key)
     old = await deploy(make_bundle(1, release=1), "b", connecting(prefix))
     new = await deploy(make_bundle(2, release=2), "b", connecting(prefix))
-    assert (await deploy(make_bundle(1, release=1), "b", connecting(prefix))).result is Result.UNSUPPORTED_PACKAGE
+    assert (await deploy(make_bundle(1, release=1), "b", connecting(prefix))).result is UpdateResult.UNSUPPORTED_PACKAGE
     async with connecting(prefix)() as board:
         with pytest.raises(BoardError, match="going back needs the owner's signed permission"):
             await board.roll_back(None)
@@ -216,7 +216,7 @@ async def test_a_board_goes_back_by_its_owners_word(
         assert digest(prefix) == new.digest
         entry = await board.roll_back(permit(old.digest, (await board.hello())["floor"], [owner]))
     assert entry.version == "0.1" and digest(prefix) == old.digest
-    assert (await deploy(make_bundle(2, release=2), "b", connecting(prefix))).result is Result.SUCCESS
+    assert (await deploy(make_bundle(2, release=2), "b", connecting(prefix))).result is UpdateResult.SUCCESS
 
 
 async def test_whom_a_board_trusts_is_not_changed_by_a_second_setup(
@@ -286,7 +286,7 @@ def test_a_board_is_set_up_and_deployed_to_over_ssh(
     said = armlet("board", "status", "ssh://board", "--json", tmp_path / "3.json")
     assert "runs toy 0.3" in said and "before it: toy 0.1" in said and "unit: none" in said
     status = json.loads((tmp_path / "3.json").read_text())
-    assert status["update"]["result"] == Result.SUCCESS and abs(status["clock_s"]) < 5
+    assert status["update"]["result"] == UpdateResult.SUCCESS and abs(status["clock_s"]) < 5
     (sshd.home / boards.PREFIX / "update.log").write_text("one\ntwo\nthree\n")
     assert "update:\n  two\n  three\n" in armlet("board", "logs", "ssh://board", "--lines", 2)
     inventory = tmp_path / "boards.toml"

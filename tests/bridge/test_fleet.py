@@ -17,11 +17,11 @@ from rich.console import Console
 
 from armlet_bridge.boards import target as boards
 from armlet_bridge.boards.fleet import Group, Inventory, Row, deploy_to_fleet, read_inventory, table, totals
-from armlet_bridge.boards.target import Board, LinkError
+from armlet_bridge.boards.target import AgentClient, LinkError
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.errors import UsageError
-from armlet_runtime.install import frames
+from armlet_runtime.install import pack_frame
 from armlet_runtime.install.slots import current_bundle, read_state
 
 MakeBundle = Callable[..., Path]
@@ -59,13 +59,13 @@ def connecting(fleet: Path) -> Callable[[str], boards.Connect]:
         name = target.removeprefix("ssh://")
 
         @contextlib.asynccontextmanager
-        async def connect() -> AsyncIterator[Board]:
+        async def connect() -> AsyncIterator[AgentClient]:
             if name == OFF:
                 raise LinkError(f"cannot reach {target}: No route to host")
             reader, writer = await asyncio.open_unix_connection(fleet.parent / "socket")
             writer.write(f"{name}\n".encode())
             try:
-                yield Board(reader, writer)
+                yield AgentClient(reader, writer)
             finally:
                 writer.close()
 
@@ -135,10 +135,10 @@ class Deaf:
 async def test_a_board_that_answers_nonsense_is_one_row(make_bundle: MakeBundle) -> None:
     def to(target: str) -> boards.Connect:
         @contextlib.asynccontextmanager
-        async def connect() -> AsyncIterator[Board]:
+        async def connect() -> AsyncIterator[AgentClient]:
             reader = asyncio.StreamReader()
-            reader.feed_data(frames.pack({"place": "a", "places": 7}))
-            yield Board(reader, Deaf())
+            reader.feed_data(pack_frame({"place": "a", "places": 7}))
+            yield AgentClient(reader, Deaf())
 
         return connect
 

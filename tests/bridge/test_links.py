@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from armlet_bridge.boards import target as boards
-from armlet_bridge.boards.target import Board, LinkError, deploy
+from armlet_bridge.boards.target import AgentClient, LinkError, deploy
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.install.agent import HOME
+from armlet_runtime.install.agent_protocol import UpdateResult
 from armlet_runtime.install.slots import current_bundle
-from armlet_runtime.install.updates import Result
 from tests.support.bad_link import BadLink, why_not
 from tests.support.sshd import Sshd
 
@@ -48,7 +48,7 @@ def link(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def connecting(link: BadLink, patience_s: float = 20.0) -> boards.Connect:
     @contextlib.asynccontextmanager
-    async def connect() -> AsyncIterator[Board]:
+    async def connect() -> AsyncIterator[AgentClient]:
         try:
             opening = asyncio.open_connection(link.address, PORT)
             reader, writer = await asyncio.wait_for(opening, patience_s)
@@ -56,7 +56,7 @@ def connecting(link: BadLink, patience_s: float = 20.0) -> boards.Connect:
             raise LinkError(f"cannot reach the board: {str(error) or type(error).__name__}") from None
         writer.write(b"board\n")
         try:
-            yield Board(reader, writer)
+            yield AgentClient(reader, writer)
         finally:
             writer.transport.abort()
 
@@ -73,7 +73,7 @@ async def test_a_deploy_ends_over_a_link_that_loses_packets(
 ) -> None:
     link.loss, link.delay_s = loss, delay_s
     done = await deploy(make_bundle(1), "board", connecting(link), retries_s=(0.5,) * 60)
-    assert done.result is Result.SUCCESS, done.message
+    assert done.result is UpdateResult.SUCCESS, done.message
     assert digest(tmp_path) == done.digest and link.carried > 20
 
 
@@ -82,7 +82,7 @@ async def test_a_link_that_stays_away_leaves_the_old_bundle(
 ) -> None:
     monkeypatch.setattr(boards, "ANSWER_S", 2.0)
     old = await deploy(make_bundle(1), "board", connecting(link))
-    assert old.result is Result.SUCCESS
+    assert old.result is UpdateResult.SUCCESS
 
     def cut(state: str, done: int, total: int) -> None:
         link.cut = True
@@ -92,7 +92,7 @@ async def test_a_link_that_stays_away_leaves_the_old_bundle(
     assert digest(tmp_path) == old.digest
     link.cut = False
     new = await deploy(make_bundle(2), "board", connecting(link))
-    assert new.result is Result.SUCCESS and digest(tmp_path) == new.digest
+    assert new.result is UpdateResult.SUCCESS and digest(tmp_path) == new.digest
     assert new.bytes_sent < new.bytes_bundle, "what had arrived before the cut counts"
 
 
@@ -108,7 +108,7 @@ async def test_a_link_that_is_lost_during_the_install_is_no_second_install(
 
     waits = (0.5,) * 60
     done = await deploy(make_bundle(1), "board", connecting(link, 1.0), progress=cut, retries_s=waits)
-    assert done.result is Result.SUCCESS and "is in use, place a" in done.message and done.links_lost >= 1
+    assert done.result is UpdateResult.SUCCESS and "is in use, place a" in done.message and done.links_lost >= 1
     assert digest(tmp_path) == done.digest
     assert not (tmp_path / "board" / "slot" / "b").exists(), "it was installed once"
 
@@ -144,11 +144,11 @@ async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
                 link.cut = True
                 asyncio.get_running_loop().call_later(12.0, setattr, link, "cut", False)
 
-        def connect() -> contextlib.AbstractAsyncContextManager[Board]:
+        def connect() -> contextlib.AbstractAsyncContextManager[AgentClient]:
             return boards.connect(target, server.fingerprint)
 
         done = await deploy(make_bundle(1), "board", connect, progress=progress, retries_s=(0.5,) * 60)
-        assert done.result is Result.SUCCESS and done.links_lost >= 1 and done.seconds > 12, done
+        assert done.result is UpdateResult.SUCCESS and done.links_lost >= 1 and done.seconds > 12, done
         assert done.bytes_sent <= done.bytes_bundle + 2 * 300 * done.links_lost, "what had arrived was not sent again"
         assert open_bundle(current_bundle(prefix / "slot"), None).digest == done.digest
     finally:

@@ -10,7 +10,7 @@ import pytest
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.install.agent import HOME, Agent
-from armlet_runtime.install.updates import Result
+from armlet_runtime.install.agent_protocol import UpdateResult
 
 from .conftest import small_bundle
 from .power_cuts import cut_everywhere, offer, scenarios, started_with, void
@@ -50,13 +50,13 @@ def test_a_board_goes_on_after_a_power_cut(signing_key: Path, tmp_path: Path, mo
     keys.trust(public)
     offer(prefix, bundle)
     agent = Agent(prefix)
-    ended = run_traced(lambda: agent.installing(None), ["-o", "/dev/null", "--inject=symlink:signal=KILL:when=1"])
+    ended = run_traced(lambda: agent.run_installer(None), ["-o", "/dev/null", "--inject=symlink:signal=KILL:when=1"])
     assert ended == -9 and started_with(prefix / "slot") == ""
-    assert agent.hello()["update"].result is Result.UPDATE_FAILED
-    assert "the installer was cut off" in agent.update().message
+    assert agent.hello()["update"].result is UpdateResult.UPDATE_FAILED
+    assert "the installer was cut off" in agent.record.read().message
     front = (prefix / "incoming" / "front").read_bytes()
     assert [part for part in agent.offer(front, None) if part.have < part.size] == []
-    agent.installing(None)
-    assert agent.update().result is Result.SUCCESS
+    agent.run_installer(None)
+    assert agent.record.read().result is UpdateResult.SUCCESS
     assert started_with(prefix / "slot") == open_bundle(bundle, None).digest
     assert [path.name for path in (prefix / "slot" / "a").iterdir()] == ["model.armlet"]

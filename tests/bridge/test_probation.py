@@ -22,10 +22,10 @@ from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import DeployError
 from armlet_runtime.install import probation
 from armlet_runtime.install.agent import Agent
+from armlet_runtime.install.agent_protocol import UpdateResult, UpdateState
 from armlet_runtime.install.probation import ProbationError, settle
 from armlet_runtime.install.slot_deploy import HealthError, deploy_to_slot, roll_back
 from armlet_runtime.install.slots import current_bundle, current_place, read_state
-from armlet_runtime.install.updates import Result, State
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream, write_recording
 
@@ -97,13 +97,13 @@ def test_a_board_reports_why_it_has_its_old_bundle(
     """As a workstation hears it from the agent, also when it asks later."""
     agent = Agent(slot.parent)
     offer(agent.prefix, make_bundle(1))
-    agent.installing(None)
-    old = agent.update()
-    assert old.result is Result.SUCCESS and "3 decisions on golden windows" in old.message
+    agent.run_installer(None)
+    old = agent.record.read()
+    assert old.result is UpdateResult.SUCCESS and "3 decisions on golden windows" in old.message
     offer(agent.prefix, make_bundle(2, golden_error=golden_error, fault=fault))
-    agent.installing(None)
+    agent.run_installer(None)
     told = agent.hello()["update"]
-    assert (told.state, told.result) == (State.IDLE, Result.UPDATE_FAILED) and words in told.message
+    assert (told.state, told.result) == (UpdateState.IDLE, UpdateResult.UPDATE_FAILED) and words in told.message
     assert digest(slot) == old.digest
 
 

@@ -14,14 +14,17 @@ from armlet_runtime.bundle.container import Bundle, add_signature, open_bundle, 
 from armlet_runtime.bundle.manifest import MAX_RELEASE
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import AdmissionError, BundleError, SchemaError, SignatureError, UntrustedKeyError
-from armlet_runtime.install.rollback_protection import admit, floor, permit
-from armlet_runtime.install.slots import Board, SlotState
+from armlet_runtime.install.rollback_protection import admit, floor, latest_date, permit
+from armlet_runtime.install.slots import BoardDescription, SlotState
 
 from .test_bundle import MEMBERS, tiny_manifest
 
 OWNER, SECOND, THIEF = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(11, 14))
 TRUST = Trust((OWNER.public_key(),))
 EMPTY = SlotState({})
+PI = BoardDescription("raspberry-pi-5")
+PI_WITH_ACC = BoardDescription("raspberry-pi-5", ("acc",))
+PI_WITH_BOTH = BoardDescription("raspberry-pi-5", ("acc", "hr"))
 NOW = 1_800_000_000.0  # 2027-01-15
 
 
@@ -83,9 +86,49 @@ def test_freeze_ends_when_the_bundle_expires(make: Any) -> None:
 def test_a_board_without_a_clock_is_not_locked_out(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 12.0)  # 1970
     state = admit(make(created="2027-01-10T00:00:00Z", expires="2027-02-01T00:00:00Z"), EMPTY, None, TRUST)
-    assert state.newest > NOW - 10 * 86400
+    assert latest_date(state, TRUST) > NOW - 10 * 86400
     with pytest.raises(AdmissionError, match="has expired"):
         admit(make(created="2026-01-01T00:00:00Z", expires="2027-01-05T00:00:00Z"), state, None, TRUST)
+
+
+def dated_2099(make: Any, signers: tuple[Ed25519PrivateKey, ...] = (OWNER,), trusted: Trust = TRUST) -> SlotState:
+    """State of a slot that has had a bundle of a workstation whose clock was wrong."""
+    wrong = make(signers, trusted, created="2099-01-01T00:00:00Z", expires="2100-01-01T00:00:00Z", release=10)
+    return admit(wrong, EMPTY, None, trusted)
+
+
+def test_the_owner_ends_the_effect_of_a_bundle_with_a_wrong_date(make: Any) -> None:
+    state = dated_2099(make)
+    right = make(created="2027-01-10T00:00:00Z", expires="2028-01-01T00:00:00Z", release=11)
+    with pytest.raises(AdmissionError, match=r"a bundle here was made at 2099-01-01.*--allow-older"):
+        admit(right, state, None, TRUST)
+    with pytest.raises(AdmissionError, match="permission is for the bundle"):
+        admit(right, state, None, TRUST, permit("0" * 64, 10, [OWNER]))
+    state = admit(right, state, None, TRUST, permit(right.digest, 10, [OWNER]))
+    assert floor(state, TRUST) == 11
+    newer = make(created="2027-01-12T00:00:00Z", expires="2028-01-01T00:00:00Z", release=12)
+    admit(newer, state, None, TRUST)  # and nothing of 2099 is left
+    with pytest.raises(AdmissionError, match="has expired at 2027-01-14"):
+        stale = make(created="2027-01-12T00:00:00Z", expires="2027-01-14T00:00:00Z", release=13)
+        admit(stale, state, None, TRUST, permit(stale.digest, 11, [OWNER]))
+
+
+def test_a_wrong_date_counts_only_while_its_signer_is_trusted(make: Any) -> None:
+    both = Trust((OWNER.public_key(), THIEF.public_key()))
+    state = dated_2099(make, (THIEF,), both)
+    right = make(created="2027-01-10T00:00:00Z", expires="2028-01-01T00:00:00Z", release=11)
+    with pytest.raises(AdmissionError, match="2099-01-01"):
+        admit(right, state, None, both)
+    admit(right, state, None, TRUST)
+
+
+def test_a_state_of_an_earlier_armlet_with_a_wrong_date_can_be_mended(make: Any) -> None:
+    state = SlotState({}, newest=4_070_908_800.0)  # 2099-01-01
+    right = make(created="2027-01-10T00:00:00Z", expires="2028-01-01T00:00:00Z", release=11)
+    with pytest.raises(AdmissionError, match="2099-01-01"):
+        admit(right, state, None, TRUST)
+    state = admit(right, state, None, TRUST, permit(right.digest, 0, [OWNER]))
+    admit(make(created="2027-01-12T00:00:00Z", expires="2028-01-01T00:00:00Z", release=12), state, None, TRUST)
 
 
 def test_fast_forward_ends_with_the_stolen_key(make: Any) -> None:
@@ -115,14 +158,24 @@ def test_one_key_where_two_are_needed_is_refused(make: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("fields", "board", "words"),
     [
-        ({"boards": ("jetson-orin",)}, Board("raspberry-pi-5"), "made for jetson-orin; this board is raspberry-pi-5"),
+        (
+            {"boards": ("jetson-orin",)},
+            PI,
+            "made for jetson-orin; this board is raspberry-pi-5",
+        ),
         ({"boards": ("jetson-orin",)}, None, "does not say what board it is on"),
-        ({}, Board("raspberry-pi-5", ("acc",)), r"needs hr, which this board's wearables do not have \(acc\)"),
-        ({}, Board("raspberry-pi-5", ("acc", "hr")), None),
-        ({"boards": ("raspberry-pi-5",)}, Board("raspberry-pi-5"), None),
+        (
+            {},
+            PI_WITH_ACC,
+            r"needs hr, which this board's wearables do not have \(acc\)",
+        ),
+        ({}, PI_WITH_BOTH, None),
+        ({"boards": ("raspberry-pi-5",)}, PI, None),
     ],
 )
-def test_a_bundle_is_for_its_boards(make: Any, fields: dict[str, Any], board: Board | None, words: str | None) -> None:
+def test_a_bundle_is_for_its_boards(
+    make: Any, fields: dict[str, Any], board: BoardDescription | None, words: str | None
+) -> None:
     if words is None:
         admit(make(**fields), EMPTY, board, TRUST)
         return

@@ -17,10 +17,9 @@ import msgspec
 
 from armlet_runtime.bundle import Trust, key_id
 from armlet_runtime.errors import DeployError
-from armlet_runtime.install import UNIT, unit_text
-from armlet_runtime.install import Board as Description
+from armlet_runtime.install import UNIT, BoardDescription, unit_text
 
-from .target import PREFIX, Board, LinkError, Target, connect, login
+from .target import PREFIX, AgentClient, LinkError, Target, connect, login
 from .wheels import PROBE, Environment, Probe, gather, read_probe
 
 INSTALL = f"""
@@ -118,7 +117,7 @@ class Setup(msgspec.Struct, frozen=True):
 async def setup(
     target: Target,
     trust: Trust,
-    description: Description | None = None,
+    description: BoardDescription | None = None,
     extras: Sequence[str] = (),
     host_key: str | None = None,
     service: bool = True,
@@ -167,7 +166,7 @@ async def setup(
     return Setup(str(target), probe, environment.digest, environment.size, len(sent), tuple(names), unit)
 
 
-async def trust_owner(board: Board, name: str, trust: Trust) -> list[str]:
+async def trust_owner(board: AgentClient, name: str, trust: Trust) -> list[str]:
     """Have a board trust its owner's keys, if it trusts nobody yet; names of all that it trusts.
 
     Raises:

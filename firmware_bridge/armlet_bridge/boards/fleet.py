@@ -29,7 +29,7 @@ import tomllib
 
 from armlet_runtime.bundle import Trust, read_front
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.install import Result
+from armlet_runtime.install import UpdateResult
 
 from .target import FLEET, Connect, Deployed, deploy, parse_target
 
@@ -172,7 +172,7 @@ async def _one(
         return Row(name, group.name, "failed", str(error))
     except Exception as error:  # a board that answers nonsense must not keep the others from their bundle
         return Row(name, group.name, "failed", f"it does not answer as a board does ({type(error).__name__}: {error})")
-    outcome = "deployed" if done.result is Result.SUCCESS else "failed"
+    outcome = "deployed" if done.result is UpdateResult.SUCCESS else "failed"
     return Row(name, group.name, outcome, done.message, done)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from armlet_runtime.errors import DeployError
-from armlet_runtime.install import PlaceState, Result, State, Update
+from armlet_runtime.install import PlaceState, Update, UpdateResult, UpdateState
 
 from .target import Connect
 
@@ -75,7 +75,7 @@ async def statuses(boards: Sequence[tuple[str, str]], connecting: Callable[[str]
                 async with connecting(name)() as board:
                     return status(name, group, await board.hello())
             except DeployError as error:
-                update = Update(State.IDLE, Result.CONNECTION_LOST, "", str(error), 0.0)
+                update = Update(UpdateState.IDLE, UpdateResult.CONNECTION_LOST, "", str(error), 0.0)
                 return Status(name, group, None, None, update, "unknown", 0.0)
 
     return list(await asyncio.gather(*(one(name, group) for name, group in boards)))

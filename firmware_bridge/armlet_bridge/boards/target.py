@@ -20,8 +20,17 @@ import msgspec
 
 from armlet_runtime.bundle import Front, Trust, open_bundle, read_front
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.install import Board as Description
-from armlet_runtime.install import PlaceState, Result, State, Update, frames
+from armlet_runtime.install import (
+    LENGTHS,
+    BoardDescription,
+    PlaceState,
+    Update,
+    UpdateResult,
+    UpdateState,
+    decode_message,
+    frame_sizes,
+    pack_frame,
+)
 
 PREFIX = ".local/share/armlet"
 """Where armlet lies on a board, from the home folder of the person that logs in."""
@@ -50,7 +59,7 @@ class BoardError(DeployError):
         result: As LwM2M numbers it.
     """
 
-    def __init__(self, message: str, result: Result) -> None:
+    def __init__(self, message: str, result: UpdateResult) -> None:
         """Keep the result beside the sentence."""
         super().__init__(message)
         self.result = result
@@ -105,7 +114,7 @@ def parse_target(text: str) -> Target:
     return Target(match[2].strip("[]"), match[1], int(match[3]) if match[3] else None)
 
 
-class Board:
+class AgentClient:
     """A board's agent at the other end of a link."""
 
     def __init__(self, reader: Reader, writer: Writer) -> None:
@@ -113,19 +122,19 @@ class Board:
         self._reader, self._writer = reader, writer
 
     async def _send(self, message: dict[str, Any], data: bytes) -> None:
-        self._writer.write(frames.pack(message, data))
+        self._writer.write(pack_frame(message, data))
         await self._writer.drain()
 
     async def _receive(self) -> dict[str, Any]:
         try:
-            text, data = frames.sizes(await asyncio.wait_for(self._reader.readexactly(frames.LENGTHS.size), ANSWER_S))
-            message = frames.unpack(await asyncio.wait_for(self._reader.readexactly(text + data), ANSWER_S))
+            text, data = frame_sizes(await asyncio.wait_for(self._reader.readexactly(LENGTHS.size), ANSWER_S))
+            message = decode_message(await asyncio.wait_for(self._reader.readexactly(text + data), ANSWER_S))
         except asyncio.IncompleteReadError:
             raise LinkError("the link to the board ended") from None
         except TimeoutError:
             raise LinkError(f"the board has not answered for {ANSWER_S:.0f} s") from None
         if "error" in message:
-            raise BoardError(str(message["error"]), Result(message["result"]))
+            raise BoardError(str(message["error"]), UpdateResult(message["result"]))
         return message
 
     async def hello(self) -> dict[str, Any]:
@@ -145,7 +154,7 @@ class Board:
         names: list[str] = (await self._receive())["trusted"]
         return names
 
-    async def describe(self, description: Description) -> None:
+    async def describe(self, description: BoardDescription) -> None:
         """Tell a board what it is."""
         await self._send({"op": "describe"}, msgspec.json.encode(description))
         await self._receive()
@@ -176,15 +185,15 @@ class Board:
         while True:
             update = msgspec.convert((await self._receive())["update"], Update)
             yield update
-            if update.state is State.IDLE:
+            if update.state is UpdateState.IDLE:
                 return
 
 
-Connect = Callable[[], contextlib.AbstractAsyncContextManager[Board]]
+Connect = Callable[[], contextlib.AbstractAsyncContextManager[AgentClient]]
 
 
 @contextlib.asynccontextmanager
-async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[Board]:
+async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[AgentClient]:
     """Log in and start the board's agent.
 
     Args:
@@ -200,7 +209,7 @@ async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[
     async with login(target, host_key) as connection:
         process = await connection.create_process(COMMAND, encoding=None)
         try:
-            yield Board(process.stdout, process.stdin)
+            yield AgentClient(process.stdout, process.stdin)
         except LinkError as error:
             # A shell that does not find the agent ends at once, with 127 or a word of its own.
             with contextlib.suppress(TimeoutError, asyncssh.Error):
@@ -372,7 +381,7 @@ class Deployed(msgspec.Struct, frozen=True):
 
     board: str
     digest: str
-    result: Result
+    result: UpdateResult
     message: str
     bytes_sent: int
     bytes_bundle: int
@@ -456,6 +465,6 @@ async def deploy(
             await asyncio.sleep(retries_s[failed])
             failed += 1
         except BoardError as error:
-            update = Update(State.IDLE, error.result, front.digest, str(error), 0.0)
+            update = Update(UpdateState.IDLE, error.result, front.digest, str(error), 0.0)
             break
     return Deployed(name, front.digest, update.result, update.message, sent, front.size, lost, loop.time() - began)

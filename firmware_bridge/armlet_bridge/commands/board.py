@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
     from armlet_runtime.bundle import trusted_keys
     from armlet_runtime.errors import UsageError
-    from armlet_runtime.install import Board
+    from armlet_runtime.install import BoardDescription
 
     from ..boards import parse_target, setup
 
@@ -84,9 +84,8 @@ async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
         raise UsageError("this home trusts no key yet that the board could trust: 'armlet key new', or give --key")
     if args.modalities and not args.board:
         raise UsageError("--modalities describes a board that has a name; give --class as well")
-    description = (
-        Board(args.board, tuple(args.modalities.split(",")) if args.modalities else None) if args.board else None
-    )
+    modalities = tuple(args.modalities.split(",")) if args.modalities else None
+    description = BoardDescription(args.board, modalities) if args.board else None
     done = await setup(target, trust, description, args.engine, args.host_key, not args.no_service, print)
     print(f"{done.board} is ready: {done.bytes_sent / 1e6:.1f} MB sent, trusts {', '.join(done.trusted)}")
     print(f"service: {done.unit}")

@@ -126,7 +126,7 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
 
     from armlet_runtime.bundle import trusted_keys
     from armlet_runtime.files import write_json
-    from armlet_runtime.install import Result
+    from armlet_runtime.install import UpdateResult
 
     _need_ssh()
     from ..boards import connect, deploy, parse_target
@@ -150,7 +150,7 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     done = asyncio.run(both())
     if args.json:
         write_json(args.json, done)
-    if done.result is not Result.SUCCESS:
+    if done.result is not UpdateResult.SUCCESS:
         print(f"armlet: {target} keeps what it had: {done.message}", file=sys.stderr)
         return 1
     print(f"{target}: {done.message}")

@@ -3,45 +3,47 @@
 Imports the root, the engines, the bundle and the model.
 """
 
-from . import frames
 from .agent import LOG_LINES
+from .agent_protocol import LENGTHS, Update, UpdateResult, UpdateState, decode_message, frame_sizes, pack_frame
 from .child_process import DEPLOY_CHECK, TRIAL_RUN, check_command, reason_of
 from .health import Health
 from .probation import DECISIONS, Follower, ProbationError, bound_s, open_settled
 from .rollback_protection import floor, permit
 from .slot_deploy import HealthError, deploy_to_slot, slot_folder
-from .slots import PLACES, SCHEME, Board, PlaceState, Report, bundle_path, current_bundle, read_state
+from .slots import PLACES, SCHEME, BoardDescription, PlaceState, Report, bundle_path, current_bundle, read_state
 from .systemd_unit import UNIT, install, journal, properties, remove, state, unit_path, unit_text
-from .updates import Result, State, Update
 
 __all__ = [
     "DECISIONS",
     "DEPLOY_CHECK",
+    "LENGTHS",
     "LOG_LINES",
     "PLACES",
     "SCHEME",
     "TRIAL_RUN",
     "UNIT",
-    "Board",
+    "BoardDescription",
     "Follower",
     "Health",
     "HealthError",
     "PlaceState",
     "ProbationError",
     "Report",
-    "Result",
-    "State",
     "Update",
+    "UpdateResult",
+    "UpdateState",
     "bound_s",
     "bundle_path",
     "check_command",
     "current_bundle",
+    "decode_message",
     "deploy_to_slot",
     "floor",
-    "frames",
+    "frame_sizes",
     "install",
     "journal",
     "open_settled",
+    "pack_frame",
     "permit",
     "properties",
     "read_state",

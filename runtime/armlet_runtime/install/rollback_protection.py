@@ -9,7 +9,8 @@ another board. So a slot remembers what it has had (:class:`~armlet_runtime.inst
 - The releases it remembers count only while those who signed them are still trusted, so that whoever stole a key and
   signed a release of 2^50 does not lock the board for good (fast-forward): rotating the key out ends it.
 - It takes no bundle that has expired. A board without a clock battery may believe that it is 1970; it then goes by the
-  latest time that it knows from a bundle, which is early enough to lock nobody out.
+  latest date of making that a bundle here had. That date may be wrong, as of a workstation whose clock was: it counts
+  only while its signers are trusted, and the owner's permission for one bundle forgets it.
 - It takes no bundle that is made for other classes of boards, or needs modalities that its wearables do not have.
 
 The attacks and their names are those of The Update Framework (specification 1.0.33, section 1.5.2).
@@ -17,15 +18,15 @@ The attacks and their names are those of The Update Framework (specification 1.0
 
 from __future__ import annotations
 
+import datetime
 import time
-from collections.abc import Mapping
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..bundle import Bundle, Front, Trust, open_envelope, seal, seconds_of
 from ..errors import AdmissionError
-from .slots import Board, SlotState
+from .slots import BoardDescription, SlotState
 
 KIND = "application/vnd.armlet.permission+json"
 
@@ -54,8 +55,17 @@ def floor(state: SlotState, trusted: Trust) -> int:
     return max((release for who, release in state.floors.items() if trusted.reaches(who.split("+"))), default=0)
 
 
+def latest_date(state: SlotState, trusted: Trust) -> float:
+    """Latest date of making of a bundle that this slot has had from those whom it still trusts, Unix seconds."""
+    return max(state.newest, *(date for who, date in state.dates.items() if trusted.reaches(who.split("+"))), 0.0)
+
+
 def admit(
-    bundle: Bundle | Front, state: SlotState, board: Board | None, trusted: Trust, permission: bytes | None = None
+    bundle: Bundle | Front,
+    state: SlotState,
+    board: BoardDescription | None,
+    trusted: Trust,
+    permission: bytes | None = None,
 ) -> SlotState:
     """Check that a verified bundle may come into a slot.
 
@@ -76,19 +86,35 @@ def admit(
     manifest = bundle.manifest
     name = f"{manifest.name} {manifest.version}"
     _check_board(bundle, board)
-    now = max(time.time(), state.newest)
-    if manifest.expires is not None and seconds_of(manifest.expires) <= now:
-        raise AdmissionError(f"{name} has expired at {manifest.expires}; export it again, or bring a newer one")
-    lowest = floor(state, trusted)
+    lowest, date = floor(state, trusted), latest_date(state, trusted)
     remembered = state
-    if manifest.release < lowest:
-        remembered = _go_back(bundle, state, lowest, trusted, permission)
-    floors = _raised(remembered.floors, bundle)
-    newest = max(remembered.newest, seconds_of(manifest.created))
-    return msgspec.structs.replace(remembered, floors=floors, newest=newest)
+    if manifest.expires is not None and seconds_of(manifest.expires) <= max(time.time(), date):
+        if seconds_of(manifest.expires) <= time.time():
+            raise AdmissionError(f"{name} has expired at {manifest.expires}; export it again, or bring a newer one")
+        why = (
+            f"{name} has expired at {manifest.expires}, as a bundle here was made at {_utc(date)}: export it again; "
+            f"or, if that date is wrong, permit this one"
+        )
+        remembered = _go_back(bundle, state, lowest, trusted, permission, why)
+    elif manifest.release < lowest:
+        why = (
+            f"{name} is of release {manifest.release}, and this slot has had release {lowest}: going back needs the "
+            f"owner's signed permission"
+        )
+        remembered = _go_back(bundle, state, lowest, trusted, permission, why)
+    who = "+".join(bundle.signers)
+    return msgspec.structs.replace(
+        remembered,
+        floors={**remembered.floors, who: max(remembered.floors.get(who, 0), manifest.release)},
+        dates={**remembered.dates, who: max(remembered.dates.get(who, 0.0), seconds_of(manifest.created))},
+    )
 
 
-def _check_board(bundle: Bundle | Front, board: Board | None) -> None:
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _check_board(bundle: Bundle | Front, board: BoardDescription | None) -> None:
     manifest = bundle.manifest
     if board is None:
         if manifest.boards:
@@ -109,14 +135,11 @@ def _check_board(bundle: Bundle | Front, board: Board | None) -> None:
 
 
 def _go_back(
-    bundle: Bundle | Front, state: SlotState, lowest: int, trusted: Trust, permission: bytes | None
+    bundle: Bundle | Front, state: SlotState, lowest: int, trusted: Trust, permission: bytes | None, why: str
 ) -> SlotState:
-    manifest = bundle.manifest
+    """The state without what the slot remembers, by the owner's permission; ``why`` says what a permission is for."""
     if permission is None:
-        raise AdmissionError(
-            f"{manifest.name} {manifest.version} is of release {manifest.release}, and this slot has had release "
-            f"{lowest}: going back needs the owner's signed permission (--allow-older, or 'armlet key permit')"
-        )
+        raise AdmissionError(f"{why} (--allow-older, or 'armlet key permit')")
     allowed = open_envelope(permission, KIND, Permission, [(trusted.keys, trusted.threshold)], "the permission")
     if allowed.digest != bundle.digest:
         raise AdmissionError(
@@ -128,10 +151,4 @@ def _go_back(
         )
     if allowed.issued <= state.permission:
         raise AdmissionError("this permission, or a later one, was used here before; sign a new one")
-    # What the board has seen is forgotten by the owner's word: the old bundle is the newest from now on.
-    return msgspec.structs.replace(state, floors={}, permission=allowed.issued)
-
-
-def _raised(floors: Mapping[str, int], bundle: Bundle | Front) -> dict[str, int]:
-    who = "+".join(bundle.signers)
-    return {**floors, who: max(floors.get(who, 0), bundle.manifest.release)}
+    return msgspec.structs.replace(state, floors={}, dates={}, newest=0.0, permission=allowed.issued)

@@ -22,12 +22,12 @@ import msgspec
 from ..bundle import Bundle, Trust, open_bundle, trusted_keys
 from ..errors import DeployError, UsageError
 from ..files import chunks, write_atomic
+from .agent_protocol import NoRoomError
 from .child_process import DEPLOY_CHECK, reason_of, run_check
 from .health import Health
 from .probation import ProbationError, flush, locked, switch, take_back, watch, write_state
 from .rollback_protection import admit
 from .slots import BUNDLE, CURRENT, PLACES, REPORT, SCHEME, STATE, PlaceState, Probation, current_place, read_board
-from .updates import NoRoomError
 
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
 RESERVE_BYTES = 1 << 20

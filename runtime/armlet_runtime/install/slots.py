@@ -7,8 +7,8 @@
       a/model.armlet     two places; a deploy writes the one that is not in use
       b/model.armlet
       state.json         what was put into each place, and when (:class:`SlotState`)
-      live.json          what the runtime says of a bundle on probation (:class:`Report`); only while there is one
-      board.json         what this board is, for bundles that are made for some boards only (:class:`Board`); may lack
+      live.json          what the runtime reports of a bundle on probation (:class:`Report`); only while there is one
+      board.json         what this board is (:class:`BoardDescription`); optional
       .lock              held by a deploy (flock)
       .live              held by the runtime that makes decisions with this slot's bundle (flock)
 
@@ -98,19 +98,20 @@ class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         floors: Highest release that was ever in use, by who had signed it (key names, joined by ``+``); see
             :mod:`armlet_runtime.install.rollback_protection`.
         permission: When the last permission to go back that was used here had been signed, Unix seconds.
-        newest: Latest time that a bundle in use here named as that of its making, Unix seconds: the clock cannot be
-            earlier.
+        dates: Latest date of making of a bundle that was ever in use, Unix seconds, by who had signed it.
+        newest: The same whoever had signed it, as earlier versions wrote it.
         probation: Set while the bundle in use has not been confirmed (:mod:`armlet_runtime.install.probation`).
     """
 
     places: dict[str, PlaceState]
     floors: dict[str, int] = {}
     permission: int = 0
+    dates: dict[str, float] = {}
     newest: float = 0.0
     probation: Probation | None = None
 
 
-class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BoardDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``board.json``.
 
     Attributes:
@@ -178,14 +179,14 @@ def read_state(folder: Path) -> SlotState:
         raise BundleError(f"cannot read {folder / STATE} ({error}): remove it and deploy again") from error
 
 
-def read_board(folder: Path) -> Board | None:
+def read_board(folder: Path) -> BoardDescription | None:
     """What ``board.json`` says; None without one.
 
     Raises:
         BundleError: The file does not follow its schema.
     """
     try:
-        return msgspec.json.decode((folder / BOARD).read_bytes(), type=Board)
+        return msgspec.json.decode((folder / BOARD).read_bytes(), type=BoardDescription)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -1,0 +1,40 @@
+"""A board's record of its last update: ``update.json``, and the log of the process that made it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from ..files import write_atomic
+from .agent_protocol import Update, UpdateResult, UpdateState
+
+UPDATE, LOG = "update.json", "update.log"
+
+
+class UpdateRecord:
+    """The record under one prefix."""
+
+    def __init__(self, prefix: Path) -> None:
+        """Keep the record under ``prefix``."""
+        self.log = prefix / LOG
+        self._path = prefix / UPDATE
+
+    def read(self) -> Update:
+        """The last update."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Update)
+        except FileNotFoundError:
+            message = "this board has had no update yet"
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # of another version; no reason to lock the owner out
+            message = f"the last update is unknown: {UPDATE} cannot be read"
+        return Update(UpdateState.IDLE, UpdateResult.INITIAL, "", message, 0.0)
+
+    def write(self, state: UpdateState, result: UpdateResult, digest: str, message: str) -> None:
+        """Replace the record; the time is now."""
+        write_atomic(self._path, msgspec.json.encode(Update(state, result, digest, message, time.time())))
+
+    def log_lines(self) -> list[str]:
+        """What the update's process wrote; empty without a log."""
+        return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
