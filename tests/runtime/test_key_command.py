@@ -43,9 +43,12 @@ def test_two_owners_and_a_rotation(armlet: Any, tmp_path: Path, small_bundle: An
     assert "must sign it" in armlet("verify", bundle, ok=False)
     assert "signed by 3 keys" in armlet("key", "sign", bundle, "--with", "second.key")
     assert "whole, and signed by trusted keys" in armlet("verify", bundle)
-    assert "counts no more" in armlet("key", "trust", "second.key.pub", ok=False)
+    assert "not trusted by its file alone" in armlet("key", "trust", "second.key.pub", ok=False)
     assert "no trusted key is called abc" in armlet("key", "rotate", "t2.json", "--remove", "abc", ok=False)
     assert (home / "trust.json").exists()
+    (home / "signing.key").unlink()
+    (home / "signing.key.pub").unlink()
+    assert "not trusted here: 'armlet key rotate OUT.json --add" in armlet("key", "new")
 
 
 def test_a_passphrase_is_asked_for(armlet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armlet_runtime.bundle import keys, trust
+from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.dsse import MAX_BYTES, add_signature, open_envelope, seal
 from armlet_runtime.bundle.trust import KIND, Trust, TrustSet, install, next_set, trusted_keys
 from armlet_runtime.errors import ArmletError, KeyFileError, SignatureError
@@ -35,8 +36,30 @@ def test_a_rotation_takes_the_place_of_the_key_files(home: Path) -> None:
     second = next_set(now, [BOBS, CAROLS], 1, [ALICE, BOB])
     install(second, "2")
     assert [key.public_bytes_raw() for key in trusted_keys().keys] == sorted(map(_raw, (BOBS, CAROLS)))
-    keys.trust(MALLORY.public_key())
+    with pytest.raises(KeyFileError, match="armlet key rotate --add"):
+        keys.trust(MALLORY.public_key())
+    write_trusted(home, MALLORY)
     assert trusted_keys().find(_raw(MALLORY.public_key())) is None, "a file beside the trust set must not count"
+
+
+def write_trusted(home: Path, key: Ed25519PrivateKey) -> None:
+    """Put a public key beside the trust set, as a person might by hand."""
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (home / "trusted" / "by-hand.pub").write_bytes(pem)
+
+
+def test_revoked_keys_stay_revoked_when_the_trust_set_is_lost(home: Path) -> None:
+    install(next_set(trusted_keys(), [BOBS], 1, [ALICE, BOB]), "1")
+    (home / "trust.json").unlink()
+    assert trusted_keys().keys == (), "Alice's key was revoked, and must not count again"
+
+
+def test_a_home_with_a_trust_set_does_not_trust_its_signing_key_beside_it(home: Path) -> None:
+    signing, _ = keys.default_signing_key()
+    install(next_set(trusted_keys(), [BOBS], 1, [ALICE, BOB]), "1")
+    keys.default_signing_key()  # as an export does
+    (home / "trust.json").unlink()
+    assert trusted_keys().find(_raw(signing.public_key())) is None
 
 
 def _raw(key: object) -> bytes:
@@ -86,7 +109,7 @@ def test_versions_come_one_after_the_other(home: Path) -> None:
 def test_a_set_that_cannot_be_is_refused(home: Path, document: TrustSet, words: str) -> None:
     with pytest.raises(KeyFileError, match=words):
         install(seal(document, KIND, [ALICE]), "trust-1.json")
-    assert not (home / trust.FILE).exists()
+    assert not keys.trust_set_path().exists()
 
 
 def test_without_a_first_key_nobody_can_rotate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,8 +145,27 @@ def load_public(path: Path) -> Ed25519PublicKey:
     return key
 
 
+def trust_set_path() -> Path:
+    """File of this home's trust set (:mod:`armlet_runtime.bundle.trust`); with it, key files do not count."""
+    return home() / "trust.json"
+
+
+def trusted_files() -> list[Path]:
+    """Files of the keys that this home trusts where it has no trust set."""
+    return sorted((home() / "trusted").glob("*.pub"))
+
+
 def trust(key: Ed25519PublicKey) -> Path:
-    """Add a key to the trusted ones of this home; returns its file, ``trusted/<key id>.pub``."""
+    """Add a key to the trusted ones of this home; returns its file, ``trusted/<key id>.pub``.
+
+    Raises:
+        KeyFileError: The home has a trust set, which only a rotation changes.
+    """
+    if trust_set_path().exists():
+        raise KeyFileError(
+            f"a trust set is in force here, so the key {key_id(key)} is not trusted by its file alone: 'armlet key "
+            f"rotate --add FILE.pub'"
+        )
     folder = home() / "trusted"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key_id(key)}.pub"
@@ -157,6 +176,8 @@ def trust(key: Ed25519PublicKey) -> Path:
 def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
     """The signing key of this home; made, and its public half trusted, on first use.
 
+    Where the home has a trust set, that alone says whether the key is trusted.
+
     Returns:
         The key, and its file if it was made just now (tell the user), else None.
 
@@ -166,5 +187,6 @@ def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
     path = home() / SIGNING
     made = not path.exists()
     key = generate(path) if made else load_private(path)
-    trust(key.public_key())  # every time: whoever was killed after making the key trusts it at the next start
+    if not trust_set_path().exists():  # every time: whoever was killed after making the key trusts it at the next start
+        trust(key.public_key())
     return key, path if made else None

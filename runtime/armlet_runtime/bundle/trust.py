@@ -1,8 +1,9 @@
 """Whom a board trusts: a set of keys, how many of them must sign, and how the set changes.
 
 A person who never rotates a key sees only files in ``trusted/`` of the home (:mod:`armlet_runtime.bundle.keys`): any
-one of them may sign. A *trust set* takes their place for good: a signed document (:mod:`armlet_runtime.bundle.dsse`)
-with a version, keys and a threshold. The next version must be signed by the threshold of the present set, which hands
+one of them may sign. A *trust set* takes their place for good, and the files are removed, so that a revoked key does
+not count again where the set is lost: a signed document (:mod:`armlet_runtime.bundle.dsse`) with a version, keys and a
+threshold. The next version must be signed by the threshold of the present set, which hands
 over, and by the threshold of its own, which shows that its keys are in somebody's hands. So a board follows a rotation
 from any version on, one version at a time, without trusting who brings it; and a stolen key alone cannot replace the
 others. This is The Update Framework's rule for its root role (TUF specification 1.0.33, section 5.3).
@@ -20,9 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ..errors import KeyFileError, SignatureError
 from ..files import write_atomic
 from .dsse import open_envelope, peek, seal
-from .keys import home, key_id, load_public
+from .keys import key_id, load_public, trust_set_path, trusted_files
 
-FILE = "trust.json"
 KIND = "application/vnd.armlet.trust+json"
 MAX_KEYS = 16
 
@@ -72,9 +72,9 @@ def trusted_keys(files: Sequence[Path] = ()) -> Trust:
     """
     if files:
         return Trust(tuple(load_public(path) for path in files))
-    path = home() / FILE
+    path = trust_set_path()
     if not path.exists():
-        return Trust(tuple(load_public(path) for path in sorted((home() / "trusted").glob("*.pub"))))
+        return Trust(tuple(load_public(file) for file in trusted_files()))
     try:
         return _trust(peek(path.read_bytes(), KIND, TrustSet, str(path)), str(path))
     except (OSError, SignatureError) as error:
@@ -101,7 +101,7 @@ def next_set(
 
 
 def install(data: bytes, where: str) -> Trust:
-    """Let a trust set take the place of the present one, if it was signed as it must be.
+    """Let a trust set take the place of the present one, or of the key files, if it was signed as it must be.
 
     Args:
         data: The signed document.
@@ -112,8 +112,11 @@ def install(data: bytes, where: str) -> Trust:
         KeyFileError: It holds no usable set.
     """
     trust = check_next(data, trusted_keys(), where)
-    home().mkdir(parents=True, exist_ok=True)
-    write_atomic(home() / FILE, data)
+    path = trust_set_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    for file in trusted_files():
+        file.unlink()
     return trust
 
 

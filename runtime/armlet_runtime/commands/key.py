@@ -73,7 +73,11 @@ def _new(args: argparse.Namespace) -> None:
     passphrase = keys.ask_passphrase(path, twice=True) if args.passphrase else None
     key = keys.generate(path, passphrase).public_key()
     print(f"key {keys.key_id(key)}: {path} (private: keep it, and keep a copy) and {path}.pub (give it to boards)")
-    if args.file is None:
+    if args.file is not None:
+        return
+    if keys.trust_set_path().exists():
+        print(f"it is not trusted here: 'armlet key rotate OUT.json --add {path}.pub' makes a trust set with it")
+    else:
         print(f"this home trusts it: {keys.trust(key)}")
 
 
@@ -172,11 +176,5 @@ def _trust(args: argparse.Namespace) -> None:
     if data.lstrip().startswith(b"{"):
         _describe(trust.install(data, str(args.file)))
         return
-    if trust.trusted_keys().version:
-        from ..errors import UsageError
-
-        raise UsageError(
-            f"a trust set is in force here, so a key file counts no more: 'armlet key rotate --add {args.file}'"
-        )
     keys.trust(keys.load_public(args.file))
     _describe(trust.trusted_keys())
