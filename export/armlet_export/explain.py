@@ -8,8 +8,7 @@ from typing import Any
 from armlet_runtime.bundle import Bundle
 
 from . import choose_precision as precision
-from .backends import check_precision, look, lower
-from .bundle import SUFFIX
+from .backends import BACKENDS, Lowered, Part, check_precision, litert_delegates, lower_part, read_program
 from .pipeline import Material, ProgramReport, program_part, program_report
 from .quantise import learn_ranges, prepare_model
 
@@ -27,9 +26,9 @@ def explain_bundle(bundle: Bundle) -> list[ProgramReport]:
     for engine, programs in bundle.manifest.engines.items():
         for part, ref in programs.by_part.items():
             data = bundle.read(ref.member)
-            program = look(data, SUFFIX[engine])
+            program = read_program(engine, data)
             check_precision(program, ref.precision)
-            reports.append(program_report(engine, part, ref.member, lower.Lowered(data, ref.precision, program)))
+            reports.append(program_report(engine, part, ref.member, Lowered(data, ref.precision, program)))
     return reports
 
 
@@ -40,7 +39,7 @@ def explain_run(
 
     Args:
         material: Of the run.
-        engines: Some of :data:`armlet_export.bundle.draft.SUFFIX`.
+        engines: Some of :data:`armlet_export.backends.BACKENDS`.
         step: Called after each program.
 
     Raises:
@@ -57,14 +56,14 @@ def explain_run(
     learn_ranges(student, False)
     reports = []
 
-    def make(part: str, kind: str) -> lower.Part:
+    def make(part: str, kind: str) -> Part:
         return precision.part_of(material.model, student, material.description, part, kind)
 
     programs = kinds | {step: kinds[name] for step, name in material.description.step_parts.items()}
-    for engine in (engine for engine in SUFFIX if engine in engines):
+    for engine in (engine for engine in BACKENDS if engine in engines):
         for part, kind in programs.items():
-            made = lower.lower_part(engine, program_part(make, material.description, part, kind))
-            reports.append(program_report(engine, part, f"{part}.{SUFFIX[engine]}", made))
+            made = lower_part(engine, program_part(make, material.description, part, kind))
+            reports.append(program_report(engine, part, f"{part}.{BACKENDS[engine].suffix}", made))
             step()
     return reports
 
@@ -108,16 +107,11 @@ def lines(reports: Sequence[ProgramReport]) -> list[str]:
 
 def delegated_when_loaded(bundle: Bundle) -> Mapping[str, str]:
     """For each LiteRT program of a bundle, how many of its operators XNNPACK took when it was loaded here."""
-    from ai_edge_litert.interpreter import Interpreter
-
     programs = bundle.manifest.engines.get("litert")
     if programs is None:
         return {}
     found = {}
     for part, ref in programs.by_part.items():
-        interpreter = Interpreter(model_content=bundle.read(ref.member), num_threads=1)
-        interpreter.allocate_tensors()
-        names = [operator["op_name"] for operator in interpreter._get_ops_details()]
-        delegates = names.count("DELEGATE")
+        delegates = litert_delegates(bundle.read(ref.member))
         found[part] = f"{delegates} delegate" + ("s" if delegates != 1 else "")
     return found

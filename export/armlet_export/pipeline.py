@@ -34,8 +34,8 @@ from armlet_train.recipes import QatRecipe
 
 from . import choose_precision as precision_of_parts
 from . import streaming as incremental
-from .backends import lower
-from .bundle import SUFFIX, Description, Draft, make_draft
+from .backends import BACKENDS, Lowered, Part, lower_part
+from .bundle import Description, Draft, make_draft
 from .proof import GateRow, Proof, check, compare, make_certificate, program_rows, run_engine
 from .proof import calibration as calibrate
 from .quantise import EpochReport, output_range, prepare_model, train
@@ -65,7 +65,7 @@ class Material:
     Attributes:
         model: Float model in evaluation, without batch normalisation.
         description: What the bundle will say of it.
-        precision: Part to one of :data:`armlet_export.backends.lower.PRECISIONS`, or ``auto`` for all.
+        precision: Part to one of :data:`armlet_export.backends.PRECISIONS`, or ``auto`` for all.
         max_auto_loss: What ``auto`` may lose in macro-F1 in any subset on validation people.
         batches: Epoch number to training batches, always the same ones for the same number.
         batch_count: Batches in an epoch.
@@ -153,7 +153,7 @@ def export_model(
 
     Args:
         material: What to export.
-        engines: Some of :data:`armlet_export.bundle.draft.SUFFIX`.
+        engines: Some of :data:`armlet_export.backends.BACKENDS`.
         key: Signing key.
         work: Folder for the checkpoint; a second call goes on from it.
         out: The bundle; written last, and only if everything held.
@@ -163,18 +163,18 @@ def export_model(
         ExportError: A program could not be made, or failed its proof.
     """
     clock = _Clock()
-    unknown = [engine for engine in engines if engine not in SUFFIX]
+    unknown = [engine for engine in engines if engine not in BACKENDS]
     if unknown or not engines:
         raise ExportError(
-            f"there are no programs for {', '.join(unknown) or 'no engine'}; choose of {', '.join(SUFFIX)}"
+            f"there are no programs for {', '.join(unknown) or 'no engine'}; choose of {', '.join(BACKENDS)}"
         )
     people = material.validation
     floats = all_logits(material.model, people.windows)
     with clock.time("qat"):
         student, epochs = _quantise(material, floats, work, progress)
 
-    programs: dict[str, dict[str, lower.Lowered]] = {}
-    wanted = [engine for engine in SUFFIX if engine in engines]
+    programs: dict[str, dict[str, Lowered]] = {}
+    wanted = [engine for engine in BACKENDS if engine in engines]
     lowered = _Lowering(material, student, clock)
     precision = _precision(material, lowered, wanted, progress)
     parts = {name: lowered.part(name, kind) for name, kind in precision.items()}
@@ -302,10 +302,10 @@ class _Lowering:
 
     def __init__(self, material: Material, student: ArmletModel, clock: _Clock) -> None:
         self._material, self._student, self._clock = material, student, clock
-        self._parts: dict[tuple[str, str], lower.Part] = {}
-        self._done: dict[tuple[str, str, str], lower.Lowered] = {}
+        self._parts: dict[tuple[str, str], Part] = {}
+        self._done: dict[tuple[str, str, str], Lowered] = {}
 
-    def part(self, name: str, kind: str) -> lower.Part:
+    def part(self, name: str, kind: str) -> Part:
         """A part of the model in a precision."""
         if (name, kind) not in self._parts:
             self._parts[name, kind] = precision_of_parts.part_of(
@@ -313,7 +313,7 @@ class _Lowering:
             )
         return self._parts[name, kind]
 
-    def __call__(self, engine: str, name: str, kind: str) -> lower.Lowered:
+    def __call__(self, engine: str, name: str, kind: str) -> Lowered:
         """The program of a part, or of an encoder's steps.
 
         Raises:
@@ -322,7 +322,7 @@ class _Lowering:
         if (engine, name, kind) not in self._done:
             with self._clock.time(f"lower {engine}"):
                 try:
-                    self._done[engine, name, kind] = lower.lower_part(
+                    self._done[engine, name, kind] = lower_part(
                         engine, program_part(self.part, self._material.description, name, kind)
                     )
                 except ExportError as error:
@@ -330,7 +330,7 @@ class _Lowering:
         return self._done[engine, name, kind]
 
 
-def program_part(make: Callable[[str, str], lower.Part], description: Description, name: str, kind: str) -> lower.Part:
+def program_part(make: Callable[[str, str], Part], description: Description, name: str, kind: str) -> Part:
     """What a program is made of: a part as it was trained, or what makes an encoder incremental.
 
     Args:
@@ -371,7 +371,7 @@ def _precision(material: Material, lowered: _Lowering, engines: Sequence[str], p
     return chosen
 
 
-def _logit_step(aggregator: lower.Part, logits: Float32) -> float:
+def _logit_step(aggregator: Part, logits: Float32) -> float:
     """The step in which the logits are rounded; where they are not, what one in int8 would be."""
     trained = output_range(aggregator.prepared) if aggregator.prepared is not None else None
     return trained.scale if trained is not None else float(np.ptp(logits)) / 255
@@ -460,14 +460,14 @@ def _last_run(bundle: Path, key: Path, engine: str, golden: Mapping[str, Float32
         raise ExportError(f"the finished bundle gives other logits on {engine} than its draft, by {difference:.2g}")
 
 
-def _program_reports(made: Draft, programs: Mapping[str, Mapping[str, lower.Lowered]]) -> Iterator[ProgramReport]:
+def _program_reports(made: Draft, programs: Mapping[str, Mapping[str, Lowered]]) -> Iterator[ProgramReport]:
     for engine, lowered in programs.items():
         refs = made.manifest.engines[engine].by_part
         for part, program in lowered.items():
             yield program_report(engine, part, refs[part].member, program)
 
 
-def program_report(engine: str, part: str, member: str, lowered: lower.Lowered) -> ProgramReport:
+def program_report(engine: str, part: str, member: str, lowered: Lowered) -> ProgramReport:
     """What was seen in one program's file."""
     seen = lowered.program
     return ProgramReport(

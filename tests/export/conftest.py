@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from torch import Tensor
 
-from armlet_export.backends.lower import Lowered, Part, Signature, lower_part
+from armlet_export.backends.base import Lowered, Part, Signature
+from armlet_export.backends.registry import lower_part
 from armlet_export.bundle.draft import Description
 from armlet_export.pipeline import ExportReport, Material, export_model
 from armlet_export.quantise.fake_quant import learn_ranges, prepare

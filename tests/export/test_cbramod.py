@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from armlet_export.backends.lower import Part, Signature, lower_part
+from armlet_export.backends.base import Part, Signature
+from armlet_export.backends.registry import lower_part
 from armlet_runtime import engines
 from armlet_runtime.modalities import Modality
 from armlet_train.models.cbramod import CBraModEncoder

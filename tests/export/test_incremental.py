@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from torch import Tensor, nn
 
-from armlet_export.backends.lower import NEXT_STATE, STATE, Part, Signature, lower_part
-from armlet_export.bundle.draft import SUFFIX
+from armlet_export.backends.base import NEXT_STATE, STATE, Part, Signature
+from armlet_export.backends.registry import BACKENDS, lower_part
 from armlet_export.explain import delegated_when_loaded, explain_bundle
 from armlet_export.pipeline import ExportReport, Material, export_model
 from armlet_export.proof.gate import run_engine
@@ -239,7 +239,7 @@ def test_a_bundle_holds_steps_for_every_engine(made: Made) -> None:
         assert (step.hop, step.head + step.tail, step.rests_on) == (16, 32, (16, 61))
         assert step.program.inputs == {"window": (1, 3, 32), "state": (1, 12, 1, 10)}
         assert step.program.precision == "int8"
-        assert step.program.member == f"{engine}/step_acc.{SUFFIX[engine]}"
+        assert step.program.member == f"{engine}/step_acc.{BACKENDS[engine].suffix}"
     macs = {row.part: row.operations for row in made.report.programs if row.engine == "litert"}
     assert macs["step acc"] < 0.6 * macs["acc"]
     assert {report.steps for report in made.report.proofs} == {0.0}  # int8: the very same numbers

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_export.backends.lower import Lowered, lower_part
-from armlet_export.backends.programs import FLOAT32, INT8, check_precision, read_tflite
+from armlet_export.backends.base import Lowered
+from armlet_export.backends.program import check_precision
+from armlet_export.backends.registry import lower_part
+from armlet_export.backends.tflite_file import FLOAT32, INT8, read_tflite
 from armlet_export.quantise.fake_quant import convert, layer_ranges, output_range, prepare
 from armlet_export.quantise.graph_rewrites import aten, capture, weighted_nodes
 from armlet_runtime.engines.registry import get_engine

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_export.backends import lower
-from armlet_export.backends.programs import check_precision, read_pte, read_tflite
+from armlet_export.backends import executorch, litert
+from armlet_export.backends import onnx as onnx_backend
+from armlet_export.backends.base import Part
+from armlet_export.backends.program import check_precision
+from armlet_export.backends.registry import lower_part
+from armlet_export.backends.tflite_file import read_tflite
 from armlet_export.pipeline import Material
 from armlet_export.quantise.fake_quant import layer_ranges, output_range
 from armlet_export.quantise.qat import prepared_part
@@ -17,15 +21,15 @@ from armlet_runtime.errors import ExportError
 from armlet_train.models.base import ArmletModel
 
 
-def int8_part(material: Material, student: ArmletModel, name: str) -> lower.Part:
+def int8_part(material: Material, student: ArmletModel, name: str) -> Part:
     module = material.model.aggregator if name == AGGREGATOR else material.model.encoders[name]
-    return lower.Part(module, material.description.signature(name), "int8", prepared_part(student, name))
+    return Part(module, material.description.signature(name), "int8", prepared_part(student, name))
 
 
 @pytest.mark.parametrize("name", ["gyro", AGGREGATOR])
 def test_tflite_has_exactly_the_trained_ranges(material: Material, student: ArmletModel, name: str) -> None:
     graph = prepared_part(student, name)
-    file = read_tflite(lower.to_litert(int8_part(material, student, name)).data)
+    file = read_tflite(litert.lower(int8_part(material, student, name)).data)
     kinds = {"conv2d": "CONV_2D", "linear": "FULLY_CONNECTED", "mean": "MEAN"}
     operators = [operator for operator in file.operators if operator.kind in kinds.values()]
     layers = layer_ranges(graph)
@@ -50,7 +54,7 @@ def test_onnx_has_exactly_the_trained_ranges(material: Material, student: Armlet
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load_from_string(lower.to_onnx(int8_part(material, student, AGGREGATOR)).data)
+    model = onnx.load_from_string(onnx_backend.lower(int8_part(material, student, AGGREGATOR)).data)
     stored = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node}
     layers = layer_ranges(prepared_part(student, AGGREGATOR))
@@ -74,7 +78,7 @@ def test_all_integer_formats_give_the_trained_model(material: Material, student:
     learnt = output_range(part.trained)
     assert learnt is not None
     for engine in ("litert", "executorch", "onnx"):
-        program = lower.lower_part(engine, part)
+        program = lower_part(engine, part)
         shapes = {part.signature.input: part.signature.input_shape}, part.signature.outputs
         loaded = get_engine(engine).load(program.data, *shapes)
         got = np.concatenate([loaded({"window": window[None]})["token"] for window in windows])
@@ -88,9 +92,9 @@ def test_all_integer_formats_give_the_trained_model(material: Material, student:
 
 def test_float_programs_do_not_pass_for_int8(material: Material) -> None:
     signature = material.description.signature(AGGREGATOR)
-    part = lower.Part(material.model.aggregator, signature, "fp32")
+    part = Part(material.model.aggregator, signature, "fp32")
     for engine in ("litert", "executorch", "onnx"):
-        program = lower.lower_part(engine, part).program
+        program = lower_part(engine, part).program
         assert program.int8_weight_share == 0.0 and program.operations == 32 * 24 + 24 * 16 + 16 * 3
         with pytest.raises(ExportError, match=r"should be int8, and it stayed in float: 0\.0% of its weight bytes"):
             check_precision(program, "int8")
@@ -105,15 +109,15 @@ def test_a_portable_pte_does_not_pass(material: Material) -> None:
     graph = capture(material.model.aggregator, signature.example())
     portable = to_edge_transform_and_lower(torch.export.export(graph, (signature.example(),))).to_executorch().buffer
     with pytest.raises(ExportError, match=r"not one XNNPACK delegate \(aten::"):
-        check_precision(read_pte(bytes(portable)), "fp32")
+        check_precision(executorch.read(bytes(portable)), "fp32")
 
 
 def test_onnx_is_the_float_model_and_tells_nothing_of_this_machine(material: Material) -> None:
     import onnx
 
     signature = material.description.signature("acc")
-    program = lower.to_onnx(lower.Part(material.model.encoders["acc"], signature, "fp32"))
+    program = onnx_backend.lower(Part(material.model.encoders["acc"], signature, "fp32"))
     assert program.precision == "fp32" and program.program.operators["Conv"] == 2
     model = onnx.load_from_string(program.data)
-    assert model.opset_import[0].version == lower.ONNX_OPSET
+    assert model.opset_import[0].version == onnx_backend.OPSET
     assert b"site-packages" not in program.data and b".py" not in program.data

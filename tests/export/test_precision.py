@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_export.backends.lower import PRECISIONS, Part
+from armlet_export.backends.base import PRECISIONS, Part
 from armlet_export.choose_precision import choose, part_of, resolve, simulated
 from armlet_export.commands import export
 from armlet_export.explain import delegated_when_loaded, explain_bundle, explain_run, lines, table

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from armlet_export.backends.lower import Lowered, Part, Signature, lower_part
+from armlet_export.backends.base import Lowered, Part, Signature
+from armlet_export.backends.registry import lower_part
 from armlet_export.quantise.fake_quant import learn_ranges, prepare
 from armlet_runtime.modalities import Modality
 from armlet_train.data.datasets import dreamer, hapt, ptb_xl, sleep_edf

@@ -3,8 +3,20 @@
 Imports the quantise wing.
 """
 
-from . import lower
-from .lower import NEXT_STATE, PRECISIONS, Lowered, Part, Signature, lower_part
-from .programs import check_precision, look
+from .base import NEXT_STATE, PRECISIONS, Lowered, Part, Signature
+from .litert import delegates as litert_delegates
+from .program import check_precision
+from .registry import BACKENDS, lower_part, read_program
 
-__all__ = ["NEXT_STATE", "PRECISIONS", "Lowered", "Part", "Signature", "check_precision", "look", "lower", "lower_part"]
+__all__ = [
+    "BACKENDS",
+    "NEXT_STATE",
+    "PRECISIONS",
+    "Lowered",
+    "Part",
+    "Signature",
+    "check_precision",
+    "litert_delegates",
+    "lower_part",
+    "read_program",
+]

@@ -3,7 +3,7 @@
 Imports the backends and the streaming module.
 """
 
-from .draft import SUFFIX, Description, Draft, make_draft
+from .draft import Description, Draft, make_draft
 from .smoothing import smoothing_of
 
-__all__ = ["SUFFIX", "Description", "Draft", "make_draft", "smoothing_of"]
+__all__ = ["Description", "Draft", "make_draft", "smoothing_of"]

@@ -33,12 +33,9 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.model import FLOAT_TOLERANCE
 from armlet_runtime.signals import Normalisation, WindowSpec
 
-from ..backends import NEXT_STATE, Lowered, Signature
+from ..backends import BACKENDS, NEXT_STATE, Lowered, Signature
 from ..streaming import StepPlan
 from .sbom import cyclonedx, made_with
-
-SUFFIX = {"litert": "tflite", "executorch": "pte", "onnx": "onnx"}
-"""Engine, in the order in which a board prefers them, to the suffix of its programs."""
 
 MASK_TOKENS, BANK, CERTIFICATE, SBOM = "mask_tokens.npy", "bank.npy", "certificate.json", "sbom.cdx.json"
 
@@ -153,11 +150,11 @@ def make_draft(
     """
     members: dict[str, bytes] = {MASK_TOKENS: npy(mask_tokens)}
     engines = {}
-    for engine in (engine for engine in SUFFIX if engine in programs):
+    for engine in (engine for engine in BACKENDS if engine in programs):
         refs = {}
         for part in (*description.parts, *description.step_parts):
             lowered, signature = programs[engine][part], description.signature(part)
-            member = f"{engine}/{_file_name(description, part)}.{SUFFIX[engine]}"
+            member = f"{engine}/{_file_name(description, part)}.{BACKENDS[engine].suffix}"
             members[member] = lowered.data
             refs[part] = ProgramRef(member, signature.inputs, signature.outputs, lowered.precision)
         steps = {}
