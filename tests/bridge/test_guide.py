@@ -21,7 +21,7 @@ from armlet_runtime.bluetooth import Session
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import registry
 
 GUIDE = Path(wearables.__file__).with_name("guide.md").read_text()

@@ -19,8 +19,9 @@ from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
 from armlet_runtime.bluetooth import Session
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.recording import Packet, Recording, Stream, read_recording, write_recording
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.recording import Packet, Recording, Stream
+from armlet_runtime.signals.recording_file import read_recording, write_recording
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import PROFILES, UNITS, movesense, muse, polar, uart
 
 SECONDS = 2.5

@@ -16,7 +16,8 @@ from armlet_runtime.bundle.manifest import named_members
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.recording import Recording, Stream, write_recording
+from armlet_runtime.signals.recording import Recording, Stream
+from armlet_runtime.signals.recording_file import write_recording
 from tests.support import artefacts
 
 

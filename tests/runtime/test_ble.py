@@ -19,7 +19,7 @@ from armlet_runtime.bluetooth.session import Session
 from armlet_runtime.errors import UsageError, WearableError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Packet, Recording, Stream
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import imu
 
 RATE_HZ = 50.0

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from armlet_runtime.signals.packet_clock import BINS, LATE_NS, LONGEST_BIN_NS, ClockFit, Counts, PacketClock
+from armlet_runtime.signals.clock_fit import BINS, LONGEST_BIN_NS, ClockFit
+from armlet_runtime.signals.counter_clock import CounterClock
+from armlet_runtime.signals.packet_clock import LATE_NS, clock_of
+from armlet_runtime.signals.placement import Counts
 from armlet_runtime.wearables.profile import SENSOR_DRIFT_PPM, Batch, Counters
 from tests.support.made_devices import CLOCKED, LEAST_NS, START_NS, Aligned, Device, align
 
@@ -55,9 +58,9 @@ def test_alignment_on_a_bad_link(restart_s: float | None) -> None:
 def test_drift_is_found(ppm: float) -> None:
     device = Device(ppm)
     counts = Counts()
-    clock = PacketClock(device.counters, device.group.period_ns, counts)
+    clock = clock_of(device.counters, device.group.period_ns, counts)
     for sent in device.packets(240.0, 1):
-        clock.take(sent.batch, sent.arrival_ns)
+        clock.place(sent.batch, sent.arrival_ns)
     assert clock.fit.drift_ppm == pytest.approx(ppm, abs=5.0)
     assert clock.bound_ns is not None and clock.bound_ns < 2_000_000
 
@@ -93,9 +96,9 @@ def test_memory_is_the_same_for_ever() -> None:
             sizes.append(len(fit._bins))
     assert max(sizes) <= BINS and sys.getsizeof(fit._bins) < 10_000
     assert fit._bins[-1][0] - fit._bins[0][0] <= BINS * LONGEST_BIN_NS
-    clock = PacketClock(CLOCKED, 20_000_000, Counts())
+    clock = CounterClock(CLOCKED, 20_000_000, Counts())
     for sent in Device(bursts=False).packets(600.0, 1):
-        clock.take(sent.batch, sent.arrival_ns)
+        clock.place(sent.batch, sent.arrival_ns)
     assert len(clock._recent) <= 64 and len(clock._held) <= 64 and len(clock._rate._steps) <= 256
 
 
@@ -106,10 +109,10 @@ def test_a_rate_that_is_not_what_it_claims(off: float, stamps_last: bool) -> Non
     counters = Counters(clock_wrap_ns=1 << 64, stamps_last=stamps_last)
     device = Device(20.0, 130.0 * (1 + off), 73, counters, nominal_hz=130.0, loss=0.0, bursts=False)
     counts = Counts()
-    clock = PacketClock(counters, device.group.period_ns, counts)
+    clock = clock_of(counters, device.group.period_ns, counts)
     samples = 0
     for sent in device.packets(60.0, 1):
-        for placed in clock.take(sent.batch, sent.arrival_ns):
+        for placed in clock.place(sent.batch, sent.arrival_ns):
             samples += placed.batch.count
             if samples > 73 * 8:
                 step_ns = np.diff(placed.times_ns)
@@ -144,12 +147,12 @@ def test_counted_samples_keep_their_bound() -> None:
 def test_counted_samples_that_are_lost_are_a_gap_not_stretched_time() -> None:
     counts = Counts()
     device = Device(counters=Counters(drift_ppm=SENSOR_DRIFT_PPM), per_packet=1, loss=0.0, bursts=False)
-    clock = PacketClock(device.counters, device.group.period_ns, counts)
+    clock = clock_of(device.counters, device.group.period_ns, counts)
     worst_ns = 0
     for n, sent in enumerate(device.packets(30.0, 1)):
         if 750 <= n < 800:  # a second that the wearable did not send
             continue
-        for placed in clock.take(sent.batch, sent.arrival_ns):
+        for placed in clock.place(sent.batch, sent.arrival_ns):
             number = int(placed.batch.values["acc"][0, 0])
             error_ns = placed.clock.line.to_host(int(placed.times_ns[0])) - START_NS - number * 20_000_000 - LEAST_NS
             worst_ns = max(worst_ns, abs(error_ns)) if number > 500 else worst_ns
@@ -160,13 +163,13 @@ def test_a_mad_first_packet_is_taken_back() -> None:
     """Nothing can be held against the first packet of all; the next two do, and no 200 ms are lost."""
     counts = Counts()
     device = Device(loss=0.0, bursts=False)
-    clock = PacketClock(CLOCKED, 20_000_000, counts)
+    clock = clock_of(CLOCKED, 20_000_000, counts)
     packets = list(device.packets(1.0, 1))
     mad = Batch(device.group, packets[0].batch.values, 40_000, 1 << 45)
-    (first,) = clock.take(mad, packets[0].arrival_ns - 1)
-    assert clock.take(packets[0].batch, packets[0].arrival_ns) == []
-    placed = clock.take(packets[1].batch, packets[1].arrival_ns)
+    (first,) = clock.place(mad, packets[0].arrival_ns - 1)
+    assert clock.place(packets[0].batch, packets[0].arrival_ns) == []
+    placed = clock.place(packets[1].batch, packets[1].arrival_ns)
     assert [one.replaces for one in placed] == [first.clock, None]
     assert [one.batch for one in placed] == [packets[0].batch, packets[1].batch]
     assert (counts.implausible, counts.restarts, counts.lost) == (1, 0, 0)
-    assert all(len(clock.take(sent.batch, sent.arrival_ns)) == 1 for sent in packets[2:])
+    assert all(len(clock.place(sent.batch, sent.arrival_ns)) == 1 for sent in packets[2:])

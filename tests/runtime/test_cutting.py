@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.packet_clock import ClockFit, Counts, Line, PacketClock
-from armlet_runtime.signals.streams import Run, SampleRing
+from armlet_runtime.signals.clock_fit import ClockFit, Line
+from armlet_runtime.signals.packet_clock import clock_of
+from armlet_runtime.signals.placement import Counts
+from armlet_runtime.signals.sample_ring import Run, SampleRing
 from armlet_runtime.signals.window_cutter import HELD_WITHIN_NS, Cut, Cutter
 from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
 from tests.support.made_devices import CLOCKED, LEAST_NS, START_NS, Device, Sent
@@ -32,10 +34,10 @@ class Stream:
     ring: SampleRing = field(default_factory=lambda: SampleRing(ACC, 3_000_000_000))
 
     def __post_init__(self) -> None:
-        self.clock = PacketClock(self.device.counters, self.device.group.period_ns, Counts())
+        self.clock = clock_of(self.device.counters, self.device.group.period_ns, Counts())
 
     def take(self, sent: Sent) -> None:
-        for placed in self.clock.take(sent.batch, sent.arrival_ns):
+        for placed in self.clock.place(sent.batch, sent.arrival_ns):
             if placed.replaces is not None:
                 self.ring.drop(placed.replaces)
             self.ring.add(placed.clock, placed.times_ns, rough(placed.batch.values["acc"]))

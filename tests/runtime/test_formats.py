@@ -24,7 +24,8 @@ from armlet_runtime.formats.recordings import EXPORTS, export_recording, import_
 from armlet_runtime.formats.stream_tables import parse_stream, read_folder, read_samples
 from armlet_runtime.formats.table_reader import iso_ns, iso_text, split_unit
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.recording import Label, Recording, Stream, read_recording, write_recording
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_runtime.signals.recording_file import read_recording, write_recording
 from armlet_runtime.wearables import UNITS
 
 from .conftest import SmallBundle
@@ -630,7 +631,7 @@ def test_any_bytes_are_a_recording_or_one_sentence(name: str, data: st.DataObjec
         assert "\n" not in str(error)
         return
     write_to = io.BytesIO()
-    from armlet_runtime.signals.recording import RecordingWriter
+    from armlet_runtime.signals.recording_file import RecordingWriter
 
     writer = RecordingWriter(write_to, "a", "")
     for stream in recording.streams.values():

@@ -31,7 +31,8 @@ from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.enrolled_classes import Layer
 from armlet_runtime.model.policy import Policy
 from armlet_runtime.model.prototypes import Bank, make_example
-from armlet_runtime.signals.recording import ENDED_NS, Packet, Recording, Stream, read_recording, write_recording
+from armlet_runtime.signals.recording import ENDED_NS, Packet, Recording, Stream
+from armlet_runtime.signals.recording_file import read_recording, write_recording
 
 from .conftest import SmallBundle
 

@@ -18,9 +18,10 @@ from armlet_runtime.formats.polar_logger import read as read_polar
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model.bundle_model import BundleModel
-from armlet_runtime.signals.conversion import at_rate, packets_of, with_streams
+from armlet_runtime.signals.conversion import packets_of, with_streams
+from armlet_runtime.signals.rate_conversion import at_rate
 from armlet_runtime.signals.recording import Packet, Recording, Stream
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import imu
 from armlet_runtime.wearables.replayed_samples import SOURCE, PlayedDecoder, encode, encode_info
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from armlet_runtime.errors import PacketError
 from armlet_runtime.signals.recording import Packet
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.signals.window_cutter import Cutter
 from armlet_runtime.wearables import (
     PROFILES,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.packet_clock import ClockFit
-from armlet_runtime.signals.streams import SampleRing, Wearable
+from armlet_runtime.signals.clock_fit import ClockFit
+from armlet_runtime.signals.sample_ring import SampleRing
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.signals.window_cutter import Cutter
 from armlet_runtime.wearables import heart_rate, imu
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import PacketError
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import heart_rate, imu
 from armlet_runtime.wearables.registry import (
     PROFILES,

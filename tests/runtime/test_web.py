@@ -26,7 +26,8 @@ from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals.recorder import Recorder
-from armlet_runtime.signals.recording import Packet, read_recording
+from armlet_runtime.signals.recording import Packet
+from armlet_runtime.signals.recording_file import read_recording
 from armlet_runtime.views.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
 
 from .browser import browser

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.packet_clock import Counts, PacketClock, Placed
+from armlet_runtime.signals.packet_clock import clock_of
+from armlet_runtime.signals.placement import Counts, Placed
 from armlet_runtime.wearables.profile import Batch, Counters, Group
 
 START_NS = 3_600_000_000_000
@@ -116,10 +117,10 @@ class Aligned:
 def align(device: Device, seconds: float, seed: int) -> Aligned:
     """Let a device's packets go through a clock."""
     counts = Counts()
-    clock = PacketClock(device.counters, device.group.period_ns, counts)
+    clock = clock_of(device.counters, device.group.period_ns, counts)
     rows = []
     for sent in device.packets(seconds, seed):
-        placed: list[Placed] = clock.take(sent.batch, sent.arrival_ns)
+        placed: list[Placed] = clock.place(sent.batch, sent.arrival_ns)
         for one in placed:
             number = int(one.batch.values["acc"][-1, 0])
             taken_ns = START_NS + round(number * 1e9 / device.rate_hz)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from armlet_runtime.errors import DataError
 from armlet_runtime.formats.recordings import export_recording
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.recording import Label, Recording, Stream, write_recording
+from armlet_runtime.signals.recording import Label, Recording, Stream
+from armlet_runtime.signals.recording_file import write_recording
 from armlet_train.data import corpus as data
 from armlet_train.data import user_folder as folder
 from armlet_train.recipes import DataRecipe

@@ -40,7 +40,7 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class LinkSummary(msgspec.Struct, frozen=True):
-    """One wearable. ``profiles``: profile name to :class:`armlet_runtime.signals.packet_clock.Counts`."""
+    """One wearable. ``profiles``: profile name to :class:`armlet_runtime.signals.placement.Counts`."""
 
     state: str
     problem: str

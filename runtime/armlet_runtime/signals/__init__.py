@@ -4,22 +4,12 @@ Training cuts its windows with this code too. Imports the root and the wearables
 """
 
 from .conversion import packets_of, with_streams
-from .packet_clock import PacketClock
+from .placement import PacketClock
 from .recorder import Recorder
-from .recording import (
-    BEGAN,
-    ENDED_NS,
-    Label,
-    Packet,
-    Recording,
-    RecordingWriter,
-    Stream,
-    decoded,
-    now_text,
-    read_recording,
-    write_recording,
-)
-from .streams import SampleRing, Wearable
+from .recording import BEGAN, ENDED_NS, Label, Packet, Recording, Stream, decoded, now_text
+from .recording_file import RecordingWriter, read_recording, write_recording
+from .sample_ring import SampleRing
+from .wearable import Wearable
 from .window_cutter import Cut, Cutter
 from .windows import (
     GAP_PERIODS,

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import DataError
-from .recording import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
+from .recording import BEGAN, ENDED_NS, Packet, now_text
+from .recording_file import RecordingWriter
 
 # Of one connection so many packets are remembered that gave no samples: a dozen commands with their answers, and room.
 _REMEMBERED = 200

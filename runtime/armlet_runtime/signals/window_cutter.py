@@ -29,8 +29,8 @@ import numpy as np
 
 from ..arrays import Bool, Float32, Float64
 from ..modalities import Modality
-from .packet_clock import FINEST_BOUND_NS, Line
-from .streams import Run, SampleRing
+from .clock_fit import FINEST_BOUND_NS, Line
+from .sample_ring import Run, SampleRing
 from .windows import all_finite, fill_gaps, resample, sample_times
 
 HELD_WITHIN_NS = FINEST_BOUND_NS

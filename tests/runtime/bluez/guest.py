@@ -28,7 +28,7 @@ from bleak.exc import BleakError
 from armlet_bridge.virtual.air import AirLink, KernelPort
 from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
 from armlet_runtime.bluetooth import Session, SystemBluetooth
-from armlet_runtime.signals.streams import Wearable
+from armlet_runtime.signals.wearable import Wearable
 
 from ..test_ble import Run, counting
 

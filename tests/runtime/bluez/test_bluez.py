@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.recording import Recording, Stream, write_recording
+from armlet_runtime.signals.recording import Recording, Stream
+from armlet_runtime.signals.recording_file import write_recording
 
 from ..conftest import SmallBundle
 from . import kernel

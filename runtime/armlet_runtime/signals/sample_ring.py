@@ -1,4 +1,4 @@
-"""Streams: the newest samples of each modality in device time, and the wearables that they come from."""
+"""The newest samples of one modality, in device time with the runs of the clock that they belong to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Float32
-from ..errors import PacketError, RepeatedPacketError
 from ..modalities import Modality
-from ..wearables import Batch, Decoder, Group, Profile, profile_of_characteristic
-from .packet_clock import QUICKER, ClockFit, Counts, Line, PacketClock
-from .recording import Packet
+from .clock_fit import ClockFit, Line
+from .placement import QUICKER
 
 # Room for so many samples is made at least.
 LEAST_ROOM = 256
@@ -183,127 +181,3 @@ class SampleRing:
             return parts[0]
         parts.reverse()
         return np.concatenate([times for times, _ in parts]), np.concatenate([values for _, values in parts])
-
-
-class Wearable:
-    """One wearable: its link, its decoders, and the samples of its modalities.
-
-    Attributes:
-        name: Name in the session.
-        linked: Whether the link is up.
-        counts: Profile and group name to what became of their packets.
-        clocks: Group name to its clock.
-        rings: Modality name to its samples.
-        problem: Why the newest packet that could not be used was not; empty if there was none.
-    """
-
-    def __init__(self, name: str, keep_ns: int) -> None:
-        """``keep_ns``: how much time before a modality's newest sample to keep."""
-        self.name = name
-        self.linked = False
-        self.counts: dict[str, Counts] = {}
-        self.clocks: dict[str, PacketClock] = {}
-        self.rings: dict[str, SampleRing] = {}
-        self.problem = ""
-        self._keep_ns = keep_ns
-        self._decoders: dict[str, Decoder] = {}
-        self._owners: dict[str, str] = {}  # modality to the group that brings it: the first that did
-        self._announced = False
-        self._host: ClockFit | None = None
-
-    @property
-    def groups(self) -> list[Group]:
-        """What it sends, as far as it is known."""
-        return [group for decoder in self._decoders.values() for group in decoder.groups]
-
-    def take(self, packet: Packet) -> list[str]:
-        """Take in any packet of this wearable; the names of the modalities that got samples."""
-        if packet.kind == "connected":
-            self.connected()
-        elif packet.kind == "disconnected":
-            self.disconnected()
-        elif packet.kind in ("info", "written", "data"):
-            return self._take(packet.kind, packet.source, packet.data, packet.arrival_ns)
-        return []
-
-    def connected(self) -> None:
-        """The link was made: decoders are made anew from what is said next."""
-        self.linked = True
-        self._announced = True
-        self._decoders.clear()
-        for clock in self.clocks.values():
-            clock.connected()
-        for counts in self.counts.values():
-            counts.connections += 1
-
-    def made(self, modality: Modality, times_ns: NDArray[np.int64], values: Float32) -> None:
-        """Take in samples (n, channels) that did not come as packets; their times are the host's own."""
-        self.linked = True
-        if self._host is None:
-            self._host = ClockFit()
-            self._host.observe(int(times_ns[0]), int(times_ns[0]))
-        self.rings.setdefault(modality.name, SampleRing(modality, self._keep_ns)).add(self._host, times_ns, values)
-
-    def disconnected(self) -> None:
-        """The link was lost or closed."""
-        self.linked = False
-
-    def info(self, source: str, data: bytes) -> None:
-        """What was read from a characteristic at connection."""
-        self._take("info", source, data, 0)
-
-    def data(self, source: str, data: bytes, arrival_ns: int) -> list[str]:
-        """Take in a notification; the names of the modalities that got samples."""
-        return self._take("data", source, data, arrival_ns)
-
-    def _take(self, kind: str, source: str, data: bytes, arrival_ns: int) -> list[str]:
-        profile = profile_of_characteristic(source)
-        if profile is None:
-            return []
-        counts = self._counts(profile.name)
-        if kind == "data":
-            self.linked = True
-            counts.packets += 1
-        decoder = self._decoders.get(profile.name)
-        if decoder is None:
-            decoder = self._decoders[profile.name] = profile.decoder()
-        try:
-            batches = decoder.take(kind, source, data)
-        except RepeatedPacketError:
-            counts.duplicated += 1
-            return []
-        except PacketError as error:
-            counts.malformed += 1
-            self.problem = str(error)
-            return []
-        return [name for batch in batches if batch.count for name in self._place(profile, batch, arrival_ns)]
-
-    def _place(self, profile: Profile, batch: Batch, arrival_ns: int) -> list[str]:
-        group = batch.group
-        counts = self._counts(group.name)
-        if group.name != profile.name:
-            counts.packets += 1
-        clock = self.clocks.get(group.name)
-        if clock is None or clock.period_ns != group.period_ns:
-            clock = self.clocks[group.name] = PacketClock(group.counters, group.period_ns, counts)
-        owned = [m for m in group.modalities if self._owners.setdefault(m.name, group.name) == group.name]
-        for modality in owned:
-            if modality.name not in self.rings or self.rings[modality.name].modality != modality:
-                self.rings[modality.name] = SampleRing(modality, self._keep_ns)
-        fed: list[str] = []
-        for placed in clock.take(batch, arrival_ns):
-            for name in [modality.name for modality in owned]:
-                values = placed.batch.values[name]
-                if placed.replaces is not None:
-                    self.rings[name].drop(placed.replaces)
-                if self.rings[name].add(placed.clock, placed.times_ns, values):
-                    counts.samples += len(values)
-                    fed.append(name)
-                else:
-                    counts.implausible += 1
-        return fed
-
-    def _counts(self, name: str) -> Counts:
-        if name not in self.counts:
-            self.counts[name] = Counts(connections=int(self._announced))
-        return self.counts[name]
