@@ -14,6 +14,7 @@ from importlib.metadata import entry_points, version
 from types import ModuleType
 
 from .errors import ArmletError, MissingExtraError, UsageError
+from .log import add_log_options, logging_to
 
 GROUP = "armlet.commands"
 # The order of work, which is also the order of ``armlet --help``; a command that is not in it comes last.
@@ -49,6 +50,7 @@ def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
+        add_log_options(sub)
         sub.set_defaults(module=module)
     return parser
 
@@ -63,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         if result is not None and not result.parent.is_dir():
             # Said before the work is done, not after it.
             raise UsageError(f"--json {result}: there is no folder {result.parent}")
-        code = int(module.run(args))
+        with logging_to(args.log, args.log_level):
+            code = int(module.run(args))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read the output has seen enough, as 'head' does

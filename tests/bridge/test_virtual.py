@@ -254,7 +254,7 @@ async def test_nothing_to_play_is_refused(recording: Recording) -> None:
         (["--start", "soon"], "'soon' is not a number of seconds"),
         (["--drift-ppm", "nan"], "cannot drift by nan ppm"),
         (["--listen", "tcp-client:127.0.0.1:1"], "give tcp-server:HOST:PORT, unix-server:PATH or vhci"),
-        (["--log", "no/such/folder"], "cannot write no/such/folder"),
+        (["--events", "no/such/folder"], "cannot write no/such/folder"),
     ],
 )
 def test_mistakes_on_the_command_line_are_said(
@@ -277,7 +277,7 @@ async def test_simulate_in_a_process_of_its_own(kind: str, make_recording: MakeR
     log = tmp_path / "log.jsonl"
     command = [sys.executable, "-m", "armlet_runtime", "wearables", "simulate", str(tmp_path / "walk.mcap")]
     command += ["--listen", listen, "--start", "0.5", "--duration", "2.5", "--link-loss", "gyro:0.5:1.5"]
-    command += ["--log", str(log)]
+    command += ["--events", str(log)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ready = process.stdout.readline()

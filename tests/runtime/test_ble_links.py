@@ -128,6 +128,21 @@ async def test_a_stranger_of_the_same_name_is_left_alone() -> None:
             assert not twin.subscribed.is_set()
 
 
+async def test_names_of_wearables_are_made_printable() -> None:
+    """A terminal obeys escapes; the name as it is shown can be given to ``--wearables``."""
+    name, shown = "\x1b[2JAcc", r"\x1b[2JAcc"
+    air = AirLink()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(worn(air, name))
+        bluetooth = await stack.enter_async_context(open_bumble(AirController("host", air)))
+        for names in ((), (shown,)):
+            session = Session(bluetooth, names, ("acc",))
+            async with ran(session) as run:
+                await run.until(lambda run=run: run.streaming(shown), 10)  # type: ignore[misc]
+                assert session.links.keys() == {shown}
+                assert {packet.wearable for packet in run.packets} == {shown}
+
+
 async def test_changing_addresses_do_not_pile_up() -> None:
     air = AirLink()
     async with open_bumble(AirController("host", air)) as bluetooth:

@@ -54,7 +54,7 @@ def wearables(played: Path, folder: Path, *arguments: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = ["wearables", "simulate", str(played), "--listen", f"tcp-server:127.0.0.1:{port}", *arguments]
-    command += ["--log", str(folder / "log.jsonl")]
+    command += ["--events", str(folder / "log.jsonl")]
     process = subprocess.Popen([*ARMLET, *command], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -155,7 +155,7 @@ def _live(demo: Demo) -> None:
     simulate: list[str | Path] = [
         "wearables", "simulate", demo.root / "recording.mcap", "--listen", f"tcp-server:127.0.0.1:{port}",
         "--start", f"{profile.start_s:g}", "--duration", f"{profile.play_s:g}", *losses,
-        "--log", demo.root / "played.jsonl",
+        "--events", demo.root / "played.jsonl",
     ]  # fmt: skip
     with demo.running("on the air", *simulate):
         demo.armlet(

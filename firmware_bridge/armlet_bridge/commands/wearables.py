@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     simulate.add_argument("--start", type=seconds, default=0.0, metavar="S", help="begin S seconds into the recording")
     simulate.add_argument("--duration", type=seconds, metavar="S", help="play S seconds (default: to the end)")
-    simulate.add_argument("--log", type=Path, metavar="FILE", help="write the events as JSON lines")
+    simulate.add_argument("--events", type=Path, metavar="FILE", help="write the events as JSON lines")
     simulate.set_defaults(act=_simulate)
 
     scan = actions.add_parser(
@@ -135,7 +135,7 @@ def _simulate(args: argparse.Namespace) -> int:
     specs = [parse_wearable(text) for text in args.wearable] or default_wearables(recording)
     losses = [parse_link_loss(text, specs) for text in args.link_loss]
 
-    with Lines(args.log) as lines:
+    with Lines(args.events) as lines:
 
         def log(event: dict[str, Any]) -> None:
             lines.write(json.dumps(event).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +19,8 @@ from bleak.exc import BleakError
 
 from ..errors import UsageError, WearableError
 from .link_errors import sentence_of
+
+log = logging.getLogger(__name__)
 
 GROUP = "armlet.bluetooth"
 
@@ -150,11 +153,15 @@ class Adapter:
             async with BleakScanner(detected, backend=self.bluetooth.scanner, **self.bluetooth.options):
                 self._worked, self._refused_since = True, None
                 self.heard_at = time.monotonic()
+                log.debug("the scan begins")
                 while wanted() and time.monotonic() - self.heard_at < DEAF_S:
                     await change()
-        except (BleakError, OSError, EOFError):
+                reason = f"nothing heard for {DEAF_S:g} s" if wanted() else "nobody is missing"
+                log.debug("the scan ends: %s", reason)
+        except (BleakError, OSError, EOFError) as error:
             if self._refused_since is None:
                 self._refused_since = time.monotonic()
+                log.warning("the adapter does not scan (%s); trying again once a second", sentence_of(error))
             raise
 
 

@@ -47,6 +47,8 @@ SILENCE_S = 5.0
 FIRST_DATA_S = 30.0
 # How often the battery is read of a wearable that does not notify it.
 BATTERY_S = 60.0
+# A wearable that is missing for so long is worth a line in the log.
+NEWS_S = 30.0
 # BlueZ may report a wearable's first advertisement together with the end of its link, and the next ones only when its
 # signal strength has changed by 8 dB or a new scan begins.
 TOGETHER_S = 0.1
@@ -152,6 +154,7 @@ class LinkSupervisor:
         self._sightings[adapter] = sighting
         if not self.link.linked and not self._heard.is_set():
             self._heard.set()
+            log.info("'%s': heard, %s, %d dBm", self.link.name, self.link.address, sighting.rssi)
             if self.link.state == "missing":
                 self._set("found")
 
@@ -160,6 +163,8 @@ class LinkSupervisor:
         link = self.link
         if link.address and (link.linked or time.monotonic() - self.heard_at < TAKE_OVER_S):
             return False
+        if link.address:
+            log.info("'%s': its address is now %s, before %s", link.name, address, link.address)
         link.address = address
         self._sightings.clear()
         if not link.attempts:
@@ -171,7 +176,7 @@ class LinkSupervisor:
         link = self.link
         in_a_row = 0
         while not self.ending:
-            await self._heard.wait()
+            await self._until_heard()
             trouble: Trouble | None = None
             try:
                 await self._stream()
@@ -195,12 +200,28 @@ class LinkSupervisor:
             if trouble is not None:
                 in_a_row += 1
                 link.failures[trouble.name] = link.failures.get(trouble.name, 0) + 1
-                await asyncio.sleep(trouble.wait_s(in_a_row))
+                wait_s = trouble.wait_s(in_a_row)
+                log.info(
+                    "'%s': failed (%s, %d in a row): %s; next attempt when it is heard, in %.1f s at the earliest",
+                    link.name, trouble.name, in_a_row, link.problem, wait_s,
+                )  # fmt: skip
+                await asyncio.sleep(wait_s)
                 self._set("found" if self._heard.is_set() else "missing")
+
+    async def _until_heard(self) -> None:
+        name = self.link.name
+        news = asyncio.get_running_loop().call_later(
+            NEWS_S, log.info, "'%s': not heard for %g s; still looking", name, NEWS_S
+        )
+        try:
+            await self._heard.wait()
+        finally:
+            news.cancel()
 
     async def _mend(self, trouble: Trouble) -> None:
         """Do what makes the next attempt likelier to succeed."""
         if trouble is LOCKED:
+            log.info("'%s': wants a bond; the next attempt pairs", self.link.name)
             self._pair = True
         elif trouble is STALE and self.adapter is not None and self.adapter.bluetooth.client is None:
             await self._forget_services()
@@ -233,6 +254,7 @@ class LinkSupervisor:
                 linked = False
                 self._lost_at = time.monotonic()
                 self._put("disconnected")
+                log.info("'%s': the link has ended", link.name)
             lost.set()
             if steps is not None:
                 steps.lost()
@@ -247,6 +269,7 @@ class LinkSupervisor:
             self._put("connected")
             self._set("starting")
             characteristics = list(client.services.characteristics.values())
+            log.info("'%s': connected; %d characteristics", link.name, len(characteristics))
             wanted = Wanted(self._rates_hz, frozenset(one.uuid for one in characteristics), client.name or link.name)
             if self._pair:
                 await asyncio.wait_for(client.pair(), START_S)
@@ -257,6 +280,10 @@ class LinkSupervisor:
             link.mtu = max(one.max_write_without_response_size for one in characteristics) + ATT_HEAD
             link.interval_ms = adapter.bluetooth.interval_ms(link.address)
             self._set("streaming")
+            log.info(
+                "'%s': started %s; MTU %d bytes, connection interval %s", link.name, ", ".join(link.profiles), link.mtu,
+                "unknown" if link.interval_ms is None else f"{link.interval_ms:g} ms",
+            )  # fmt: skip
             learning = asyncio.ensure_future(self._learn(client))
             await self._watch(steps, lost, max([SILENCE_S, *(profile.silence_s for profile in profiles)]))
         finally:
@@ -277,6 +304,10 @@ class LinkSupervisor:
                     continue
                 self._set("connecting")
                 self.link.attempts += 1
+                log.info(
+                    "'%s': attempt %d, to %s at %d dBm, for %g s at the most", self.link.name, self.link.attempts,
+                    sighting.device.address, sighting.rssi, self._connect_s,
+                )  # fmt: skip
                 bluetooth = adapter.bluetooth
                 client = BleakClient(sighting.device, lambda _: lost(), backend=bluetooth.client, **bluetooth.options)
                 limit_s, self._connect_s = self._connect_s, CONNECT_S
@@ -289,7 +320,9 @@ class LinkSupervisor:
 
     async def _start(self, client: BleakClient, steps: ProfileSteps, wanted: Wanted) -> list[Profile]:
         """Start those of the wearable's profiles that carry what is wanted; all if none does."""
-        known = profiles_of_services(service.uuid for service in client.services)
+        services = [service.uuid for service in client.services]
+        known = profiles_of_services(services)
+        log.debug("'%s': services %s", self.link.name, ", ".join(services))
         if not known:
             self._unknown += 1
             if self._unknown < UNKNOWN_TRIES:
@@ -321,12 +354,15 @@ class LinkSupervisor:
             left_s = limit_s - (time.monotonic_ns() - (steps.newest_ns or started_ns)) / 1e9
             if left_s <= 0:
                 self.link.problem = f"the link was up, but no data came for {limit_s:g} s"
+                log.info("'%s': no data for %g s; ending the link", self.link.name, limit_s)
                 return
             try:
                 await asyncio.wait_for(lost.wait(), min(left_s, silence_s))
             except asyncio.TimeoutError:
                 continue
         self.link.problem = "the link was lost"
+        quiet_s = (time.monotonic_ns() - (steps.newest_ns or started_ns)) / 1e9
+        log.info("'%s': the link was lost, %.1f s after the newest data", self.link.name, quiet_s)
 
     async def _disconnect(self, client: BleakClient, end: Callable[[], None]) -> None:
         """Take the link down whatever state it is in."""
@@ -334,6 +370,7 @@ class LinkSupervisor:
             await asyncio.wait_for(client.disconnect(), DISCONNECT_S)
         except (BleakError, OSError, EOFError, asyncio.TimeoutError) as error:
             self.link.problem = f"it did not disconnect: {sentence_of(error)}"
+            log.warning("'%s': %s", self.link.name, self.link.problem)
         end()
 
     def _set(self, state: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +14,9 @@ from bleak.exc import BleakCharacteristicNotFoundError, BleakError, BleakGATTPro
 
 from ..errors import PacketError
 from ..wearables import Ask, Profile, Read, Step, Steps, Subscribe, Wanted, Write
+from .link_errors import sentence_of
+
+log = logging.getLogger(__name__)
 
 # The answer to one command.
 ANSWER_S = 3.0
@@ -64,6 +68,7 @@ class ProfileSteps:
                 asyncio.TimeoutError,
             ) as error:
                 failure = error
+                log.info("'%s': profile %s does not start: %s", self._name, profile.name, sentence_of(error))
         if not started and failure is not None:
             raise failure
         return started
@@ -84,9 +89,11 @@ class ProfileSteps:
             step = next(steps)
             while True:
                 answer = await self._do(step)
+                log.debug("'%s': answer %s", self._name, answer.hex(" ") or "empty")
                 step = steps.send(answer)
 
     async def _do(self, step: Step) -> bytes:
+        log.debug("'%s': %s", self._name, step)
         if isinstance(step, Read):
             data = bytes(await self._client.read_gatt_char(step.source))
             self._put("info", step.source, data, None)
@@ -120,6 +127,8 @@ class ProfileSteps:
                 if not self._asked[2].done():
                     self._asked[2].set_result(value)
             else:
+                if not self.newest_ns:
+                    log.info("'%s': first data, %d bytes", self._name, len(value))
                 self.newest_ns = now_ns
 
         # Of BlueZ's two ways the one through the D-Bus daemon, StartNotify, which bleak takes by itself: AcquireNotify

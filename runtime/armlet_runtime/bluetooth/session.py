@@ -19,6 +19,7 @@ from typing import Any
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 
+from ..printable import printable
 from ..signals import Packet
 from ..wearables import Wanted, profiles_of_advertisement
 from .adapters import Adapter, Bluetooth, Sighting, keep_scanning
@@ -71,6 +72,7 @@ class Session:
         self._changed = asyncio.Event()
         self._packets: deque[Packet] = deque()
         self._arrived = asyncio.Event()
+        self._dropping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -80,6 +82,10 @@ class Session:
         Raises:
             WearableError: There is no usable Bluetooth here.
         """
+        log.info(
+            "%d adapters; looking for %s", len(self._adapters),
+            ", ".join(self._names.values()) or f"wearables of {', '.join(self._rates_hz) or 'any modality'}",
+        )  # fmt: skip
         for name in self._names.values():
             self._add(Link(name, problem="not heard yet"))
         for adapter in self._adapters:
@@ -105,6 +111,7 @@ class Session:
     def take(self) -> list[Packet]:
         """What the wearables sent and what became of their links since the last call, in order of arrival."""
         packets = list(self._packets)
+        self._dropping = False
         self._packets.clear()
         self._arrived.clear()
         return packets
@@ -120,6 +127,9 @@ class Session:
         # Only data: what becomes of a link, and what was read and written, decides how later data are understood.
         if packet.kind == "data" and len(self._packets) >= QUEUE_PACKETS:
             self.dropped += 1
+            if not self._dropping:
+                log.warning("%d packets wait and are not taken; data are dropped", len(self._packets))
+            self._dropping = True
             return
         self._packets.append(packet)
         self._arrived.set()
@@ -150,6 +160,7 @@ class Session:
         from .bluez import follow
 
         def changed() -> None:
+            log.info("bluetoothd ended or an adapter changed; every scan begins anew")
             for adapter in self._adapters:
                 adapter.heard_at = 0.0
             self._changed.set()
@@ -200,7 +211,7 @@ class Session:
     # --- wearables ----------------------------------------------------------------------------------------------------
 
     def _heard(self, adapter: Adapter, device: BLEDevice, advertisement: AdvertisementData) -> None:
-        name = advertisement.local_name or device.name or ""
+        name = printable(advertisement.local_name or device.name or "")
         # BlueZ gives a wearable whose name it has not heard yet its address for a name.
         if _is_address(name):
             name = ""
@@ -244,6 +255,7 @@ class Session:
         if not idle:
             return False
         oldest = min(idle, key=lambda one: one.heard_at).link
+        log.info("'%s': forgotten, to make room for another wearable", oldest.name)
         self._supervisors.pop(oldest.name).ending = True
         del self.links[oldest.name]
         for task in self._tasks:
