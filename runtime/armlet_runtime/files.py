@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -98,11 +97,13 @@ class Lines:
             except OSError as error:
                 raise UsageError(f"cannot write {self._path}: {error.strerror}") from error
 
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
     def __enter__(self) -> Lines:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -101,7 +101,7 @@ def test_the_certificate_of_the_subset_is_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     view = LineView(Policy(certified=ROWS))
-    view.decision(feed(LiveCore(model), both(3.0))[-1], changed=True)
+    view.decision(feed(LiveCore(model), both(3.0))[-1])
     assert "(certified macro-F1 0.90 [0.80, 0.95])" in capsys.readouterr().out
     assert certified_text(None) == "" and certified_text(ROWS["acc"]) == "  (certified macro-F1 0.70)"
 

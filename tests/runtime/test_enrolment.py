@@ -20,8 +20,9 @@ from armlet_runtime.cli import main
 from armlet_runtime.errors import BundleError, EnrolmentError
 from armlet_runtime.live.core import RECENT_WINDOWS, LiveCore
 from armlet_runtime.live.enrol_recording import Stretch, found_elsewhere, recorded_windows
-from armlet_runtime.live.open_bundle import layer_path
+from armlet_runtime.live.open_bundle import Opened, layer_path
 from armlet_runtime.live.page_controls import RunControls
+from armlet_runtime.live.run import Run
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.calibration import SURE, Decider, softmax
 from armlet_runtime.model.enrolled_classes import (
@@ -384,8 +385,7 @@ async def test_the_page_learns_and_says_when_nothing_is_new(
     sure = dataclasses.replace(unsure, manifest=msgspec.structs.replace(unsure.manifest, confidence=confidence))
 
     def controls(bundle: Bundle) -> RunControls:
-        recorder = Recorder()
-        return RunControls(str(path), lambda: bundle, None, core, recorder, lambda path: None)
+        return RunControls(Run(Opened(model, bundle, Policy()), core), str(path), None, Recorder())
 
     assert await controls(unsure).enrol("wave", 2.0) == "Learned 'wave' from 3 windows."
     assert core.labels[-1] == "wave"

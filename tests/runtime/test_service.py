@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_notifications_reach_a_socket(abstract: bool, tmp_path: Path) -> None:
         manager.bind(f"\0{name}" if abstract else str(tmp_path / "notify"))
         manager.setblocking(False)
         environment = {"NOTIFY_SOCKET": f"@{name}" if abstract else str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
-        with Notifier(environment) as notifier:
+        with closing(Notifier(environment)) as notifier:
             assert notifier.there
             notifier.ready()
             notifier.alive()
@@ -70,7 +71,7 @@ def test_without_a_watchdog_of_ours_nothing_is_fed(
         manager.bind(str(tmp_path / "notify"))
         manager.setblocking(False)
         there = {"NOTIFY_SOCKET": str(tmp_path / "notify")} if environment else {}
-        with Notifier({**there, **environment}) as notifier:
+        with closing(Notifier({**there, **environment})) as notifier:
             notifier.ready()
             if environment.get("WATCHDOG_USEC") != "1000" or "WATCHDOG_PID" in environment:
                 notifier.alive()
@@ -81,7 +82,7 @@ def test_without_a_watchdog_of_ours_nothing_is_fed(
 
 
 def test_a_manager_that_is_gone_does_not_stop_the_run(tmp_path: Path) -> None:
-    with Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as notifier:
+    with closing(Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"})) as notifier:
         notifier.ready()
         notifier.alive()
 
@@ -108,6 +109,7 @@ def test_words_of_a_unit_are_quoted() -> None:
 def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     journal = view.JournalView()
     link = Link("Armlet-Gyro", "missing", "not heard yet")
+    journal.links({link.name: link})
     for state, problem in (
         ("missing", "not heard yet"),
         ("found", ""),
@@ -117,16 +119,15 @@ def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
         ("missing", "the link\x1b[31m was lost"),
     ):
         link.state, link.problem = state, problem
-        journal.links({link.name: link})
+        journal.tick(0)
     for subset, reason in ((("acc",), None), (("acc",), None), ((), "no sensor")):
         decided = Decision(0, 1, 1, subset, "walking", (), (), {}, {}, "litert", reason)
-        journal.decision(decided, True)
+        journal.decision(decided)
     assert capsys.readouterr().out.splitlines() == [
         "<5>'Armlet-Gyro' is looked for.",
         "<4>'Armlet-Gyro' could not be connected: no answer in time. It is tried again.",
         "<5>'Armlet-Gyro' sends.",
         "<4>'Armlet-Gyro' is gone: the link [31m was lost.",
-        "<5>Decisions rest on acc.",
         "<5>Decisions rest on acc.",
         "<4>There is no decision on none: no sensor.",
     ]

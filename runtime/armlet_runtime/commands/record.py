@@ -48,13 +48,14 @@ async def _record(args: argparse.Namespace) -> int:
         session = Session(
             bluetooth, wearable_names(args), complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S
         )
+        view.links(session.links)
         with RecordingWriter.create(args.out, args.out.stem, args.person, {BEGAN: now_text()}) as writer:
 
             def turn(packets: list[Packet], now_ns: int) -> None:
                 for packet in packets:
                     writer.packet(packet)
                     counts[packet.wearable] += packet.kind == "data"
-                view.links(session.links)
+                view.tick(now_ns)
 
             print(
                 f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the recording", flush=True

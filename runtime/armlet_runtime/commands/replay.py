@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
+
+if TYPE_CHECKING:
+    from ..live import Run
+    from ..signals import Packet, Recording
+    from ..views import LineView, Monitor
 
 NAME = "replay"
 HELP = "Run a bundle's model on a recorded run: the same packets give the same decisions, byte for byte."
@@ -45,84 +52,86 @@ def times(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Replay."""
-    import asyncio
     import time
 
-    from ..bluetooth import play
     from ..errors import DataError
     from ..files import Lines, write_json
-    from ..live import LONGEST_SILENCE_NS, LiveCore, Tally, open_model, since_process_start_s
+    from ..live import Comparison, DecisionLines, LiveCore, Run, Tally, open_model, since_process_start_s
     from ..model import Policy
-    from ..signals import ENDED_NS, Packet, decoded, packets_of, read_recording
-    from ..views import LineView, Monitor, Page, make_view, parse_address, serve_page
+    from ..signals import decoded, packets_of, read_recording
+    from ..views import LineView, Monitor, make_view
 
     recording = read_recording(args.recording)
     if recording.truncated:
         print(f"armlet: {args.recording} has no end (its writer was killed): replaying what there is", file=sys.stderr)
     opened = open_model(args.bundle, args.key, args.engine, Policy(args.floor, args.unknown_below))
-    model = opened.model
+    modalities = opened.bundle.manifest.modalities
     try:
-        packets, said = packets_of(recording, model.manifest.modalities)
+        packets, said = packets_of(recording, modalities)
     except DataError as error:
         raise DataError(f"{args.recording}: {error}") from error
     for sentence in said:
         print(sentence, flush=True)
-    ended = recording.meta.get(ENDED_NS, "")
-    newest_ns = packets[-1].arrival_ns
-    ended_ns = int(ended) if ended.isdecimal() else newest_ns
-    if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
-        raise DataError(f"{args.recording} says that it ended at {ended_ns} ns, a week after its last packet")
+    ended_ns = _ended_ns(args.recording, recording, packets[-1].arrival_ns)
     ready_s = since_process_start_s()
-    core = LiveCore(model, None, opened.policy)
-    tally = Tally()
-    monitor = Monitor(core, live=False)
-    speed = args.speed if args.speed is not None or args.web is None else 1.0
-    modalities = model.manifest.modalities
-    view = LineView(opened.policy) if speed is None else make_view(monitor, modalities, opened.policy)
-    page: Page | None = None
-
-    async def show(speed: float) -> int:
-        nonlocal page
-        if args.web is None:
-            return await play(packets, ended_ns, speed, turn)
-        async with serve_page(parse_address(args.web), monitor, modalities) as page:
-            view.say(f"the page is at {page.url}")
-            return await play(packets, ended_ns, speed, turn)
-
     # Of a recording that began in the middle of a run the windows lie elsewhere.
     comparable = recording.meta.get("bundle") == opened.bundle.digest and recording.decisions
     live = recording.decisions if comparable and decoded(recording.decisions[0]).index == 0 else []
-    same = 0
-
+    core = LiveCore(opened.model, None, opened.policy)
+    speed = args.speed if args.speed is not None or args.web is None else 1.0
     began_ns = time.monotonic_ns()
-    with Lines(args.decisions) as lines:
-
-        def turn(packets: list[Packet], now_ns: int) -> None:
-            nonlocal same
-            for decision in [one for packet in packets for one in core.packet(packet)] + core.advance(now_ns):
-                lines.write(decision.to_json())
-                monitor.decision(decision)
-                view.decision(decision, tally.add(decision))
-                if decision.index < len(live):
-                    same += decoded(live[decision.index]).untimed() == decision
-            view.tick(now_ns)
-            if page is not None:
-                page.tick(now_ns)
-
-        try:
-            if speed is None:
-                for packet in packets:
-                    turn([packet], packet.arrival_ns)
-                turn([], ended_ns)
-            else:
-                ended_ns = asyncio.run(show(speed))
-        finally:
-            view.close()
-    ran_s = (time.monotonic_ns() - began_ns) / 1e9
-    summary = tally.summary(opened.bundle.digest, core, ended_ns, ready_s, ran_s)
+    with Run(opened, core) as run:
+        tally = run.add(Tally())
+        if args.decisions is not None:
+            run.add(DecisionLines(Lines(args.decisions)))
+        comparison = run.add(Comparison(live))
+        monitor = run.add(Monitor(core, live=False))
+        view = run.add(LineView(opened.policy) if speed is None else make_view(monitor, modalities, opened.policy))
+        if speed is None:
+            for packet in packets:
+                run.turn([packet], packet.arrival_ns)
+            run.turn([], ended_ns)
+        else:
+            asyncio.run(_show(args.web, speed, packets, ended_ns, run, monitor, view))
+        run.finish()
+    summary = tally.summary(run, ready_s, (time.monotonic_ns() - began_ns) / 1e9)
     view.end(summary)
     if live:
-        print(f"{same} of the live run's {len(live)} decisions are the same here", flush=True)
+        print(f"{comparison.same} of the live run's {len(live)} decisions are the same here", flush=True)
     if args.json:
         write_json(args.json, summary)
     return 0
+
+
+def _ended_ns(path: Path, recording: Recording, newest_ns: int) -> int:
+    """When a recording ended, on the clock of the arrivals; ``newest_ns``: its last packet's arrival.
+
+    Raises:
+        DataError: That is a week or more after its last packet.
+    """
+    from ..errors import DataError
+    from ..live import LONGEST_SILENCE_NS
+    from ..signals import ENDED_NS
+
+    ended = recording.meta.get(ENDED_NS, "")
+    ended_ns = int(ended) if ended.isdecimal() else newest_ns
+    if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
+        raise DataError(f"{path} says that it ended at {ended_ns} ns, a week after its last packet")
+    return ended_ns
+
+
+async def _show(
+    web: str | None, speed: float, packets: list[Packet], ended_ns: int, run: Run, monitor: Monitor, view: LineView
+) -> None:
+    """Play the packets at a speed, with the page if there is one."""
+    from contextlib import AsyncExitStack
+
+    from ..bluetooth import play
+    from ..views import parse_address, serve_page
+
+    async with AsyncExitStack() as stack:
+        if web is not None:
+            serving = serve_page(parse_address(web), monitor, run.opened.bundle.manifest.modalities)
+            page = run.add(await stack.enter_async_context(serving))
+            view.say(f"the page is at {page.url}")
+        await play(packets, ended_ns, speed, run.turn)

@@ -20,12 +20,6 @@ EXAMPLE = """armlet run model.armlet
   armlet run model.armlet --web"""
 EXTRA = ""
 
-LOOK_NS = 200_000_000
-"""How often a run of a slot looks whether another bundle is in use there."""
-
-RESTART = 75
-"""Exit code of a run whose slot has a bundle for other signals or windows now: start it again (EX_TEMPFAIL)."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
@@ -54,172 +48,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until the duration is over or Ctrl-C."""
-    import asyncio
-
+    from ..bluetooth import run_main
     from ..live import open_model, since_process_start_s
     from ..model import Policy
 
     opened = open_model(args.bundle, args.key, args.engine, Policy(args.floor, args.unknown_below))
-    return asyncio.run(_run(args, opened, since_process_start_s()))
+    return run_main(_run(args, opened, since_process_start_s()))
 
 
 async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     import time
-    from contextlib import AsyncExitStack, ExitStack
+    from contextlib import AsyncExitStack
 
     from ..bluetooth import Session, drive, open_bluetooth
-    from ..decisions import Decision
-    from ..errors import ArmletError, WearableError
+    from ..errors import WearableError
     from ..files import Lines, write_json
-    from ..install import SCHEME, Follower
+    from ..install import SCHEME
     from ..live import (
-        NOT_A_NUMBER,
+        DecisionLines,
         LiveCore,
         Notifier,
+        RecordingOutput,
+        Run,
         RunControls,
+        ServiceOutput,
+        SinkOutput,
+        SlotWatch,
         Tally,
         layer_path,
-        load_programs,
         open_sinks,
     )
-    from ..modalities import subset_name
-    from ..model import LayerWatch, left_behind
-    from ..signals import Packet, Recorder
+    from ..model import left_behind
+    from ..signals import Recorder
     from ..views import Monitor, make_view, parse_address, serve_page
 
-    model, bundle = opened.model, opened.bundle
-    if not opened.policy.layer.changes and (others := left_behind(layer_path(args.bundle, bundle.digest))):
+    others = left_behind(layer_path(args.bundle, opened.bundle.digest))
+    if others and not opened.policy.layer.changes:
         print(f"classes were enrolled for another bundle ({', '.join(others)}): this one needs them enrolled again")
-    core = LiveCore(model, time.monotonic_ns, opened.policy)
-    tally = Tally()
-    with ExitStack() as stack:
-        lines = stack.enter_context(Lines(args.decisions))
-        hop_s = model.manifest.window.hop_s
-        sinks = stack.enter_context(open_sinks(args.mqtt, args.lsl, hop_s, core.labels))
-        manager = stack.enter_context(Notifier())
+    manifest = opened.bundle.manifest
+    core = LiveCore(opened.model, time.monotonic_ns, opened.policy)
+    async with AsyncExitStack() as stack:
         recorder = stack.enter_context(Recorder())
-
-        def record(path: Path) -> None:
-            recorder.start(path, {"bundle": bundle.digest, "engine": model.engine.name})
-
+        run = stack.enter_context(Run(opened, core))
+        tally = run.add(Tally())
+        if args.decisions is not None:
+            run.add(DecisionLines(Lines(args.decisions)))
+        run.add(RecordingOutput(recorder, core, later=args.web is not None))
+        sinks = open_sinks(args.mqtt, args.lsl, manifest.window.hop_s, core.labels)
+        run.add(SinkOutput(sinks, core))
         if args.record is not None:
-            record(args.record)
-        async with AsyncExitStack() as links_and_page:
-            bluetooth = await links_and_page.enter_async_context(open_bluetooth(args.bluetooth))
-            modalities = {modality.name: modality.rate_hz for modality in model.manifest.modalities}
-            session = Session(bluetooth, wearable_names(args), modalities, lambda: core.complete)
-            follower = None
-            # A recording is of one bundle, so that its replay is the run again.
-            if args.bundle.startswith(SCHEME) and args.record is None:
-                follower = Follower(Path(args.bundle.removeprefix(SCHEME)), bundle, args.key)
-                stack.callback(follower.close)
-            print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
-            monitor = Monitor(core)
-            monitor.links(session.links)
-            page = None
-            if args.web is not None:
-                controls = RunControls(args.bundle, lambda: bundle, args.engine, core, recorder, record)
-                serving = serve_page(parse_address(args.web), monitor, model.manifest.modalities, controls)
-                page = await links_and_page.enter_async_context(serving)
-            view = make_view(monitor, model.manifest.modalities, opened.policy)
-            if page is not None:
-                view.say(f"the page is at {page.url}")
-            manager.ready()
-            manager.status("no wearable has sent yet")
-            began_ns = time.monotonic_ns()
-
-            def take(packet: Packet) -> list[Decision]:
-                recorder.write(packet)
-                decisions = core.packet(packet)
-                if page is not None:  # nothing else begins a recording later
-                    counts = core.wearables[packet.wearable].counts.values()
-                    recorder.remember(packet, sum(one.samples for one in counts))
-                return decisions
-
-            def out(decisions: list[Decision]) -> None:
-                for decision in decisions:
-                    line = decision.to_json()
-                    lines.write(line)
-                    recorder.decision(decision.decided_ns, line)
-                    sinks.send(decision, core.labels)
-                    monitor.decision(decision)
-                    view.decision(decision, tally.add(decision))
-                    subset = subset_name(decision.subset)
-                    manager.status(f"no decision: {decision.reason}" if decision.reason else f"decides on {subset}")
-                    if follower is not None and decision.reason != NOT_A_NUMBER and decision.latency_s is not None:
-                        follower.decided(decision.latency_s)
-                view.links(session.links)
-
-            newest_ns = looked_ns = began_ns
-
-            def follow(follower: Follower) -> None:
-                nonlocal model, bundle
-                try:
-                    changed = follower.look(core.start_ns is not None)
-                    if changed is not None:
-                        other = load_programs(args.bundle, changed, args.engine, core.policy)
-                        if not core.can_become(other.model):
-                            # What this run was started with does not fit; whoever keeps it going starts it anew.
-                            follower.report(restarting=True)
-                            raise SystemExit(RESTART)
-                        core.become(other.model, other.policy)
-                        model.close()
-                        model, bundle = other.model, changed
-                        view.became(f"{model.manifest.name} {model.manifest.version}", other.policy)
-                except ArmletError as error:
-                    follower.failed(str(error))
-                    view.problem(f"{error}; going on with {model.manifest.version}")
-                follower.report()
-
-            watch = LayerWatch()
-
-            def learn() -> None:
-                """Take up what 'armlet enrol' has changed since."""
-                try:
-                    changed = watch.look(layer_path(args.bundle, bundle.digest), bundle.digest, bundle.manifest)
-                except ArmletError as error:
-                    view.problem(f"{error}; going on with the classes that there are")
-                else:
-                    if changed is not None:
-                        core.set_layer(changed)
-
-            def due(packets: list[Packet], now_ns: int) -> int | None:
-                nonlocal newest_ns, looked_ns
-                newest_ns = now_ns
-                if follower is not None and recorder.path is None and now_ns - looked_ns >= LOOK_NS:
-                    looked_ns = now_ns
-                    follow(follower)
-                    learn()
-                for packet in packets:
-                    out(take(packet))
-                out(core.advance(now_ns))
-                for sentence in sinks.news():
-                    view.problem(sentence)
-                view.tick(now_ns)
-                if page is not None:
-                    page.tick(now_ns)
-                manager.alive()  # every decision that is due is out
-                return core.due_ns()
-
-            failure: WearableError | None = None
-            try:
-                ended_ns = await drive(session, due, args.duration)
-            except WearableError as error:
-                if core.start_ns is None:
-                    view.close()
-                    raise
-                failure, ended_ns = error, newest_ns  # Bluetooth is gone; what was done until now still counts
-            except BaseException:
-                view.close()
+            recorder.start(args.record, run.recording_meta())
+        elif args.bundle.startswith(SCHEME):  # a recording is of one bundle, so that its replay is the run again
+            run.add(SlotWatch(run, args.bundle, args.key, args.engine, recorder))
+        bluetooth = await stack.enter_async_context(open_bluetooth(args.bluetooth))
+        rates_hz = {modality.name: modality.rate_hz for modality in manifest.modalities}
+        session = Session(bluetooth, wearable_names(args), rates_hz, lambda: core.complete)
+        print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
+        monitor = run.add(Monitor(core))
+        monitor.links(session.links)
+        page = None
+        if args.web is not None:
+            controls = RunControls(run, args.bundle, args.engine, recorder)
+            serving = serve_page(parse_address(args.web), monitor, manifest.modalities, controls)
+            page = run.add(await stack.enter_async_context(serving))
+        view = run.add(make_view(monitor, manifest.modalities, opened.policy))
+        view.links(session.links)
+        if page is not None:
+            view.say(f"the page is at {page.url}")
+        run.add(ServiceOutput(Notifier()))
+        began_ns = time.monotonic_ns()
+        failure: WearableError | None = None
+        try:
+            await drive(session, run.turn, args.duration)
+        except WearableError as error:
+            if core.start_ns is None:
                 raise
-            if recorder.path is not None:
-                recorder.stop(ended_ns)
-            links = {name: (link.state, link.problem) for name, link in session.links.items()}
-            summary = tally.summary(
-                bundle.digest, core, ended_ns, ready_s, (ended_ns - began_ns) / 1e9, links, session.dropped,
-                sinks.close(),
-            )  # fmt: skip
-        view.end(summary)
+            failure = error  # Bluetooth is gone; what was done until now still counts
+        run.finish()
+    links = {name: (link.state, link.problem) for name, link in session.links.items()}
+    ran_s = (run.newest_ns - began_ns) / 1e9
+    summary = tally.summary(run, ready_s, ran_s, links, session.dropped, sinks.close())
+    view.end(summary)
     if args.json:
         write_json(args.json, summary)
     if failure is not None:

@@ -6,18 +6,30 @@ Imports the root, the signals, the bundle, the model and the install wing.
 from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
 from .enrol_recording import Stretch, found_elsewhere, recorded_windows
 from .open_bundle import Opened, layer_path, load_programs, open_model
+from .outputs import Comparison, DecisionLines, Output, RecordingOutput, ServiceOutput, SinkOutput
 from .page_controls import RunControls
+from .run import Run
 from .sd_notify import Notifier
 from .sinks import open_sinks
+from .slot_watch import RESTART, SlotWatch
 from .summary import Summary, Tally, since_process_start_s
 
 __all__ = [
     "LONGEST_SILENCE_NS",
     "NOT_A_NUMBER",
+    "RESTART",
+    "Comparison",
+    "DecisionLines",
     "LiveCore",
     "Notifier",
     "Opened",
+    "Output",
+    "RecordingOutput",
+    "Run",
     "RunControls",
+    "ServiceOutput",
+    "SinkOutput",
+    "SlotWatch",
     "Stretch",
     "Summary",
     "Tally",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,33 +14,22 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..model import Example, Layer
     from ..signals import Recorder
-    from .core import LiveCore
+    from .run import Run
 
 
 class RunControls:
     """Carries out what a page asks for."""
 
-    def __init__(
-        self,
-        path: str,
-        bundle: Callable[[], Bundle],
-        engine: str | None,
-        core: LiveCore,
-        recorder: Recorder,
-        record: Callable[[Path], None],
-    ) -> None:
+    def __init__(self, run: Run, path: str, engine: str | None, recorder: Recorder) -> None:
         """Of one run.
 
         Args:
+            run: The run.
             path: The bundle's, as it was given to the run.
-            bundle: Gives the bundle in use.
             engine: As it was given to the run.
-            core: The live loop.
             recorder: The run's.
-            record: Begins a recording.
         """
-        self._path, self._bundle, self._engine = path, bundle, engine
-        self._core, self._recorder, self._record = core, recorder, record
+        self._run, self._path, self._engine, self._recorder = run, path, engine, recorder
         self._learning = False
 
     @property
@@ -52,7 +40,7 @@ class RunControls:
     @property
     def can_enrol(self) -> bool:
         """Whether the bundle in use can learn classes."""
-        return self._bundle().manifest.bank is not None
+        return self._run.opened.bundle.manifest.bank is not None
 
     def record(self) -> str:
         """Begin a recording in the folder that the run was started in.
@@ -61,7 +49,7 @@ class RunControls:
             DataError: One goes on already, or the file cannot be made.
         """
         path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
-        self._record(path)
+        self._recorder.start(path, self._run.recording_meta())
         return f"Recording to {path}."
 
     def stop(self) -> str:
@@ -80,9 +68,9 @@ class RunControls:
         """
         from ..model import check_name
 
-        bundle = self._bundle()
+        bundle = self._run.opened.bundle
         check_name(name, bundle.manifest)
-        windows = self._core.recent(seconds)
+        windows = self._run.core.recent(seconds)
         if not windows:
             raise EnrolmentError("there was no window with a sensor in it to learn from: wait for one")
         if self._learning:
@@ -92,8 +80,8 @@ class RunControls:
             example, layer, known = await asyncio.to_thread(self._learn, bundle, name, windows)
         finally:
             self._learning = False
-        if self._bundle().digest == bundle.digest:
-            self._core.set_layer(layer)
+        if self._run.opened.bundle.digest == bundle.digest:
+            self._run.core.set_layer(layer)
         said = f"Learned '{name}' from {example.windows} window{'s' if example.windows > 1 else ''}."
         if known is not None:
             said += f" But the model is sure that all of this is '{known}', and it will not be told from that."

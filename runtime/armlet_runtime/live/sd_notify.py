@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """Tells the service manager, if there is one; else does nothing. A context manager, which says at its end that the
-    process is stopping.
+    """Tells the service manager, if there is one; else does nothing.
 
     Attributes:
         there: Whether somebody listens.
@@ -62,10 +61,8 @@ class Notifier:
             # A manager that does not listen any more is no reason to stop deciding; its watchdog will tell.
             return
 
-    def __enter__(self) -> Notifier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """The process is stopping."""
         if self._socket is not None:
             self._send("STOPPING=1")
             self._socket.close()

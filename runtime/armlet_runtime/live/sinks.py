@@ -237,7 +237,7 @@ def _module(name: str, extra: str) -> ModuleType:
 
 
 class Sinks:
-    """All sinks of a run. A context manager, which closes them."""
+    """All sinks of a run."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self._sinks = list(sinks)
@@ -264,12 +264,6 @@ class Sinks:
         while self._sinks:
             self._reports.append(self._sinks.pop(0).close())
         return self._reports
-
-    def __enter__(self) -> Sinks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def open_sinks(mqtt: str | None, lsl: str | None, hop_s: float, labels: Sequence[str]) -> Sinks:

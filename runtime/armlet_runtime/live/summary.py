@@ -17,7 +17,8 @@ from .. import machine
 from ..bundle import CertificateRow
 from ..decisions import Decision
 from ..modalities import subset_name
-from .core import LiveCore
+from .outputs import Output
+from .run import Run
 from .sinks import SinkReport
 
 
@@ -100,7 +101,7 @@ class Summary(msgspec.Struct, frozen=True):
 LATE_S = 0.05
 
 
-class Tally:
+class Tally(Output):
     """Counts decisions as they come."""
 
     def __init__(self) -> None:
@@ -112,8 +113,8 @@ class Tally:
         self._undecided: Counter[str] = Counter()
         self._transitions: list[Transition] = []
 
-    def add(self, decision: Decision) -> bool:
-        """Count a decision; whether its subset is another than the one before."""
+    def decision(self, decision: Decision) -> None:
+        """Count a decision."""
         if self.first_decision_s is None:
             self.first_decision_s = since_process_start_s()
         if decision.latency_s is not None and decision.compute_s is not None:
@@ -125,16 +126,12 @@ class Tally:
             self._labels[decision.label] += 1
         if decision.reason is not None:
             self._undecided[decision.reason] += 1
-        if self._transitions and self._transitions[-1].subset == subset:
-            return False
-        self._transitions.append(Transition(decision.index, decision.window_end_ns, subset, decision.age_s))
-        return True
+        if not self._transitions or self._transitions[-1].subset != subset:
+            self._transitions.append(Transition(decision.index, decision.window_end_ns, subset, decision.age_s))
 
     def summary(
         self,
-        digest: str,
-        core: LiveCore,
-        ended_ns: int,
+        run: Run,
         ready_s: float,
         ran_s: float,
         links: Mapping[str, tuple[str, str]] | None = None,
@@ -144,15 +141,14 @@ class Tally:
         """The summary at the end.
 
         Args:
-            digest: Of the bundle.
-            core: The loop, with the model and the policy that it ends with.
-            ended_ns: Up to when it decided, on the clock of the arrivals.
+            run: The run that ended.
             ready_s: See :class:`Summary`.
             ran_s: See :class:`Summary`.
             links: Wearable name to state and problem; None for a replay.
             dropped: Packets lost in this process.
             sinks: See :class:`Summary`.
         """
+        core = run.core
         model, policy = core.model, core.policy
         decisions = sum(self._subsets.values())
         limit_s = model.manifest.presence.max_wait_s + LATE_S
@@ -169,12 +165,12 @@ class Tally:
         return Summary(
             bundle=model.manifest.name,
             version=model.manifest.version,
-            digest=digest,
+            digest=run.opened.bundle.digest,
             engine=model.engine.name,
             engine_version=model.engine.version,
             engine_detail=model.engine.detail,
             decisions=decisions,
-            missed=max(0, core.due_count(ended_ns) - decisions),
+            missed=max(0, core.due_count(run.newest_ns) - decisions),
             late=sum(latency > limit_s for latency in self._latency_s),
             subsets=dict(self._subsets),
             labels=dict(self._labels),

@@ -7,37 +7,44 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..decisions import Decision
+from ..live import Output
 from ..modalities import subset_name
 from .monitor import LinkView, one_line
 
 if TYPE_CHECKING:
     from ..bundle import CertificateRow
-    from ..live import Summary
+    from ..live import Opened, Summary
     from ..model import Policy
 
 
-class LineView:
+class LineView(Output):
     """Prints a line when a link or the subset changes."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         """``policy``: with the certificate of the bundle in use; None for none."""
+        self._links: Mapping[str, LinkView] = {}
         self._states: dict[str, str] = {}
+        self._subset: tuple[str, ...] | None = None
         self._first_end_ns: int | None = None
         self._certified = policy.certified if policy else {}
 
     def links(self, links: Mapping[str, LinkView]) -> None:
-        """Show the links."""
-        for name, link in links.items():
+        """The links as they are, and will be: each :meth:`tick` shows what is new of them."""
+        self._links = links
+
+    def tick(self, now_ns: int) -> None:
+        """Show what is new of the links."""
+        for name, link in self._links.items():
             if self._states.get(name) != link.state:
                 self._states[name] = link.state
                 why = f" ({link.problem})" if link.problem and link.state == "missing" else ""
                 print(f"{name}: {link.state}{why}", flush=True)
 
-    def decision(self, decision: Decision, changed: bool) -> None:
-        """Show a decision; ``changed``: whether its subset is another than the one before."""
+    def decision(self, decision: Decision) -> None:
+        """Show a decision if its subset is another than that of the one before."""
         if self._first_end_ns is None:
             self._first_end_ns = decision.window_end_ns
-        if changed:
+        if self._is_new_subset(decision):
             at_s = (decision.window_end_ns - self._first_end_ns) / 1e9
             subset = subset_name(decision.subset)
             print(
@@ -46,10 +53,15 @@ class LineView:
                 flush=True,
             )
 
-    def became(self, name: str, policy: Policy) -> None:
-        """Another bundle decides from now on; ``policy`` as for the constructor."""
-        self._certified = policy.certified
-        self.say(f"{name} is in use from now on")
+    def _is_new_subset(self, decision: Decision) -> bool:
+        before, self._subset = self._subset, decision.subset
+        return decision.subset != before
+
+    def became(self, opened: Opened) -> None:
+        """Another bundle decides from now on."""
+        self._certified = opened.policy.certified
+        manifest = opened.bundle.manifest
+        self.say(f"{manifest.name} {manifest.version} is in use from now on")
 
     def say(self, sentence: str) -> None:
         """Something that people want to know."""
@@ -58,9 +70,6 @@ class LineView:
     def problem(self, sentence: str) -> None:
         """Something went wrong, and the run goes on."""
         print(f"armlet: {sentence}", file=sys.stderr, flush=True)
-
-    def tick(self, now_ns: int) -> None:
-        """Called as often as the loop turns, with the time on the clock of the arrivals."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -83,9 +92,9 @@ class JournalView(LineView):
         self._told: dict[str, str] = {}
         self._sent: set[str] = set()
 
-    def links(self, links: Mapping[str, LinkView]) -> None:
+    def tick(self, now_ns: int) -> None:
         """Tell what became of a wearable: that it sends, that it was lost, why it cannot be had."""
-        for name, link in links.items():
+        for name, link in self._links.items():
             why = f": {link.problem}" if link.problem else ""
             if link.state == "streaming":
                 self._sent.add(name)
@@ -98,9 +107,9 @@ class JournalView(LineView):
                 what = "could not be connected" if link.state == "waiting" else "cannot be used"
                 self._tell(name, self._WARNING, f"'{name}' {what}{why}. It is tried again.")
 
-    def decision(self, decision: Decision, changed: bool) -> None:
+    def decision(self, decision: Decision) -> None:
         """Tell on what decisions rest from now on, or why there is none."""
-        if not changed:
+        if not self._is_new_subset(decision):
             return
         subset = subset_name(decision.subset)
         if decision.reason is None:

@@ -16,6 +16,7 @@ import numpy as np
 from ..arrays import Float32
 from ..bundle import CertificateRow
 from ..decisions import Decision
+from ..live import Output
 from ..modalities import Modality, subset_name
 from ..wearables import XYZ
 
@@ -113,7 +114,7 @@ class State(msgspec.Struct, frozen=True):
     problems: dict[str, str]
 
 
-class Monitor:
+class Monitor(Output):
     """Is told what happens; says how things stand.
 
     Attributes:

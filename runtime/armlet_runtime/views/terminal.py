@@ -53,7 +53,7 @@ class TerminalView(LineView):
     def links(self, links: Mapping[str, LinkView]) -> None:
         """Nothing: the monitor knows the links."""
 
-    def decision(self, decision: Decision, changed: bool) -> None:
+    def decision(self, decision: Decision) -> None:
         """Nothing: the monitor knows the decision."""
 
     def problem(self, sentence: str) -> None:

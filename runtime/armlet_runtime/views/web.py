@@ -31,6 +31,7 @@ import msgspec
 from ..bundle import CertificateRow, home
 from ..errors import ArmletError, MissingExtraError, UsageError
 from ..files import write_atomic
+from ..live import Output
 from ..modalities import Modality
 from .monitor import Monitor, Point
 
@@ -103,7 +104,7 @@ class _Command(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float = 0.0
 
 
-class Page:
+class Page(Output):
     """The server's side of all pages; see :func:`serve_page`.
 
     Attributes:
