@@ -1,24 +1,38 @@
-# `make demo` and `make test` need Python 3.11 to 3.13 with venv, a C++ compiler (g++) and access to a Python package index.
+# `make demo`, `make test` and `make test-full` need Python 3.11 to 3.13 with venv, a C++ compiler (g++) and access to a Python package index.
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-bluez test-board lint bench clean
+.PHONY: demo test test-full test-bluez test-board lint bench bench-goals clean
 
 demo: $(VENV)/.installed
 	$(BIN)/armlet demo --out demo
 
+# Both cores are at work, then the tests that measure have the machine to themselves.
+PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=1
+WORKERS ?= 2
+
+# What tells a developer whether he broke something: 10 minutes at most on two cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -n $(WORKERS) -m "not full and not alone"
+	$(PYTEST) -m "alone and not full"
+
+# Everything, with the share of branches that it runs: 25 minutes at most on two cores, downloads aside.
+test-full: lint
+	rm -f .coverage .coverage.*
+	$(PYTEST) --cov --cov-report= -n $(WORKERS) -m "not alone"
+	$(PYTEST) --cov --cov-report= --cov-append -m alone
+	$(BIN)/python -m coverage report --include='runtime/*' --fail-under=90
+	$(BIN)/python -m coverage report --include='firmware_bridge/*' --fail-under=90
 
 # Of the tests those on real BlueZ, with what is said in there; CLOCK=real runs them in the host's time, not in virtual time.
 test-bluez: $(VENV)/.installed
-	CLOCK=$(or $(CLOCK),virtual) $(BIN)/python -m pytest tests/runtime/bluez -s
+	CLOCK=$(or $(CLOCK),virtual) $(BIN)/python -m pytest --no-skips tests/runtime/bluez -s
 
 # Both machines under QEMU, with the power cut KILLS times; DEMO=demo plays what `make demo` left there.
 KILLS ?= 20
 test-board: $(VENV)/.installed
-	KILLS=$(KILLS) MACHINES=virt,raspi3b $(BIN)/python -m pytest tests/test_emulated_board.py
+	KILLS=$(KILLS) MACHINES=virt,raspi3b $(BIN)/python -m pytest --no-skips tests/test_emulated_board.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -26,7 +40,11 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json benchmarks.json
+	$(BIN)/python -m pytest benchmarks --benchmark-json benchmarks.json
+
+# A figure that misses its goal fails; on a machine with nothing else to do.
+bench-goals: $(VENV)/.installed
+	$(BIN)/python -m pytest benchmarks --goals --benchmark-json benchmarks.json
 
 # torch is named first and pinned, so that a CPU build at hand is taken instead of the newest one with CUDA.
 $(VENV)/.installed: pyproject.toml

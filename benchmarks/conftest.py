@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -22,9 +23,36 @@ from tests.support import artefacts
 ROUNDS, WARM_UP = 2000, 200
 
 
+NEEDS_TORCH = ("training", "rivals/test_cbramod.py")
+"""What measures training; a board has none of it."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bundle", type=Path, help="bundle to measure (default: $ARMLET_BUNDLE, else a small made one)")
     parser.addoption("--key", type=Path, action="append", default=[], help="public key that the bundle is signed with")
+    parser.addoption("--goals", action="store_true", help="a benchmark fails that misses a goal")
+
+
+class _NotHere(pytest.Module):
+    """A module of benchmarks that cannot even be imported here."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip("it needs the training side: pip install 'armlet[train]'", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """On a board, where there is no torch, what needs it is skipped with a reason."""
+    here = Path(__file__).parent
+    if find_spec("torch") is None and any(module_path.is_relative_to(here / name) for name in NEEDS_TORCH):
+        return _NotHere.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measuring takes longer than a test may."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
@@ -36,19 +64,27 @@ _GOALS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
-def goal(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[..., None]:
-    """Record a figure beside its goal, which is an upper limit, or None: in ``extra_info``, and in the summary."""
+def goal(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Iterator[Callable[..., None]]:
+    """Record a figure beside its goal, which is an upper limit, or None: in ``extra_info``, and in the summary.
+
+    With ``--goals`` a missed goal fails the benchmark, after all its figures are recorded.
+    """
+    missed: list[str] = []
 
     def record(what: str, figure: float, limit: float | None, detail: str = "") -> None:
         met = None if limit is None else bool(figure <= limit)
         benchmark.extra_info.setdefault("goals", []).append(
             {"what": what, "figure": round(figure, 4), "goal": limit, "met": met, "detail": detail}
         )
-        told = "" if limit is None else f"goal {limit:.3f}  {'met' if met else 'MISSED'}"
-        line = f"{what:58s} {figure:8.3f}  {told:20s} {detail}".rstrip()
+        verdict = "" if limit is None else f"goal {limit:.3f}  {'met' if met else 'MISSED'}"
+        line = f"{what:58s} {figure:8.3f}  {verdict:20s} {detail}".rstrip()
         request.config.stash.setdefault(_GOALS, []).append(line)
+        if met is False:
+            missed.append(f"{what}: {figure:.3f}, and the goal is at most {limit:.3f}")
 
-    return record
+    yield record
+    if missed and request.config.getoption("--goals"):
+        pytest.fail("\n".join(missed), pytrace=False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

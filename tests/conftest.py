@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("long"):
             item.add_marker(pytest.mark.timeout(mark.kwargs["limit_s"]))
-    items.sort(key=lambda item: FIRST.get(item.path.relative_to(ROOT).as_posix(), len(FIRST)))
+    items.sort(key=lambda item: FIRST.get(item.nodeid.split("::")[0], len(FIRST)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that cannot be done here fails, and says why")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Whoever asks for tests by name wants them done (``--no-skips``): what they lack is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--no-skips"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome, report.longrepr = "failed", f"not done here: {reason.removeprefix('Skipped: ')}"
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

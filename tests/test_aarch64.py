@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.emulated.cores import CORES, Board, make_board
 
+pytestmark = pytest.mark.full("on what the demo made, which trains for minutes, and on downloads")
+
 SCRIPT = Path(__file__).parent / "support" / "emulated" / "on_board.py"
 DECISIONS = 20
 

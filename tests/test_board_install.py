@@ -13,6 +13,8 @@ import pytest
 
 from armlet_runtime.engines import executorch_shim
 
+pytestmark = pytest.mark.full("downloads for every Python")
+
 ROOT = Path(__file__).parent.parent
 BOARD_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Nothing of these may reach a board by the plain install.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full("on what the demo made, which trains for minutes")
+
 
 @pytest.fixture(autouse=True)
 def home(demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ from tests.support import sshd
 from tests.support.emulated import board as emulated
 from tests.support.emulated.loopback import Loopback
 
+pytestmark = pytest.mark.full("on what the demo made, which trains for minutes")
+
 MACHINES = os.environ.get("MACHINES", "loopback").split(",")
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = 20261129

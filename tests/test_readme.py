@@ -31,6 +31,8 @@ def test_readme_has_commands() -> None:
     assert sum(command.startswith("armlet ") for command in COMMANDS) > 15
 
 
+@pytest.mark.full("trains, exports and runs for minutes")
+@pytest.mark.long(limit_s=600, reason="every command of the README, one after the other")
 def test_every_command_of_the_readme(demo_dir: Path, tmp_path: Path) -> None:
     assert (demo_dir / "report.html").exists()
     # The README trains with the full recipe, which takes too long here: the same commands with a short one.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,19 @@ def test_a_digest_is_of_contents() -> None:
 def test_two_made_links_have_names_and_addresses_of_their_own() -> None:
     one, other = BadLink(), BadLink()
     assert one.namespace != other.namespace and one.address != other.address
+
+
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--no-skips",), 1)])
+def test_who_asks_for_tests_by_name_hears_what_they_lack(options: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    (tmp_path / "test_skipped.py").write_text(
+        "import pytest\ndef test_it():\n    pytest.skip('kmod is not installed')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.conftest"]
+    shown = subprocess.run(
+        [*command, *options, "--rootdir", str(tmp_path), str(tmp_path)],
+        cwd=artefacts.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == code, shown.stdout + shown.stderr
+    assert ("not done here: kmod is not installed" in shown.stdout) == bool(code)

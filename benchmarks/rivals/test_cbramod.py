@@ -1,6 +1,6 @@
 """CBraMod against braindecode's on the same weights, the same machine and in the same run, calls taking turns.
 
-``pytest benchmarks/rivals/test_cbramod.py -s`` prints the ratios; what they were is in ``README.md`` beside this file.
+What the ratios were is in ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 from armlet_train.models import CBraMod
@@ -38,7 +39,9 @@ def race(theirs: Callable[[], object], ours: Callable[[], object]) -> tuple[floa
 @pytest.mark.skipif(braindecode_cbramod.MISSING is not None, reason=str(braindecode_cbramod.MISSING))
 @pytest.mark.parametrize("what", ["forward", "forward+backward"])
 @pytest.mark.parametrize(("batch", "channels", "patches"), [(8, 16, 10), (1, 14, 10), (4, 1, 10)])
-def test_at_least_as_fast_as_braindecode(batch: int, channels: int, patches: int, what: str) -> None:
+def test_speed_against_braindecodes(
+    batch: int, channels: int, patches: int, what: str, benchmark: BenchmarkFixture, goal: Callable[..., None]
+) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     theirs: nn.Module = braindecode_cbramod.build(channels, patches)
@@ -57,9 +60,8 @@ def test_at_least_as_fast_as_braindecode(batch: int, channels: int, patches: int
                 model.zero_grad()
                 made.square().mean().backward()
 
-    slow, fast = race(lambda: call(theirs, flat), lambda: call(ours, values))
-    print(
-        f"\nCBraMod {batch} x {channels} x {patches} {what}: braindecode {slow * 1e3:.1f} ms of CPU, "
-        f"armlet {fast * 1e3:.1f} ms, {slow / fast:.2f} times as fast"
+    slow, fast = benchmark.pedantic(  # type: ignore[no-untyped-call]
+        race, (lambda: call(theirs, flat), lambda: call(ours, values))
     )
-    assert slow / fast > 1 - NOISE
+    figures = f"{fast * 1e3:.1f} / {slow * 1e3:.1f} ms of CPU"
+    goal(f"CBraMod {batch} x {channels} x {patches} {what}: armlet / braindecode", fast / slow, 1 + NOISE, figures)

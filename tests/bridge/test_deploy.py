@@ -136,6 +136,7 @@ def test_a_bundle_too_slow_for_this_machine_is_refused(make_bundle: MakeBundle, 
     assert digest(current_bundle(slot), public) == old.digest
 
 
+@pytest.mark.alone("its check has three seconds")
 def test_a_bundle_that_crashes_or_hangs_its_engine_is_refused(
     make_bundle: MakeBundle, slot: Path, public: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,30 +211,43 @@ def test_strange_link_is_refused(target: str, slot: Path) -> None:
         current_bundle(slot)
 
 
+DEPLOYING = """
+import sys
+from pathlib import Path
+from armlet_runtime.install.slot_deploy import deploy_to_slot
+print("begins", flush=True)
+deploy_to_slot(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])
+"""
+
+
 def test_killed_from_outside_at_any_time(make_bundle: MakeBundle, slot: Path, public: list[Path]) -> None:
     bundles = [make_bundle(1), make_bundle(2)]
     known = {digest(path, public) for path in bundles}
     deploy_to_slot(bundles[0], slot, public)
-    command = (
-        "import sys; from pathlib import Path; from armlet_runtime.install.slot_deploy import deploy_to_slot; "
-        "print(1, flush=True); deploy_to_slot(Path(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])])"
-    )
-    for i in range(6):
+
+    def start(bundle: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", DEPLOYING, *map(str, (bundle, slot, public[0]))]
         process = subprocess.Popen(
-            [sys.executable, "-c", command, bundles[(i + 1) % 2], slot, public[0]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
         )
-        assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout is not None and process.stdout.readline() == "begins\n"
+        return process
+
+    began, whole = time.monotonic(), start(bundles[1])
+    whole.communicate()
+    assert whole.returncode == 0
+    deploy_s, killed, under_way = time.monotonic() - began, 0, 0
+    for i in range(8):
+        before, process = contents(slot), start(bundles[i % 2])
         try:
-            process.wait(timeout=0.15 * i)
+            process.communicate(timeout=deploy_s * i / 8)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+            process.communicate()
+            killed += 1
+            under_way += contents(slot) != before
         assert digest(current_bundle(slot), public) in known
+    assert killed >= 3 and under_way >= 1, "the kills met the deploy, and some of them after it had written something"
 
 
 def test_command_line(make_bundle: MakeBundle, slot: Path, public: list[Path], tmp_path: Path) -> None:

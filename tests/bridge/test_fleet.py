@@ -79,6 +79,7 @@ def inventory(stop_at: float = 1.0) -> Inventory:
     return Inventory((Group("canary", names[:2]), Group("rest", names[2:])), concurrency=6, stop_at=stop_at)
 
 
+@pytest.mark.full("fifty boards")
 async def test_fifty_boards_of_which_three_are_broken(make_bundle: MakeBundle, fleet: Path) -> None:
     bundle = make_bundle(1)
     order: list[Row] = []

@@ -23,6 +23,8 @@ from tests.support.sshd import Sshd
 
 from .test_boards import need_sshd
 
+pytestmark = pytest.mark.full("waits for real links to fail")
+
 MakeBundle = Callable[..., Path]
 PORT = 7654
 

@@ -26,6 +26,8 @@ from armlet_runtime.errors import EngineError, ExportError
 from .conftest import run_tiny, tiny_part
 from .modules import Attention, Norms, Plain
 
+pytestmark = pytest.mark.full("is about other projects, whose versions are pinned")
+
 Tiny = Callable[[str, str, str], Lowered]
 ENGINES = ("litert", "executorch", "onnx")
 MODULES = ("Plain", "Norms", "Attention")

@@ -21,6 +21,8 @@ from armlet_train.recipes import CBraModModel, ModelRecipe, MuMaeModel, load_rec
 
 from .conftest import run_tiny
 
+pytestmark = pytest.mark.full("lowers every recipe's parts")
+
 RECIPES = Path(__file__).parents[2] / "train" / "recipes"
 SIGNALS: dict[str, tuple[Modality, ...]] = {
     "hapt": (hapt.ACC, hapt.GYRO),

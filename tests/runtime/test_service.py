@@ -176,6 +176,8 @@ exec "$@"
 """
 
 
+@pytest.mark.full("boots a systemd")
+@pytest.mark.long(limit_s=150, reason="waits for a real watchdog")
 def test_a_real_systemd_starts_watches_and_restarts_it(small_bundle: SmallBundle, tmp_path: Path) -> None:
     isolated = ["unshare", "--mount", "--pid", "--fork", "--mount-proc"]
     if not Path("/usr/lib/systemd/systemd").exists():

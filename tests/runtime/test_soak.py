@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .conftest import SmallBundle
+
+pytestmark = pytest.mark.full("minutes of a live run")
 
 ROOT = Path(__file__).parents[2]
 

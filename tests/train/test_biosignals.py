@@ -196,6 +196,7 @@ def test_dreamer_that_is_not_dreamer_is_explained(tmp_path: Path) -> None:
         first()
 
 
+@pytest.mark.full("trains a recipe")
 def test_tiny_recipe_pretrains_and_fine_tunes_on_dreamer(dreamer_file: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.toml"
     text = find_recipe("dreamer-tiny").read_text()

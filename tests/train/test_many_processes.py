@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
+
+pytestmark = pytest.mark.full("starts and kills whole trainings")
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ("-m", "tests.support.made_training")

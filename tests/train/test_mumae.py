@@ -265,6 +265,7 @@ def test_mask_that_hides_nothing_is_refused(model: ArmletModel) -> None:
         MuMae(model, pretraining(ratio=0.05))
 
 
+@pytest.mark.full("trains a recipe of video")
 def test_recipe_runs_from_windows_to_a_classifier(recordings: list[Recording], tmp_path: Path) -> None:
     assert recordings  # HAPT is in the cache
     armlet = [sys.executable, "-m", "armlet_runtime"]

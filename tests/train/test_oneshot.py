@@ -52,6 +52,8 @@ def test_spliced_classes_are_of_one_person_and_not_the_unseen_ones(recordings: l
     assert all(len(set(row)) == 3 for row in corpus.people_of(alike.ravel()).reshape(50, 3))
 
 
+@pytest.mark.full("trains several models")
+@pytest.mark.long(limit_s=300, reason="trains several models")
 def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> None:
     assert recordings
     said: list[int] = []

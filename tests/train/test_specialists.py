@@ -13,6 +13,8 @@ from armlet_train.evaluation.bench_specialists import MadeReport, Row
 from armlet_train.evaluation.tables import tables
 
 
+@pytest.mark.full("trains 32 models")
+@pytest.mark.long(limit_s=300, reason="trains 32 models")
 def test_made_suite_shows_all_31_subsets_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("neurokit2")
     out = tmp_path / "made.json"

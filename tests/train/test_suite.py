@@ -90,6 +90,8 @@ def test_tables_go_between_their_marks(tmp_path: Path) -> None:
         tables.insert(page, masking_report())
 
 
+@pytest.mark.full("trains eight models")
+@pytest.mark.long(limit_s=300, reason="trains eight models")
 def test_suite_of_methods(recordings: list[Recording], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pretraining, fine-tuning, specialists and probes of the supervised baseline, for real, and a second start."""
     assert recordings  # HAPT is in the cache
@@ -115,6 +117,8 @@ def test_suite_of_methods(recordings: list[Recording], tmp_path: Path, capsys: p
     assert json.loads(out.read_text())["methods"] == figures["methods"]
 
 
+@pytest.mark.full("trains eight models")
+@pytest.mark.long(limit_s=300, reason="trains eight models")
 def test_suite_of_masks(recordings: list[Recording], tmp_path: Path) -> None:
     assert recordings  # HAPT is in the cache
     out = tmp_path / "masking.json"

@@ -180,6 +180,8 @@ def armlet(*arguments: str | Path) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.full("starts and kills whole trainings")
+@pytest.mark.long(limit_s=300, reason="starts and kills whole trainings")
 def test_killed_training_ends_with_the_same_weights(stage: str, recordings: list[Recording], tmp_path: Path) -> None:
     assert recordings  # HAPT is in the cache
     text = find_recipe("hapt-tiny").read_text().replace("epochs = 2\nbatch = 64", "epochs = 2\nbatch = 256")
@@ -228,6 +230,7 @@ def test_killed_training_ends_with_the_same_weights(stage: str, recordings: list
     assert "has ended" in again.stderr
 
 
+@pytest.mark.full("on what the demo made, which trains for minutes")
 def test_evaluate_writes_every_subset_and_person(demo_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     command = armlet("evaluate", demo_dir / "finetune", "--split", "validation", "--json", out)
@@ -240,6 +243,7 @@ def test_evaluate_writes_every_subset_and_person(demo_dir: Path, tmp_path: Path)
         assert 0.3 < score["macro_f1"] < 1  # far from chance (0.17) even after seconds of training
 
 
+@pytest.mark.full("on what the demo made, which trains for minutes")
 def test_run_that_lost_its_weights_is_one_sentence(demo_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_dir / "finetune", tmp_path / "run")
     (tmp_path / "run" / "model.pt").write_bytes(b"nothing")

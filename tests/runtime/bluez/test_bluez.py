@@ -17,6 +17,8 @@ from armlet_runtime.signals.recording_file import write_recording
 from ..conftest import SmallBundle
 from . import kernel
 
+pytestmark = pytest.mark.full("builds and boots a kernel")
+
 GUEST = Path(__file__).with_name("guest.py")
 
 pytestmark = pytest.mark.skipif(
