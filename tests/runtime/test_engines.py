@@ -284,6 +284,34 @@ def test_a_provider_that_is_not_here_is_refused_by_name(provider: str) -> None:
     assert get_engine("onnx:cpu").name == "onnx"
 
 
+def test_programs_loaded_in_several_threads_leave_stderr_where_it_was(small_draft: Path) -> None:
+    """LiteRT's note about its delegate is kept off the terminal, and nothing else of the process is."""
+    code = """
+import os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from armlet_runtime.engines import get_engine
+data = Path(sys.argv[1]).read_bytes()
+before = os.fstat(2)
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+def load(number):
+    start.wait()
+    for _ in range(40):
+        get_engine("litert").load(data, {"window": (1, 3, 50)}, {"token": (1, 16)})
+with ThreadPoolExecutor(8) as threads:
+    list(threads.map(load, range(8)))
+after = os.fstat(2)
+assert (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino), "stderr is another file now"
+os.write(2, b"INFO: of the program itself\\n")
+get_engine("litert").load(data, {"window": (1, 3, 50)}, {"token": (1, 16)})
+"""
+    path = str(small_draft / "programs" / "acc.tflite")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == "INFO: of the program itself\n"
+
+
 @pytest.mark.parametrize("engine_name", SUFFIXES)
 def test_no_leak_no_torch_nothing_on_stdout(engine_name: str, small_draft: Path) -> None:
     """In a fresh process: memory must not rise with calls (in both forms) and loads.

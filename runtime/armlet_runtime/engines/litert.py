@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,10 @@ from ..errors import EngineError
 from .base import LockedProgram, Program, Shapes, check_file, match_tensors, results_into
 
 _PACKAGE = "ai-edge-litert"
+
+_NOTE = b"INFO: "
+_first_load = threading.Lock()
+_noted: set[Any] = set()  # interpreter classes whose library has written its note
 
 
 def why_not() -> str | None:
@@ -64,7 +69,7 @@ class TfliteProgram(LockedProgram):
             check_file(program)
         source = {"model_path": str(program)} if isinstance(program, Path) else {"model_content": program}
         try:
-            with _no_notes():
+            with _without_note(interpreter):
                 self._interpreter = interpreter(**source, num_threads=1)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
@@ -110,20 +115,36 @@ class TfliteProgram(LockedProgram):
 
 
 @contextmanager
-def _no_notes() -> Iterator[None]:
-    """Keep the library's ``INFO:`` lines off the terminal: it has no setting for them. Any other line is passed on."""
+def _without_note(interpreter: Any) -> Iterator[None]:
+    """Keep the note about the delegate off the terminal, which a library writes to stderr once a process.
+
+    It has no setting for that. Stderr belongs to the whole process, so it is redirected only for the first program, by
+    one thread; every other line that is written meanwhile is passed on.
+    """
+    with _first_load:
+        if interpreter not in _noted:
+            with _stderr_without(_NOTE):
+                yield
+            _noted.add(interpreter)
+            return
+    yield
+
+
+@contextmanager
+def _stderr_without(beginning: bytes) -> Iterator[None]:
+    """Hold back what is written to stderr, and write it without the lines that begin so."""
     sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            caught.seek(0)
-            for line in caught:
-                if not line.startswith(b"INFO: "):
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if not line.startswith(beginning):
                     os.write(2, line)
 
 
