@@ -21,7 +21,8 @@ from armlet_runtime.live.core import LiveCore
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.golden_run import ODD_INPUTS, golden_windows, odd_inputs
 from armlet_runtime.model.policy import Policy
-from armlet_runtime.views.lines import LineView, certified_text
+from armlet_runtime.views.lines import LineView
+from armlet_runtime.views.summary_text import certified_text
 
 from .test_live import CountingModel, both, feed, loaded, model  # noqa: F401
 
@@ -103,7 +104,7 @@ def test_the_certificate_of_the_subset_is_shown(
     view = LineView(Policy(certified=ROWS))
     view.decision(feed(LiveCore(model), both(3.0))[-1])
     assert "(certified macro-F1 0.90 [0.80, 0.95])" in capsys.readouterr().out
-    assert certified_text(None) == "" and certified_text(ROWS["acc"]) == "  (certified macro-F1 0.70)"
+    assert certified_text(None) == "" and certified_text(ROWS["acc"]) == "certified macro-F1 0.70"
 
 
 def test_a_certificate_of_schema_1_is_read() -> None:

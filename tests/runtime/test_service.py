@@ -23,7 +23,7 @@ from armlet_runtime.live.sd_notify import Notifier
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.signals.recording_file import write_recording
-from armlet_runtime.views import lines as view
+from armlet_runtime.views.journal import JournalView
 
 from .conftest import SmallBundle
 from .test_live_commands import wearables
@@ -107,7 +107,7 @@ def test_words_of_a_unit_are_quoted() -> None:
 
 
 def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    journal = view.JournalView()
+    journal = JournalView()
     link = Link("Armlet-Gyro", "missing", "not heard yet")
     journal.links({link.name: link})
     for state, problem in (
@@ -124,19 +124,19 @@ def test_the_journal_gets_sentences(capsys: pytest.CaptureFixture[str]) -> None:
         decided = Decision(0, 1, 1, subset, "walking", (), (), {}, {}, "litert", reason)
         journal.decision(decided)
     assert capsys.readouterr().out.splitlines() == [
-        "<5>'Armlet-Gyro' is looked for.",
-        "<4>'Armlet-Gyro' could not be connected: no answer in time. It is tried again.",
-        "<5>'Armlet-Gyro' sends.",
-        "<4>'Armlet-Gyro' is gone: the link [31m was lost.",
-        "<5>Decisions rest on acc.",
-        "<4>There is no decision on none: no sensor.",
+        "<5>Looking for 'Armlet-Gyro'.",
+        "<4>'Armlet-Gyro' could not be connected: no answer in time. Trying again.",
+        "<5>'Armlet-Gyro' is sending.",
+        "<4>The link to 'Armlet-Gyro' was lost: the link [31m was lost.",
+        "<5>Deciding on acc.",
+        "<4>No decision on none: no sensor.",
     ]
 
 
 def test_the_journal_is_known_by_its_device_and_inode() -> None:
     read, write = os.pipe()
     status = os.fstat(write)
-    code = "from armlet_runtime.views.terminal import make_view; print(type(make_view(None, (), {})).__name__)"
+    code = "from armlet_runtime.views import make_view; print(type(make_view(None, (), {})).__name__)"
     for stream, expected in ((f"{status.st_dev}:{status.st_ino}", "JournalView"), ("1:2", "LineView")):
         subprocess.run(
             [sys.executable, "-c", code], stdout=write, env={**os.environ, "JOURNAL_STREAM": stream}, check=True

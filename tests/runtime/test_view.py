@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,8 +28,14 @@ from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals.conversion import packets_of
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.views.monitor import Monitor, binned, one_channel
-from armlet_runtime.views.terminal import Painter, TerminalView, frame, spark
+from armlet_runtime.views import line_writer
+from armlet_runtime.views.frame import frame, spark
+from armlet_runtime.views.line_writer import BackgroundWriter
+from armlet_runtime.views.monitor import Monitor
+from armlet_runtime.views.printable import fitted
+from armlet_runtime.views.traces import binned, one_channel
+
+from .conftest import SmallBundle
 
 
 @pytest.fixture
@@ -29,7 +46,7 @@ def model(small_draft: Path) -> Iterator[BundleModel]:
     made.close()
 
 
-def played(model: BundleModel, seconds: float = 6.0, gyro_until_s: float = 4.0) -> tuple[Monitor, LiveCore, int]:
+def replayed(model: BundleModel, seconds: float = 6.0, gyro_until_s: float = 4.0) -> tuple[Monitor, LiveCore, int]:
     """A replay in which the gyroscope is lost; and when it ended."""
     streams = {}
     for modality, until_s in zip(model.manifest.modalities, (seconds, gyro_until_s), strict=True):
@@ -50,7 +67,7 @@ def played(model: BundleModel, seconds: float = 6.0, gyro_until_s: float = 4.0) 
 
 
 def test_everything_fits_80_by_24(model: BundleModel) -> None:
-    monitor, _, end_ns = played(model)
+    monitor, _, end_ns = replayed(model)
     links = {f"Wearable {n}": Link(f"Wearable {n}", "streaming", "", rssi=-60, battery=80) for n in range(12)}
     links["Long"] = Link("A very long name that somebody gave it", "waiting", "a problem that " * 10)
     for wearables in ({}, links):
@@ -66,9 +83,9 @@ def test_everything_fits_80_by_24(model: BundleModel) -> None:
 
 
 def test_a_narrow_terminal_cuts_names_and_keeps_clocks(model: BundleModel) -> None:
-    monitor, _, end_ns = played(model)
+    monitor, _, end_ns = replayed(model)
     monitor.links({"Polar H10 1234567890": Link("Polar H10 1234567890", "streaming")})
-    for width, name in ((80, "Polar H10 1234567890 "), (60, "Polar H10 1234 "), (40, "Polar H1 ")):
+    for width, name in ((80, "Polar H10 1234567890 "), (60, "Polar ..567890 "), (40, "Pol..890 ")):
         lines = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, width, 24)]
         assert any(line.startswith(f"{name}streaming ") for line in lines)
         (head,) = (line for line in lines if line.startswith("wearable"))
@@ -76,7 +93,7 @@ def test_a_narrow_terminal_cuts_names_and_keeps_clocks(model: BundleModel) -> No
 
 
 def test_what_is_shown_of_a_replay(model: BundleModel) -> None:
-    monitor, _, end_ns = played(model)
+    monitor, _, end_ns = replayed(model)
     lines = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, 80, 24)]
     text = "\n".join(lines)
     assert lines[0].startswith(" small 1 on litert") and "replay" in lines[0]
@@ -98,36 +115,176 @@ def test_before_anything_was_heard(model: BundleModel) -> None:
     assert "waiting for the first window" in text and "never" in text and text.endswith("\nnone heard yet")
 
 
-def test_brackets_in_names_and_problems_are_text(model: BundleModel, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = Monitor(LiveCore(model))
-    link = Link("[/bold]", "missing", "[org.bluez.Error.Failed] gone\x1b[2J")
-    monitor.links({link.name: link})
-    view = TerminalView(monitor, model.manifest.modalities)
+SHOW_BRACKETS = r"""
+import sys, time
+from pathlib import Path
+from armlet_runtime.bluetooth import Link
+from armlet_runtime.checks.export_proof import Draft
+from armlet_runtime.live import LiveCore
+from armlet_runtime.model import BundleModel, Policy
+from armlet_runtime.views import Monitor, make_view
+
+draft = Draft(Path(sys.argv[1]))
+model = BundleModel(draft.manifest, draft.read, "litert")
+monitor = Monitor(LiveCore(model))
+link = Link("[/bold]", "missing", "[org.bluez.Error.Failed] gone\x1b[2J")
+monitor.links({link.name: link})
+view = make_view(monitor, model.manifest.modalities, Policy())
+view.problem("the link\nwas lost")
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
     view.tick(10**12)
-    view.problem("the link\nwas lost")
-    view.close()
-    shown = capsys.readouterr().out
-    assert "[/bold]" in shown
+    time.sleep(0.02)
+view.close()
+print("after")
+"""
+
+
+def on_a_terminal(command: list[str], rows: int = 24, columns: int = 80) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a command whose standard output is a terminal; and the terminal's other end."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(terminal: int, text: str, seconds: float = 60.0) -> str:
+    """What is written to a terminal, up to and with ``text``."""
+    shown = b""
+    while text.encode() not in shown:
+        assert select.select([terminal], [], [], seconds)[0], shown
+        shown += os.read(terminal, 65536)
+    return shown.decode(errors="replace")
+
+
+def test_brackets_in_names_and_problems_are_text(small_draft: Path) -> None:
+    process, terminal = on_a_terminal([sys.executable, "-c", SHOW_BRACKETS, str(small_draft)])
+    shown = read_until(terminal, "after")
+    assert process.wait(30) == 0
+    os.close(terminal)
+    assert "[/bold]" in shown and "the link was lost" in shown
     assert "[org.bluez.Error.Failed] gone [2J" in shown and "gone\x1b" not in shown
-    # The terminal is given back: cursor, and the screen that was there before.
-    assert shown.startswith("\x1b[?1049h\x1b[?25l") and shown.endswith("\x1b[?25h\x1b[?1049l")
+    # The terminal is given back: the screen that was there before, and its cursor.
+    before, after = shown.split("\x1b[?1049h")[1].split("\x1b[?1049l")
+    assert "\x1b[?25l" in before and "[/bold]" in before and "\x1b[?25h" in before + after
+    assert after.replace("\x1b[?25h", "").strip() == "after"
 
 
-def test_only_what_changed_is_written(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.text import Text
+def decided(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    painter = Painter()
-    painter.paint([Text("one"), Text("two"), Text("three", "red")], 80, 24)
-    capsys.readouterr()
-    painter.paint([Text("one"), Text("2"), Text("three", "red")], 80, 24)
-    assert capsys.readouterr().out == "\x1b[2;1H2\x1b[K"
-    painter.paint([Text("one"), Text("2"), Text("three", "red")], 80, 24)
-    assert capsys.readouterr().out == ""
-    painter.paint([Text("one")], 80, 24)
-    assert capsys.readouterr().out == "\x1b[2;1H\x1b[K\x1b[3;1H\x1b[K"
-    painter.paint([Text("o" * 50)], 40, 24)  # another size: all of it, cut
-    assert capsys.readouterr().out == "\x1b[2J\x1b[1;1H" + "o" * 39 + "…\x1b[K" or not painter.blocks
-    painter.close()
+
+def wait_for_decisions(path: Path, count: int, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while decided(path) < count:
+        assert time.monotonic() < end, f"{decided(path)} of {count} decisions"
+        time.sleep(0.05)
+
+
+def test_a_stalled_terminal_does_not_stop_decisions(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
+    key, out = str(small_bundle.public_key_path), tmp_path / "decisions.jsonl"
+    command = [sys.executable, "-m", "armlet_runtime", "replay", str(played), str(small_bundle.path), "--key", key]
+    process, terminal = on_a_terminal([*command, "--speed", "10", "--decisions", str(out)])
+    read_until(terminal, "decisions")  # the screen is up
+    os.write(terminal, b"\x13")  # Ctrl-S, as a stalled link: whoever writes to the terminal now waits
+    wait_for_decisions(out, 118)  # all of the recording
+    assert process.poll() is None  # the terminal still has to be given back
+    os.write(terminal, b"\x11")
+    assert "118 decisions, 0 missed" in read_until(terminal, "memory ").split("\x1b[?1049l")[1]
+    assert process.wait(30) == 0
+    os.close(terminal)
+
+
+def test_a_stalled_pipe_does_not_stop_decisions(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write, b"x" * 4096)  # full: nothing more goes in until somebody reads
+    key, out = str(small_bundle.public_key_path), tmp_path / "decisions.jsonl"
+    command = [sys.executable, "-m", "armlet_runtime", "replay", str(played), str(small_bundle.path), "--key", key]
+    process = subprocess.Popen([*command, "--speed", "10", "--decisions", str(out)], stdout=write)
+    os.close(write)
+    wait_for_decisions(out, 118)
+    with os.fdopen(read, "rb") as pipe:
+        text = pipe.read().decode().lstrip("x")
+    assert process.wait(30) == 0
+    assert "window 0: acc+gyro -> " in text.splitlines()[0]
+    assert "118 decisions, 0 missed" in text
+
+
+def test_lines_that_nobody_reads_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_writer, "MAX_WAITING", 3)
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write, b"x" * 4096)
+    lines = BackgroundWriter(write, write)
+    for number in range(10):
+        lines.line(f"line {number}")
+        time.sleep(0.02)  # the first is being written, the next three wait
+    assert lines.dropped == 6
+    assert os.read(read, 4096) == b"x" * 4096
+    lines.close()
+    os.close(write)
+    with os.fdopen(read, "r") as pipe:
+        assert pipe.read().splitlines() == [
+            "line 0", "line 1", "line 2", "line 3", "armlet: 6 lines were dropped while nobody read them",
+        ]  # fmt: skip
+
+
+def test_a_reader_that_went_away_ends_the_command() -> None:
+    read, write = os.pipe()
+    lines = BackgroundWriter(write, write)
+    os.close(read)
+    lines.line("nobody reads this")
+    with pytest.raises(BrokenPipeError):
+        for _ in range(500):
+            time.sleep(0.01)
+            lines.line("nor this")
+    lines.close()
+    os.close(write)
+
+
+def long_names(small_draft: Path) -> BundleModel:
+    """The small model with names of sensors as long as those of a body with several."""
+    draft = Draft(small_draft)
+    names = {"acc": "left_forearm_watch_accelerometer", "gyro": "left_forearm_watch_gyroscope"}
+    manifest = draft.manifest
+
+    def renamed(values: dict[str, Any]) -> dict[str, Any]:
+        return {names[name]: value for name, value in values.items()}
+
+    manifest = msgspec.structs.replace(
+        manifest,
+        modalities=tuple(msgspec.structs.replace(one, name=names[one.name]) for one in manifest.modalities),
+        normalisation=renamed(manifest.normalisation),
+        engines={
+            name: msgspec.structs.replace(programs, encoders=renamed(programs.encoders))
+            for name, programs in manifest.engines.items()
+        },
+        golden=msgspec.structs.replace(manifest.golden, windows=renamed(manifest.golden.windows)),
+    )
+    return BundleModel(manifest, draft.read, "litert")
+
+
+def test_names_of_sensors_are_not_cut(small_draft: Path) -> None:
+    model = long_names(small_draft)
+    first, second = (modality.name for modality in model.manifest.modalities)
+    monitor, _, end_ns = replayed(model, gyro_until_s=6.0)
+    lines = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, 80, 24)]
+    text = "\n".join(lines)
+    # The subset, whole, though its names go over two lines; each signal's line with a name of its own.
+    assert f"on {first}" in text and f"+{second}" in text and max(map(len, lines)) <= 80
+    assert sum(line.startswith(first) for line in lines) == sum(line.startswith(second) for line in lines) == 1
+    narrow = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, 60, 24)]
+    starts = [line.split(" ")[0] for line in narrow if line.startswith("left_")]
+    assert len(set(starts)) == 2 and all(".." in name for name in starts)
+    model.close()
+
+
+def test_a_name_that_is_too_long_loses_its_middle() -> None:
+    assert fitted("acc", 5) == "acc  " and fitted("watch", 5) == "watch"
+    assert fitted("phone_accelerometer", 10) == "phon..eter" and fitted("phone_gyroscope", 9) == "phon..ope"
+    assert fitted("加速度計の名前", 8) == "加 ..前 " or len(fitted("加速度計の名前", 8)) <= 8
 
 
 def test_sparks() -> None:

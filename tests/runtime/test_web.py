@@ -33,7 +33,7 @@ from armlet_runtime.views.web import MAX_PAGES, TOKEN_FILE, Page, parse_address,
 from .browser import browser
 from .conftest import SmallBundle
 from .test_live_commands import ARMLET, lines, wearables
-from .test_view import played as replayed
+from .test_view import replayed
 
 
 class Asked:

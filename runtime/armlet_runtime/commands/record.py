@@ -39,11 +39,11 @@ async def _record(args: argparse.Namespace) -> int:
     from ..bluetooth import Session, drive, open_bluetooth
     from ..files import write_json
     from ..signals import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
-    from ..views import LineView
+    from ..views import BackgroundWriter, LineView
 
     counts: Counter[str] = Counter()
     began = time.monotonic()
-    view = LineView()
+    view = LineView(writer=BackgroundWriter())  # a stalled terminal must not stop the recording
     async with open_bluetooth(args.bluetooth) as bluetooth:
         session = Session(
             bluetooth, wearable_names(args), complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S
@@ -62,6 +62,7 @@ async def _record(args: argparse.Namespace) -> int:
             )
             ended_ns = await drive(session, turn, args.duration)
             writer.add_meta({ENDED_NS: str(ended_ns)})
+    view.close()
     result = {"packets": dict(counts), "dropped_packets": session.dropped}
     print(f"{args.out}: {', '.join(f'{name} {n} packets' for name, n in counts.items()) or 'nothing came'}")
     if args.json:

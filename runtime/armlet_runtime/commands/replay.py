@@ -95,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
             asyncio.run(_show(args.web, speed, packets, ended_ns, run, monitor, view))
         run.finish()
     summary = tally.summary(run, ready_s, (time.monotonic_ns() - began_ns) / 1e9)
-    view.end(summary)
-    if live:
-        print(f"{comparison.same} of the live run's {len(live)} decisions are the same here", flush=True)
     if args.json:
         write_json(args.json, summary)
+    view.end(summary)  # last: it waits for a terminal that is stalled
+    if live:
+        print(f"{comparison.same} of the live run's {len(live)} decisions are the same here", flush=True)
     return 0
 
 

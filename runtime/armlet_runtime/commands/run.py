@@ -128,9 +128,9 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     links = {name: (link.state, link.problem) for name, link in session.links.items()}
     ran_s = (run.newest_ns - began_ns) / 1e9
     summary = tally.summary(run, ready_s, ran_s, links, session.dropped, sinks.close())
-    view.end(summary)
     if args.json:
         write_json(args.json, summary)
+    view.end(summary)  # last: it waits for a terminal that is stalled
     if failure is not None:
         raise failure
     return 0

@@ -1,24 +1,23 @@
-"""What a screen shows of a live run or a replay, in a terminal or on a page: one state, taken when it is wanted.
+"""Collects what happens in a live run or a replay, for the screens that show it.
 
-A :class:`Monitor` is told what happens and asked, as often as its screen is drawn, how things stand. It keeps nothing
-that grows: samples stay in the live loop's own rings.
+A :class:`Monitor` receives links and decisions, and makes a :class:`State` as often as a screen is drawn. It keeps
+nothing that grows: samples stay in the live loop's own rings.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import msgspec
-import numpy as np
-
-from ..arrays import Float32
 from ..bundle import CertificateRow
 from ..decisions import Decision
 from ..live import Output
 from ..modalities import Modality, subset_name
-from ..wearables import XYZ
+from .printable import one_line
+from .state import ClockState, LinkView, Point, SignalState, State, WearableState
+from .traces import binned, one_channel
 
 if TYPE_CHECKING:
     from ..live import LiveCore
@@ -31,98 +30,15 @@ TIMELINE = 600
 _RATE_NS = 2_000_000_000
 
 
-class LinkView(Protocol):
-    """What a screen shows of a link (see :class:`armlet_runtime.bluetooth.Link`)."""
-
-    @property
-    def state(self) -> str:
-        """``streaming``, ``missing`` and others."""
-
-    @property
-    def problem(self) -> str:
-        """Why it is not streaming; empty if nothing went wrong."""
-
-    @property
-    def rssi(self) -> int | None:
-        """Signal strength in dBm."""
-
-    @property
-    def battery(self) -> int | None:
-        """Charge in percent."""
-
-
-class ClockState(msgspec.Struct, frozen=True):
-    """How well a wearable's clock is known: the worst of its groups. ``bound_ms`` null: not valid yet."""
-
-    drift_ppm: float
-    bound_ms: float | None
-
-
-class WearableState(msgspec.Struct, frozen=True):
-    """One wearable. ``rate_hz``: samples a second of all its modalities together; ``clock`` null: it has none."""
-
-    name: str
-    state: str
-    problem: str
-    rate_hz: float
-    lost: int
-    malformed: int
-    clock: ClockState | None = None
-    rssi: int | None = None
-    battery: int | None = None
-
-
-class SignalState(msgspec.Struct, frozen=True):
-    """One of the model's modalities. ``source``: the wearable it comes from, empty if none has brought it."""
-
-    modality: str
-    unit: str
-    channels: tuple[str, ...]
-    rate_hz: float
-    source: str
-    present: bool
-    age_s: float | None
-    coverage: float
-
-
-class Point(msgspec.Struct, frozen=True):
-    """One decision on the timeline. ``end_s``: end of its window, since the end of the first."""
-
-    index: int
-    end_s: float
-    subset: tuple[str, ...]
-    label: str | None
-    reason: str | None
-    score: float | None
-
-
-class State(msgspec.Struct, frozen=True):
-    """How things stand. ``live`` false: a replay. Times in seconds."""
-
-    bundle: str
-    engine: str
-    live: bool
-    decisions: int
-    labels: tuple[str, ...]
-    scores: tuple[float, ...]
-    newest: Point | None
-    latency_s: float | None
-    compute_s: float | None
-    certified: CertificateRow | None
-    signals: tuple[SignalState, ...]
-    wearables: tuple[WearableState, ...]
-    problems: dict[str, str]
-
-
 class Monitor(Output):
-    """Is told what happens; says how things stand.
+    """Collects what happens; makes the state that a screen shows.
 
     Attributes:
         timeline: The newest decisions, oldest first.
     """
 
     def __init__(self, core: LiveCore, live: bool = True) -> None:
-        """Begin with nothing heard; ``live``: false for a replay."""
+        """Begin before the first packet; ``live``: False for a replay."""
         self.timeline: deque[Point] = deque(maxlen=TIMELINE)
         self._core = core
         self._live = live
@@ -138,7 +54,7 @@ class Monitor(Output):
         return self._core.policy.certified
 
     def links(self, links: Mapping[str, LinkView]) -> None:
-        """The links as they are, and will be: their objects are looked at again for each state."""
+        """Show these links; each state reads them again."""
         self._links = links
 
     def decision(self, decision: Decision) -> None:
@@ -158,7 +74,7 @@ class Monitor(Output):
         )
 
     def state(self, now_ns: int) -> State:
-        """How things stand at a time on the clock of the arrivals."""
+        """The state at a time on the clock of the arrivals."""
         newest = self._newest
         manifest, engine = self._core.model.manifest, self._core.model.engine
         names = [*self._links, *(name for name in self._core.wearables if name not in self._links)]
@@ -195,7 +111,7 @@ class Monitor(Output):
     def _wearable(self, name: str, now_ns: int) -> WearableState:
         link, known = self._links.get(name), self._core.wearables.get(name)
         counts = list(known.counts.values()) if known else []
-        samples = sum(one.samples for one in counts)
+        samples = sum(count.samples for count in counts)
         since_ns, before = self._counted.setdefault(name, (now_ns, samples))
         if now_ns - since_ns >= _RATE_NS:
             self._rates[name] = (samples - before) / ((now_ns - since_ns) / 1e9)
@@ -209,8 +125,8 @@ class Monitor(Output):
             state,
             one_line(problem or (known.problem if known else "")),
             self._rates.get(name, 0.0),
-            sum(one.lost for one in counts),
-            sum(one.malformed + one.implausible for one in counts),
+            sum(count.lost for count in counts),
+            sum(count.malformed + count.implausible for count in counts),
             _clock_state(known),
             link.rssi if link else None,
             link.battery if link else None,
@@ -236,7 +152,7 @@ class Monitor(Output):
         times, values = ring.samples(until_ns)
         wanted = (times > since_ns - until_ns) & (times <= 0)
         rows: list[list[float]] = values[wanted].tolist()
-        clean = [[one if one - one == 0 else None for one in row] for row in rows]
+        clean = [[value if math.isfinite(value) else None for value in row] for row in rows]
         return (times[wanted] / 1e9).round(4).tolist(), clean
 
     def _ring(self, name: str) -> SampleRing | None:
@@ -246,7 +162,7 @@ class Monitor(Output):
 
 
 def _clock_state(wearable: Wearable | None) -> ClockState | None:
-    """The worst of a wearable's clocks; those that place samples by their arrival are none."""
+    """The worst of a wearable's clocks; None if all its samples are placed by their arrival."""
     clocks = [clock for clock in wearable.clocks.values() if clock.has_counters] if wearable else []
     if not clocks:
         return None
@@ -256,33 +172,3 @@ def _clock_state(wearable: Wearable | None) -> ClockState | None:
 
     worst = max(clocks, key=badness)
     return ClockState(worst.fit.drift_ppm, None if worst.bound_ns is None else worst.bound_ns / 1e6)
-
-
-def one_channel(modality: Modality, values: Float32) -> Float32:
-    """(n,) of (n, channels): the length of a vector of three axes, else the first channel."""
-    if modality.channels == XYZ:
-        length: Float32 = np.sqrt(np.square(values).sum(axis=1))
-        return length
-    return values[:, 0]
-
-
-def binned(times_ns: np.ndarray, values: Float32, span_ns: int, points: int) -> list[float | None]:
-    """Means of the samples in ``points`` equal parts of the ``span_ns`` before 0; None for a part without any."""
-    wanted = (times_ns > -span_ns) & (times_ns <= 0) & np.isfinite(values)
-    part = ((times_ns[wanted] + span_ns) * points // (span_ns + 1)).astype(np.int64)
-    counts = np.bincount(part, minlength=points)[:points]
-    sums = np.bincount(part, values[wanted], minlength=points)[:points]
-    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
-
-
-def subsets_line(timeline: Sequence[Point], modalities: int, width: int) -> str:
-    """The newest subsets, one character each: ``=`` all modalities, ``-`` some, ``.`` none or no decision."""
-    return "".join(
-        "." if point.reason or not point.subset else "=" if len(point.subset) == modalities else "-"
-        for point in list(timeline)[-width:]
-    )
-
-
-def one_line(text: str) -> str:
-    """Text that came over the air, as one line without control characters."""
-    return "".join(one if one.isprintable() else " " for one in text)

@@ -33,7 +33,8 @@ from ..errors import ArmletError, MissingExtraError, UsageError
 from ..files import write_atomic
 from ..live import Output
 from ..modalities import Modality
-from .monitor import Monitor, Point
+from .monitor import Monitor
+from .state import Point
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection

@@ -1,0 +1,92 @@
+"""The state of a live run or a replay as every screen shows it: a value, taken whenever a screen is drawn."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from ..bundle import CertificateRow
+
+
+class LinkView(Protocol):
+    """What a screen shows of a link (see :class:`armlet_runtime.bluetooth.Link`)."""
+
+    @property
+    def state(self) -> str:
+        """``streaming``, ``missing`` and others."""
+
+    @property
+    def problem(self) -> str:
+        """Why it is not streaming; empty if nothing went wrong."""
+
+    @property
+    def rssi(self) -> int | None:
+        """Signal strength in dBm."""
+
+    @property
+    def battery(self) -> int | None:
+        """Charge in percent."""
+
+
+class ClockState(msgspec.Struct, frozen=True):
+    """How well a wearable's clock is known: the worst of its groups. ``bound_ms`` None: not valid yet."""
+
+    drift_ppm: float
+    bound_ms: float | None
+
+
+class WearableState(msgspec.Struct, frozen=True):
+    """One wearable. ``rate_hz``: samples a second of all its modalities together; ``clock`` None: it has none."""
+
+    name: str
+    state: str
+    problem: str
+    rate_hz: float
+    lost: int
+    malformed: int
+    clock: ClockState | None = None
+    rssi: int | None = None
+    battery: int | None = None
+
+
+class SignalState(msgspec.Struct, frozen=True):
+    """One of the model's modalities. ``source``: the wearable it comes from, empty if none has brought it."""
+
+    modality: str
+    unit: str
+    channels: tuple[str, ...]
+    rate_hz: float
+    source: str
+    present: bool
+    age_s: float | None
+    coverage: float
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One decision on the timeline. ``end_s``: end of its window, since the end of the first."""
+
+    index: int
+    end_s: float
+    subset: tuple[str, ...]
+    label: str | None
+    reason: str | None
+    score: float | None
+
+
+class State(msgspec.Struct, frozen=True):
+    """The state of a run. ``live`` false: a replay. Times in seconds."""
+
+    bundle: str
+    engine: str
+    live: bool
+    decisions: int
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    newest: Point | None
+    latency_s: float | None
+    compute_s: float | None
+    certified: CertificateRow | None
+    signals: tuple[SignalState, ...]
+    wearables: tuple[WearableState, ...]
+    problems: dict[str, str]

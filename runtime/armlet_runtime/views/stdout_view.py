@@ -1,0 +1,39 @@
+"""Which view fits standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .journal import JournalView
+from .line_writer import BackgroundWriter
+from .lines import LineView
+from .monitor import Monitor
+from .terminal import TerminalView
+
+if TYPE_CHECKING:
+    from ..modalities import Modality
+    from ..model import Policy
+
+
+def make_view(monitor: Monitor, modalities: Sequence[Modality], policy: Policy) -> LineView:
+    """A screen on a terminal, sentences in the journal, else lines; none of them waits for a stalled reader.
+
+    Args:
+        monitor: What a screen shows.
+        modalities: Of the model.
+        policy: See :class:`LineView`.
+    """
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return TerminalView(monitor, modalities)
+    sys.stdout.flush()  # what was printed so far stands before the view's lines
+    writer = BackgroundWriter(sys.stdout.fileno(), sys.stderr.fileno())
+    return JournalView(policy, writer) if _is_journal(sys.stdout.fileno()) else LineView(policy, writer)
+
+
+def _is_journal(file: int) -> bool:
+    """Whether a file is the journal: systemd puts its device and inode into the environment (systemd.exec(5))."""
+    status = os.fstat(file)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
