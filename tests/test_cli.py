@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,12 @@ def test_a_file_where_a_folder_should_be_is_one_sentence(arguments: tuple[str, .
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "Traceback" not in refused.stderr
     assert "taken" in refused.stderr.splitlines()[-1]
+
+
+def test_an_installation_that_is_older_than_its_files_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = EntryPoint("run", "armlet_runtime.commands.moved_away", "armlet.commands")
+    monkeypatch.setattr("armlet_runtime.cli.entry_points", lambda group: [moved])
+    assert main(["run"]) == 2
+    assert "registered as armlet_runtime.commands.moved_away, which is not there" in capsys.readouterr().err

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from types import ModuleType
+from typing import cast
 
 from .errors import ArmletError, MissingExtraError, UsageError
 from .log import add_log_options, logging_to
@@ -30,7 +31,19 @@ def _load_commands(argv: list[str]) -> dict[str, ModuleType]:
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     wanted = [name for name in names if argv[:1] == [name]] or names
-    return {name: found[name].load() for name in wanted}
+    return {name: _load(found[name]) for name in wanted}
+
+
+def _load(entry: EntryPoint) -> ModuleType:
+    try:
+        return cast(ModuleType, entry.load())
+    except ModuleNotFoundError as error:
+        if error.name != entry.module:
+            raise
+        raise UsageError(
+            f"'armlet {entry.name}' is registered as {entry.module}, which is not there: the installation is older "
+            f"than its files; install armlet again (in a checkout: pip install -e .)"
+        ) from error
 
 
 def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
@@ -58,7 +71,11 @@ def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 for success, 1 for a result that failed its check, 2 for an error, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(_load_commands(argv)).parse_args(argv)
+    try:
+        args = _parser(_load_commands(argv)).parse_args(argv)
+    except UsageError as error:
+        print(f"armlet: {error}", file=sys.stderr)
+        return 2
     module: ModuleType = args.module
     try:
         result = getattr(args, "json", None)
@@ -77,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         if not module.EXTRA or (error.name or "").startswith("armlet"):
             raise
         needed = MissingExtraError(
-            f"'armlet {args.command}' needs the package '{error.name}', which is not installed: "
+            f"'armlet {module.NAME}' needs the package '{error.name}', which is not installed: "
             f"pip install 'armlet[{module.EXTRA}]'"
         )
         print(f"armlet: {needed}", file=sys.stderr)

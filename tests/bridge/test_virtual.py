@@ -389,3 +389,36 @@ def test_info_of_what_has_sent_nothing(make_recording: MakeRecording, tmp_path: 
     finally:
         process.terminate()
         process.communicate(timeout=10)
+
+
+WITHOUT_BRIDGE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "bumble":
+            raise ModuleNotFoundError("No module named 'bumble'", name="bumble")
+
+sys.meta_path.insert(0, Missing())
+from armlet_runtime.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def without_bridge(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_BRIDGE, "wearables", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_board_without_the_bridge_scans_and_says_what_simulate_needs(recording: Recording, tmp_path: Path) -> None:
+    write_recording(tmp_path / "walk.mcap", recording)
+    # There is no BlueZ here, which it says: so it has come as far as the scan.
+    scan = without_bridge("scan", "--seconds", "0.1")
+    assert scan.returncode in (0, 2) and "bumble" not in scan.stderr and "Traceback" not in scan.stderr
+    assert scan.returncode == 0 or "cannot scan" in scan.stderr
+    refused = without_bridge("simulate", tmp_path / "walk.mcap", "--listen", "tcp-server:127.0.0.1:0")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "armlet: 'armlet wearables simulate' needs the package 'bumble', which is not installed: "
+        "pip install 'armlet[bridge]'\n"
+    )

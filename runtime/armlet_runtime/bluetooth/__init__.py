@@ -6,12 +6,14 @@ Imports the root, the wearables and the signals.
 from .adapters import Bluetooth, SystemBluetooth, open_bluetooth
 from .link import Link
 from .link_errors import sentence_of
+from .reach import Nearby, who_is_near
 from .run_loop import drive, play, run_main, turns
 from .session import Session
 
 __all__ = [
     "Bluetooth",
     "Link",
+    "Nearby",
     "Session",
     "SystemBluetooth",
     "drive",
@@ -20,4 +22,5 @@ __all__ = [
     "run_main",
     "sentence_of",
     "turns",
+    "who_is_near",
 ]
