@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     speed = args.speed if args.speed is not None or args.web is None else 1.0
     began_ns = time.monotonic_ns()
     with Run(opened, core) as run:
-        tally = run.add(Tally())
+        tally = run.add(Tally(core))
         if args.decisions is not None:
             run.add(DecisionLines(Lines(args.decisions)))
         comparison = run.add(Comparison(live))

@@ -90,7 +90,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     async with AsyncExitStack() as stack:
         recorder = stack.enter_context(Recorder())
         run = stack.enter_context(Run(opened, core))
-        tally = run.add(Tally())
+        tally = run.add(Tally(core))
         if args.decisions is not None:
             run.add(DecisionLines(Lines(args.decisions)))
         run.add(RecordingOutput(recorder, core, later=args.web is not None))

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from .. import machine
 from ..bundle import CertificateRow
 from ..decisions import Decision
 from ..modalities import subset_name
+from .core import LiveCore
+from .histogram import Histogram
 from .outputs import Output
 from .run import Run
 from .sinks import SinkReport
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """Percentiles in seconds."""
+    """Percentiles in seconds, to :data:`armlet_runtime.live.histogram.RESOLUTION`; ``max`` is exact."""
 
     p50: float
     p90: float
@@ -75,6 +75,7 @@ class Summary(msgspec.Struct, frozen=True):
     floor: float | None
     """The macro-F1 below which no decision was asked for."""
     transitions: list[Transition]
+    """The newest changes of the subset, at most :data:`MOST_TRANSITIONS`."""
     latency_s: Spread | None
     """Window's end to the decision being out; null in a replay or without decisions."""
     compute_s: Spread | None
@@ -95,31 +96,40 @@ class Summary(msgspec.Struct, frozen=True):
     sinks: list[SinkReport]
     """What became of the decisions that MQTT and the Lab Streaming Layer were given; empty in a replay."""
     machine: machine.Machine
+    transitions_left_out: int = 0
+    """How many earlier changes of the subset there were."""
 
+
+MOST_TRANSITIONS = 1000
+"""Changes of the subset that a summary lists: a loose contact makes thousands a day."""
 
 # A decision that is out later than this after the longest wait is late: the host was busy.
 LATE_S = 0.05
 
 
 class Tally(Output):
-    """Counts decisions as they come."""
+    """Counts decisions as they come, in memory that does not grow with their number."""
 
-    def __init__(self) -> None:
+    def __init__(self, core: LiveCore) -> None:
+        """``core``: makes the decisions."""
         self.first_decision_s: float | None = None
-        self._latency_s = array("d")
-        self._compute_s = array("d")
+        self._core = core
+        self._latency_s, self._compute_s = Histogram(), Histogram()
+        self._late = 0
         self._subsets: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
         self._undecided: Counter[str] = Counter()
-        self._transitions: list[Transition] = []
+        self._transitions: deque[Transition] = deque(maxlen=MOST_TRANSITIONS)
+        self._changes = 0
 
     def decision(self, decision: Decision) -> None:
         """Count a decision."""
         if self.first_decision_s is None:
             self.first_decision_s = since_process_start_s()
         if decision.latency_s is not None and decision.compute_s is not None:
-            self._latency_s.append(decision.latency_s)
-            self._compute_s.append(decision.compute_s)
+            self._latency_s.add(decision.latency_s)
+            self._compute_s.add(decision.compute_s)
+            self._late += decision.latency_s > self._core.model.manifest.presence.max_wait_s + LATE_S
         subset = subset_name(decision.subset)
         self._subsets[subset] += 1
         if decision.label is not None:
@@ -127,6 +137,7 @@ class Tally(Output):
         if decision.reason is not None:
             self._undecided[decision.reason] += 1
         if not self._transitions or self._transitions[-1].subset != subset:
+            self._changes += 1
             self._transitions.append(Transition(decision.index, decision.window_end_ns, subset, decision.age_s))
 
     def summary(
@@ -151,7 +162,6 @@ class Tally(Output):
         core = run.core
         model, policy = core.model, core.policy
         decisions = sum(self._subsets.values())
-        limit_s = model.manifest.presence.max_wait_s + LATE_S
         live = links is not None
         wearables = {
             name: LinkSummary(
@@ -171,14 +181,14 @@ class Tally(Output):
             engine_detail=model.engine.detail,
             decisions=decisions,
             missed=max(0, core.due_count(run.newest_ns) - decisions),
-            late=sum(latency > limit_s for latency in self._latency_s),
+            late=self._late,
             subsets=dict(self._subsets),
             labels=dict(self._labels),
             stepped=model.stepped,
             undecided=dict(self._undecided),
             certified={name: row for name, row in policy.certified.items() if name in self._subsets},
             floor=policy.floor,
-            transitions=self._transitions,
+            transitions=list(self._transitions),
             latency_s=_spread(self._latency_s),
             compute_s=_spread(self._compute_s),
             cold_start_s=self.first_decision_s if live else None,
@@ -190,14 +200,15 @@ class Tally(Output):
             dropped_packets=dropped,
             sinks=list(sinks),
             machine=machine.describe(),
+            transitions_left_out=self._changes - len(self._transitions),
         )
 
 
-def _spread(seconds: array[float]) -> Spread | None:
-    if not seconds:
+def _spread(durations: Histogram) -> Spread | None:
+    if not durations.count:
         return None
-    p50, p90, p99, highest = np.percentile(seconds, [50, 90, 99, 100]).tolist()
-    return Spread(p50, p90, p99, highest)
+    p50, p90, p99 = map(durations.percentile, (0.5, 0.9, 0.99))
+    return Spread(p50, p90, p99, durations.longest_s)
 
 
 def since_process_start_s() -> float:
