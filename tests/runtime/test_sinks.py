@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import MissingExtraError, UsageError
-from armlet_runtime.live.sinks import LslSink, MqttSink, Sinks
+from armlet_runtime.live.sinks import LslSink, MqttSink, Sinks, mqtt_login
 
 LABELS = ("still", "walking")
 
@@ -200,3 +201,43 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         LslSink("x", 0.5, LABELS)
     with pytest.raises(UsageError, match="needs a name"):
         LslSink(" ", 0.5, LABELS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mqtt://ann:s3cret@host/topic",
+        "mqtt://ann:s3cret@host:x/topic",
+        "http://ann:s3cret@host/topic",
+        "mqtt:ann:s3cret@host/topic",
+        "mqtt://ann:s3cret@host/a/#",
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_repeated(url: str, armlet_home: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        MqttSink(url)
+    assert "s3cret" not in str(refused.value) and str(armlet_home / "mqtt.login") in str(refused.value)
+
+
+def test_user_and_password_come_from_the_environment_or_a_private_file(
+    armlet_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mqtt_login() is None
+    armlet_home.mkdir()
+    path = armlet_home / "mqtt.login"
+    path.write_text("ann:s3:cret\n")
+    path.chmod(0o640)
+    with pytest.raises(UsageError, match=r"chmod 600") as open_to_others:
+        mqtt_login()
+    assert "s3:cret" not in str(open_to_others.value)
+    path.chmod(0o600)
+    assert mqtt_login() == ("ann", "s3:cret")
+    monkeypatch.setenv("ARMLET_MQTT_USER", "bob")
+    assert mqtt_login() == ("bob", None)
+    monkeypatch.setenv("ARMLET_MQTT_PASSWORD", "other")
+    assert mqtt_login() == ("bob", "other")
+    monkeypatch.delenv("ARMLET_MQTT_USER")
+    path.write_text("no colon")
+    with pytest.raises(UsageError, match="USER:PASSWORD") as wrong:
+        mqtt_login()
+    assert "no colon" not in str(wrong.value)

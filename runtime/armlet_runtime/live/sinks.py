@@ -7,6 +7,7 @@ sinks are imported when one is opened.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from ..bundle import home
 from ..errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -67,14 +69,15 @@ class MqttSink:
         """Begin to connect.
 
         Args:
-            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities; user and password,
-                if the broker wants them, before the host as in any URL.
+            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities. User and password,
+                if the broker wants them, are those of :func:`mqtt_login`.
 
         Raises:
-            UsageError: The URL is none of that kind.
+            UsageError: The URL is not of that kind, or the login cannot be read.
             MissingExtraError: paho-mqtt is not installed.
         """
-        user, password, host, port, self._topic, tls = _mqtt_url(url)
+        host, port, self._topic, tls = mqtt_address(url)
+        login = mqtt_login()
         mqtt = _module("paho.mqtt.client", "mqtt")
         self.name = f"{'mqtts' if tls else 'mqtt'}://{host}:{port}/{self._topic}"
         self._given = self._sent = 0
@@ -87,8 +90,8 @@ class MqttSink:
         client.on_publish = self._on_publish
         client.max_queued_messages_set(MAX_WAITING)
         client.reconnect_delay_set(1, 30)
-        if user is not None:
-            client.username_pw_set(user, password)
+        if login is not None:
+            client.username_pw_set(*login)
         if tls:
             client.tls_set()
         client.connect_async(host, port, keepalive=30)
@@ -135,23 +138,61 @@ LAST_WAIT_S = 3.0
 """How long the end of a run waits for the broker's last acknowledgements."""
 
 
-def _mqtt_url(url: str) -> tuple[str | None, str | None, str, int, str, bool]:
-    """User, password, host, port, topic, and whether it is TLS."""
-    told = f"--mqtt {url}: give mqtt://HOST[:PORT]/TOPIC, or mqtts:// for TLS"
+LOGIN_FILE = "mqtt.login"
+"""File in the home of keys with ``USER:PASSWORD`` for the broker."""
+
+
+def mqtt_address(url: str) -> tuple[str, int, str, bool]:
+    """Host, port, topic, and whether it is TLS.
+
+    Raises:
+        UsageError: It is not the URL of a topic to publish on, or holds a password, which is not repeated.
+    """
+    if "@" in url.partition("://")[2].partition("/")[0] or ("@" in url and "://" not in url):
+        raise UsageError(
+            "--mqtt: user and password on a command line can be read by every user of this machine; write "
+            f"USER:PASSWORD into {home() / LOGIN_FILE} (chmod 600), and give mqtt://HOST[:PORT]/TOPIC"
+        )
+    usage = f"--mqtt {url}: give mqtt://HOST[:PORT]/TOPIC, or mqtts:// for TLS"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"{told} ({error})") from None
+        raise UsageError(f"{usage} ({error})") from None
     topic = unquote(parts.path.removeprefix("/"))
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic:
-        raise UsageError(told)
+        raise UsageError(usage)
     if parts.query or "#" in url or "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > 65535:
         raise UsageError(f"--mqtt {url}: a topic to publish on has neither '+' nor '#'")
     tls = parts.scheme == "mqtts"
-    user = None if parts.username is None else unquote(parts.username)
-    password = None if parts.password is None else unquote(parts.password)
-    return user, password, parts.hostname, port or (8883 if tls else 1883), topic, tls
+    return parts.hostname, port or (8883 if tls else 1883), topic, tls
+
+
+def mqtt_login() -> tuple[str, str | None] | None:
+    """User and password for the broker; None if it asks for none.
+
+    They are ``ARMLET_MQTT_USER`` and ``ARMLET_MQTT_PASSWORD`` of the environment, else what stands in the file
+    :data:`LOGIN_FILE` of the home of keys.
+
+    Raises:
+        UsageError: The file cannot be read, other users may read it, or it does not hold ``USER:PASSWORD``.
+    """
+    user = os.environ.get("ARMLET_MQTT_USER")
+    if user:
+        return user, os.environ.get("ARMLET_MQTT_PASSWORD")
+    path = home() / LOGIN_FILE
+    try:
+        with path.open() as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise UsageError(f"other users may read {path}: chmod 600 {path}")
+            name, colon, password = file.read().strip().partition(":")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    if not colon:
+        raise UsageError(f"{path} must hold USER:PASSWORD")
+    return name, password
 
 
 class LslSink:
