@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,12 +45,12 @@ def fleet(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) ->
     (folder / BROKEN / "slot").mkdir()
     (folder / BROKEN / "slot" / "current").write_text("not a link")
     command = [sys.executable, "-m", "tests.support.made_fleet", str(tmp_path / "socket"), str(folder)]
-    boards_ = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    boards_ = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
     while not (tmp_path / "socket").exists():
         assert boards_.poll() is None
         time.sleep(0.05)
     yield folder
-    boards_.kill()
+    os.killpg(boards_.pid, signal.SIGKILL)  # what it forked for each link, too
     boards_.wait()
 
 

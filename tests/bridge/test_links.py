@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -43,9 +45,23 @@ def link(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -> 
         )
         assert served.stdout is not None and "listening" in served.stdout.readline()
         yield made
-        served.kill()
-        served.wait()
-        served.stdout.close()
+    # With the link its far end has gone: what served, and what that had forked for each connection.
+    served.wait(10)
+    served.stdout.close()
+
+
+def test_nobody_is_left_at_the_far_end(tmp_path: Path) -> None:
+    if why := why_not():
+        pytest.skip(why)
+    with BadLink() as made:
+        grandchild = tmp_path / "grandchild"
+        script = f"setsid sleep 600 & echo $! > {grandchild}; wait"
+        child = subprocess.Popen(made.inside("sh", "-c", script))
+        while not (grandchild.exists() and grandchild.read_text().strip()):
+            time.sleep(0.01)
+    assert child.wait(10) == -signal.SIGKILL
+    left = Path("/proc", grandchild.read_text().strip(), "stat")
+    assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def connecting(link: BadLink, patience_s: float = 20.0) -> boards.Connect:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ MAKERS = (
     "onnxruntime",
 )
 """The libraries whose versions an exported program depends on."""
+LIMIT_S = 1500.0
+"""How long making one may take, on a machine that has much else to do."""
 KEPT_S = 14 * 24 * 3600.0
 """For how long an artefact stays that no run asked for: other branches, and other checkouts, have their own."""
 
@@ -89,18 +92,24 @@ def _forget_old(folders: Iterator[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(command: Sequence[str | Path], cwd: Path = ROOT, limit_s: float = 550, **environment: str) -> str:
-    """Run a program that makes an artefact; what it printed.
+def run(command: Sequence[str | Path], cwd: Path = ROOT, **environment: str) -> str:
+    """Run a program that makes an artefact, at most for :data:`LIMIT_S`; what it printed.
 
     Raises:
         AssertionError: It failed; with the end of its output.
     """
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True,
-        timeout=limit_s,
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    try:
+        printed, complaints = process.communicate(timeout=LIMIT_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
+        process.wait()
+    assert process.returncode == 0, printed[-3000:] + complaints[-3000:]
+    return printed
 
 
 def small_draft() -> Path:

@@ -13,6 +13,7 @@ import os
 import random
 import select
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -107,7 +108,10 @@ class BadLink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take all of it away."""
+        """Take all of it away, with the processes at the far end."""
+        for pid in subprocess.check_output(["ip", "netns", "pids", self.namespace], text=True).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         self._ended.set()
         self._thread.join()
         for end in self._ends:
