@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/armlet demo --out demo
 
 # Both cores are at work, then the tests that measure have the machine to themselves.
-PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=1
+PYTEST := $(BIN)/python -m pytest --timeout 60 --durations=20 --durations-min=1
 WORKERS ?= 2
 
 # What tells a developer whether he broke something: 10 minutes at most on two cores.

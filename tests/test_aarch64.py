@@ -18,7 +18,10 @@ import pytest
 
 from tests.support.emulated.cores import CORES, Board, make_board
 
-pytestmark = pytest.mark.full("on what the demo made, which trains for minutes, and on downloads")
+pytestmark = [
+    pytest.mark.full("on what the demo made, which trains for minutes, and on downloads"),
+    pytest.mark.long(limit_s=600, reason="every instruction is emulated"),
+]
 
 SCRIPT = Path(__file__).parent / "support" / "emulated" / "on_board.py"
 DECISIONS = 20

@@ -13,7 +13,10 @@ import pytest
 
 from armlet_runtime.engines import executorch_shim
 
-pytestmark = pytest.mark.full("downloads for every Python")
+pytestmark = [
+    pytest.mark.full("downloads for every Python"),
+    pytest.mark.long(limit_s=300, reason="installs from a package index"),
+]
 
 ROOT = Path(__file__).parent.parent
 BOARD_PYTHONS = ("3.10", "3.11", "3.12", "3.13")

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.full("on what the demo made, which trains for minutes")
+pytestmark = [
+    pytest.mark.full("on what the demo made, which trains for minutes"),
+    pytest.mark.long(limit_s=300, reason="runs the demo's last stages, killed and whole"),
+]
 
 
 @pytest.fixture(autouse=True)

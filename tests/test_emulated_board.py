@@ -35,14 +35,18 @@ from tests.support import sshd
 from tests.support.emulated import board as emulated
 from tests.support.emulated.loopback import Loopback
 
-pytestmark = pytest.mark.full("on what the demo made, which trains for minutes")
+pytestmark = [
+    pytest.mark.full("on what the demo made, which trains for minutes"),
+    pytest.mark.long(
+        limit_s=5400,
+        reason="emulation is slow, on a busy machine slower still, and `make test-board` cuts the power many times",
+    ),
+]
 
 MACHINES = os.environ.get("MACHINES", "loopback").split(",")
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = 20261129
 BOARD = "ssh://board"
-# Emulation is slow, and on a busy machine slower still.
-pytestmark = pytest.mark.timeout(5400)
 
 
 @dataclass

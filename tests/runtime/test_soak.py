@@ -12,7 +12,10 @@ import pytest
 
 from .conftest import SmallBundle
 
-pytestmark = pytest.mark.full("minutes of a live run")
+pytestmark = [
+    pytest.mark.full("minutes of a live run"),
+    pytest.mark.long(limit_s=300, reason="minutes of a live run"),
+]
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.full("starts and kills whole trainings")
+pytestmark = [
+    pytest.mark.full("starts and kills whole trainings"),
+    pytest.mark.long(limit_s=300, reason="starts whole trainings"),
+]
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ("-m", "tests.support.made_training")

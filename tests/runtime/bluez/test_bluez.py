@@ -17,13 +17,15 @@ from armlet_runtime.signals.recording_file import write_recording
 from ..conftest import SmallBundle
 from . import kernel
 
-pytestmark = pytest.mark.full("builds and boots a kernel")
+pytestmark = [
+    pytest.mark.full("builds and boots a kernel"),
+    pytest.mark.long(limit_s=2400, reason="runs many tests in a machine of its own"),
+    pytest.mark.skipif(
+        bool(kernel.missing()), reason=f"needs the Debian packages {', '.join(kernel.missing())}: apt-get install them"
+    ),
+]
 
 GUEST = Path(__file__).with_name("guest.py")
-
-pytestmark = pytest.mark.skipif(
-    bool(kernel.missing()), reason=f"needs the Debian packages {', '.join(kernel.missing())}: apt-get install them"
-)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,6 @@ def linux() -> Path:
     return built
 
 
-@pytest.mark.timeout(2400)  # the kernel is built here, and machines are busy
 def test_on_real_bluez(linux: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     times = (np.arange(50 * 60) * 20_000_000).astype(np.int64)
