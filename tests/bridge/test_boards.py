@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,7 +21,7 @@ from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle, read_front
 from armlet_runtime.bundle.trust import trusted_keys
 from armlet_runtime.errors import DeployError, UsageError
-from armlet_runtime.install import decode_message
+from armlet_runtime.install import decode_message, pack_frame
 from armlet_runtime.install.agent_protocol import UpdateResult
 from armlet_runtime.install.rollback_protection import permit
 from armlet_runtime.install.slots import current_bundle
@@ -176,6 +176,19 @@ async def test_what_does_not_follow_the_protocol_is_refused(make_bundle: MakeBun
         await board._send({"op": "explode"}, b"")
         with pytest.raises(BoardError, match="does not know the request 'explode'"):
             await board._receive()
+
+
+async def test_what_a_board_writes_is_made_printable() -> None:
+    reader, said = asyncio.StreamReader(), "\x1b]0;owned\x07 is well"
+    reader.feed_data(pack_frame({"update": {"message": said}, "engines": {said: None}}, b""))
+    reader.feed_data(pack_frame({"error": said, "result": UpdateResult.OUT_OF_MEMORY}, b""))
+    board = AgentClient(reader, cast(Any, None))
+    message = await board._receive()
+    shown = r"\x1b]0;owned\x07 is well"
+    assert message == {"update": {"message": shown}, "engines": {shown: None}}
+    with pytest.raises(BoardError) as refused:
+        await board._receive()
+    assert str(refused.value) == shown
 
 
 async def test_a_login_that_prints_something_is_told() -> None:

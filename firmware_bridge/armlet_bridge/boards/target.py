@@ -31,6 +31,7 @@ from armlet_runtime.install import (
     frame_sizes,
     pack_frame,
 )
+from armlet_runtime.printable import printable_texts
 
 PREFIX = ".local/share/armlet"
 """Where armlet lies on a board, from the home folder of the person that logs in."""
@@ -128,11 +129,13 @@ class AgentClient:
     async def _receive(self) -> dict[str, Any]:
         try:
             text, data = frame_sizes(await asyncio.wait_for(self._reader.readexactly(LENGTHS.size), ANSWER_S))
-            message = decode_message(await asyncio.wait_for(self._reader.readexactly(text + data), ANSWER_S))
+            frame = await asyncio.wait_for(self._reader.readexactly(text + data), ANSWER_S)
         except asyncio.IncompleteReadError:
             raise LinkError("the link to the board ended") from None
         except TimeoutError:
             raise LinkError(f"the board has not answered for {ANSWER_S:.0f} s") from None
+        # A terminal obeys escapes, and a board may be anybody's.
+        message: dict[str, Any] = printable_texts(decode_message(frame))
         if "error" in message:
             raise BoardError(str(message["error"]), UpdateResult(message["result"]))
         return message
