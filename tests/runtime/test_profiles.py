@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -371,6 +371,32 @@ def test_muse_electrodes_are_joined_by_their_counter() -> None:
             got += decoder.take("data", electrode, packets[n])
     assert [batch.sequence for batch in got] == [n for n in range(20) if n % 5 != 3]
     assert all(batch.values["eeg"].shape == (12, 4) for batch in got)
+
+
+def test_a_muse_counter_that_stayed_incomplete_is_not_completed_a_turn_later() -> None:
+    """The counter wraps after 51 minutes, and what one electrode sent then belongs to no sample of today."""
+
+    def sent(sequence: int, microvolts: float, sources: Iterable[str] = tuple(muse.EEG_UUIDS)) -> list[Batch]:
+        data = muse.encode_eeg(sequence, np.full(muse.EEG_PER_PACKET, microvolts, np.float32))
+        return [batch for source in sources for batch in decoder.take("data", source, data)]
+
+    first, *others = muse.EEG_UUIDS
+    decoder = muse.MuseDecoder()
+    assert sent(5, 100.0, others) == []  # the packet of the first electrode is lost
+    assert all(len(sent(sequence, 0.0)) == 1 for sequence in (*range(6, 400), *range(65_000, 65_536), *range(5)))
+    assert sent(5, 0.0, [first]) == []
+    (batch,) = sent(5, 0.0, others)
+    assert np.abs(batch.values["eeg"]).max() < 1.0
+
+
+def test_muse_packets_across_the_wrap_of_their_counter_still_meet() -> None:
+    decoder = muse.MuseDecoder()
+    data = muse.encode_eeg(muse.SEQUENCE_WRAP - 1, np.zeros(muse.EEG_PER_PACKET, np.float32))
+    first, *others = muse.EEG_UUIDS
+    assert all(decoder.take("data", source, data) == [] for source in others)
+    after = muse.encode_eeg(0, np.zeros(muse.EEG_PER_PACKET, np.float32))
+    assert sum(len(decoder.take("data", source, after)) for source in muse.EEG_UUIDS) == 1
+    assert len(decoder.take("data", first, data)) == 1
 
 
 # --- Movesense --------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ ACC = Group("muse.acc", (Modality("acc", XYZ, UNITS["acc"], 52.0),), COUNTERS)
 GYRO = Group("muse.gyro", (Modality("gyro", XYZ, UNITS["gyro"], 52.0),), COUNTERS)
 
 PENDING = 8
-"""Counters for which packets of some electrodes may wait for the others; older ones are incomplete for good."""
+"""So many counters back, packets of some electrodes wait for the others; older ones are incomplete for good."""
 
 
 def command(text: str) -> bytes:
@@ -131,18 +131,24 @@ class MuseDecoder:
     ) -> list[Batch]:
         """Put the channels of one counter together; a batch when the last has come."""
         pending = self._parts[group.name]
+        # By their distance: a counter that stayed incomplete would meet that of the same number after the next wrap.
+        for waiting in [number for number in pending if _apart(number, sequence) > PENDING]:
+            del pending[waiting]
         if sequence in self._joined[group.name] or source in pending.get(sequence, ()):
             raise RepeatedPacketError(f"Muse packet {sequence} came before")
         parts = pending.setdefault(sequence, {})
         parts[source] = values.astype(np.float32)
         if len(parts) < len(sources):
-            while len(pending) > PENDING:
-                del pending[next(iter(pending))]
             return []
         del pending[sequence]
         self._joined[group.name].append(sequence)
         name = group.modalities[0].name
         return [Batch(group, {name: np.stack([parts[one] for one in sources], axis=1)}, sequence)]
+
+
+def _apart(a: int, b: int) -> int:
+    """How many packets lie between two counters, the shorter way around the wrap."""
+    return min((a - b) % SEQUENCE_WRAP, (b - a) % SEQUENCE_WRAP)
 
 
 class MuseProfile(ProfileBase):
