@@ -25,9 +25,6 @@ from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
-from armlet_runtime.signals.recorder import Recorder
-from armlet_runtime.signals.recording import Packet
-from armlet_runtime.signals.recording_file import read_recording
 from armlet_runtime.views.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
 
 from .browser import browser
@@ -232,32 +229,6 @@ async def test_strangers_bytes_do_no_harm(small_draft: Path, capsys: pytest.Capt
             writer.close()
         assert (await fetch(f"http://{host}/"))[0] == 200
     assert capsys.readouterr().err == ""
-
-
-# --- the recording that a page begins -------------------------------------------------------------------------------
-
-
-def test_a_recording_that_begins_later_knows_what_was_said_before(tmp_path: Path) -> None:
-    recorder = Recorder()
-    samples = 0
-    told = [("connected", b""), ("info", b"i"), ("written", b"w"), ("data", b"answer"), ("data", b"1"), ("data", b"2")]
-    for number, (kind, data) in enumerate(told):
-        samples += data in (b"1", b"2")
-        recorder.write(Packet(number, "a", kind, "s", data))
-        recorder.remember(Packet(number, "a", kind, "s", data), samples)
-    recorder.remember(Packet(9, "gone", "connected", "", b""), 0)
-    recorder.remember(Packet(10, "gone", "disconnected", "", b""), 0)
-    with recorder:
-        recorder.start(tmp_path / "r.mcap", {"bundle": "x"})
-        with pytest.raises(DataError, match="is being recorded already"):
-            recorder.start(tmp_path / "s.mcap", {})
-        recorder.write(Packet(11, "a", "data", "s", b"3"))
-        assert recorder.stop(12) == tmp_path / "r.mcap"
-        with pytest.raises(DataError, match="nothing is being recorded"):
-            recorder.stop()
-    recording = read_recording(tmp_path / "r.mcap")
-    assert [packet.data for packet in recording.packets] == [b"", b"i", b"w", b"answer", b"3"]
-    assert recording.meta["ended_ns"] == "12" and recording.meta["bundle"] == "x" and not recording.truncated
 
 
 # --- a real browser -------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ async def _record(args: argparse.Namespace) -> int:
     from collections import Counter
 
     from ..bluetooth import Session, drive, open_bluetooth
+    from ..errors import DataError
     from ..files import write_json
     from ..signals import BEGAN, ENDED_NS, Packet, RecordingWriter, now_text
     from ..views import BackgroundWriter, LineView
@@ -63,6 +64,11 @@ async def _record(args: argparse.Namespace) -> int:
             ended_ns = await drive(session, turn, args.duration)
             writer.add_meta({ENDED_NS: str(ended_ns)})
     view.close()
+    if writer.problem:
+        raise DataError(
+            f"{args.out} could not be written to its end: {writer.problem}; {writer.lost} packets are lost, and those "
+            "before are in the recording"
+        )
     result = {"packets": dict(counts), "dropped_packets": session.dropped}
     print(f"{args.out}: {', '.join(f'{name} {n} packets' for name, n in counts.items()) or 'nothing came'}")
     if args.json:

@@ -93,7 +93,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         tally = run.add(Tally(core))
         if args.decisions is not None:
             run.add(DecisionLines(Lines(args.decisions)))
-        run.add(RecordingOutput(recorder, core, later=args.web is not None))
+        run.add(RecordingOutput(recorder))
         sinks = open_sinks(args.mqtt, args.lsl, manifest.window.hop_s, core.labels)
         run.add(SinkOutput(sinks, core))
         if args.record is not None:

@@ -24,9 +24,6 @@ class Output:
     def packet(self, packet: Packet) -> None:
         """A packet arrived; the live loop has not taken it in yet."""
 
-    def taken_in(self, packet: Packet) -> None:
-        """The live loop has taken the packet in; the decisions that it brought come next."""
-
     def decision(self, decision: Decision) -> None:
         """A decision was made."""
 
@@ -69,30 +66,24 @@ class DecisionLines(Output):
 class RecordingOutput(Output):
     """Writes packets and decisions to the recording, while one goes on."""
 
-    def __init__(self, recorder: Recorder, core: LiveCore, later: bool) -> None:
-        """For one run.
-
-        Args:
-            recorder: The run's.
-            core: The live loop.
-            later: Whether somebody may begin a recording in the middle of the run.
-        """
-        self._recorder, self._core, self._later = recorder, core, later
+    def __init__(self, recorder: Recorder) -> None:
+        """``recorder``: the run's."""
+        self._recorder = recorder
+        self._problem = ""
 
     def packet(self, packet: Packet) -> None:
         """Write a packet."""
         self._recorder.write(packet)
 
-    def taken_in(self, packet: Packet) -> None:
-        """Keep what a recording that begins later needs at its beginning."""
-        if self._later:
-            counts = self._core.wearables[packet.wearable].counts.values()
-            self._recorder.remember(packet, sum(profile.samples for profile in counts))
-
     def decision(self, decision: Decision) -> None:
         """Write a decision."""
         if self._recorder.path is not None:
             self._recorder.decision(decision.decided_ns, decision.to_json())
+
+    def news(self) -> Sequence[str]:
+        """That the recording cannot be written any more."""
+        before, self._problem = self._problem, self._recorder.problem
+        return () if self._problem in ("", before) else (self._problem,)
 
     def finish(self, ended_ns: int) -> None:
         """End the recording."""

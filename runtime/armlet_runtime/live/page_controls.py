@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,8 @@ class RunControls:
             DataError: One goes on already, or the file cannot be made.
         """
         path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
-        self._recorder.start(path, self._run.recording_meta())
+        openings = (wearable.opening for wearable in self._run.core.wearables.values())
+        self._recorder.start(path, self._run.recording_meta(), chain.from_iterable(openings))
         return f"Recording to {path}."
 
     def stop(self) -> str:
@@ -58,7 +60,10 @@ class RunControls:
         Raises:
             DataError: There is none.
         """
-        return f"Recorded in {self._recorder.stop()}."
+        path = self._recorder.stop()
+        if self._recorder.problem:
+            return f"{self._recorder.problem} {self._recorder.lost} packets and decisions are lost."
+        return f"Recorded in {path}."
 
     async def enrol(self, name: str, seconds: float) -> str:
         """Learn a class from the windows of the last so many seconds, while decisions go on.

@@ -56,14 +56,9 @@ class Run:
         for packet in packets:
             for output in self._outputs:
                 output.packet(packet)
-            decisions = self.core.packet(packet)
-            for output in self._outputs:
-                output.taken_in(packet)
-            self._give(decisions)
+            self._give(self.core.packet(packet))
         self._give(self.core.advance(now_ns))
-        for output in self._outputs:
-            for sentence in output.news():
-                self.problem(sentence)
+        self._pass_news_on()
         for output in self._outputs:
             output.tick(now_ns)
         return self.core.due_ns()
@@ -94,6 +89,12 @@ class Run:
         """The run ended in order: no packet and no decision follows."""
         for output in self._outputs:
             output.finish(self.newest_ns)
+        self._pass_news_on()
+
+    def _pass_news_on(self) -> None:
+        for output in self._outputs:
+            for sentence in output.news():
+                self.problem(sentence)
 
     def _give(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:

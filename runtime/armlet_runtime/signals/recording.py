@@ -57,7 +57,8 @@ class Packet:
         arrival_ns: Host's monotonic clock when they arrived.
         wearable: The wearable's name in the session.
         kind: ``data`` (a notification), ``info`` and ``written`` (what was read and written to start the wearable: the
-            profile needs it to decode), ``connected``, ``disconnected``.
+            profile needs it to decode), ``connected``, ``disconnected``, ``earlier`` (a notification from before the
+            recording began: a decoder learns from it, and its samples are not of this recording).
         source: UUID of the characteristic; empty for link events.
         data: The bytes; empty for link events.
     """

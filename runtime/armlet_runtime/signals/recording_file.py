@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -29,7 +30,7 @@ from ..files import write_atomic
 from ..modalities import Modality
 from .recording import Label, Packet, Recording, Stream, decoded
 
-# A live writer closes a chunk after so much of the packets' time: a killed run loses no more than this.
+# A live writer closes a chunk after so much of the messages' time: a killed run loses no more than this.
 FLUSH_NS = 1_000_000_000
 
 _INFO, _META = "armlet.recording", "armlet.meta"
@@ -62,12 +63,56 @@ _DECISION_SCHEMA = {
 """What programs that plot it need; the rest of a decision is there as well."""
 
 
+class _WholeRecords:
+    """What mcap writes into: its bytes reach the file together, or those that did are taken back."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = 0
+        self._waiting = bytearray()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are bytes that :meth:`flush` would write."""
+        return bool(self._waiting)
+
+    def write(self, data: bytes) -> None:
+        self._waiting += data
+
+    def tell(self) -> int:
+        return self._size + len(self._waiting)
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            OSError: It cannot be written; the file ends where it ended before.
+        """
+        left = bytes(self._waiting)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with suppress(OSError):  # a reader leaves the cut record out as well
+                self._file.truncate(self._size)
+            raise
+        self._size += len(self._waiting)
+        self._waiting.clear()
+
+
 class RecordingWriter:
     """Writes a recording as it comes; what was flushed is readable even if the process is killed.
 
-    Use it as a context manager, or call :meth:`close`. Packets are flushed once a second of their own time
-    (:data:`FLUSH_NS`). A new file that an error leaves without any message is removed, so that its name is free for the
-    next attempt. A file that no :meth:`close` has ended is read back as ``truncated``.
+    Use it as a context manager, or call :meth:`close`. Packets and decisions are flushed once a second of their own
+    time (:data:`FLUSH_NS`). A new file that an error leaves without any message is removed, so that its name is free
+    for the next attempt. A file that no :meth:`close` has ended is read back as ``truncated``.
+
+    A file that cannot be written, as on a full disk, ends there and stays readable: what comes later is lost and
+    counted, and no method raises because of it.
+
+    Attributes:
+        problem: Why the file could not be written to its end; empty if all is well.
+        lost: Messages (packets, decisions) that the file lacks because of it.
     """
 
     def __init__(self, file: BinaryIO, name: str, person: str, meta: Mapping[str, str] | None = None) -> None:
@@ -76,14 +121,18 @@ class RecordingWriter:
 
         self._file = file
         self._created: Path | None = None
-        self._writer = Writer(file, enable_data_crcs=True)
+        self._records = _WholeRecords(file)
+        self._writer = Writer(self._records, enable_data_crcs=True)
         self._channels: dict[str, int] = {}
         self._counts: dict[str, int] = {}
         self._flushed_ns: int | None = None
+        self._unwritten = 0  # messages that are not in the file yet
+        self.problem = ""
+        self.lost = 0
         self._writer.start(profile="armlet", library="armlet")
         self._writer.add_metadata(_INFO, {"name": name, "person": person})
         self._writer.add_metadata(_META, dict(meta or {}))
-        self._writer.flush()
+        self._attempt(self._writer.flush)
 
     @classmethod
     def create(cls, path: Path, name: str, person: str, meta: Mapping[str, str] | None = None) -> RecordingWriter:
@@ -93,13 +142,17 @@ class RecordingWriter:
             DataError: The file exists (a recording is never overwritten), or cannot be made.
         """
         try:
-            file = path.open("xb")
+            file = path.open("xb", buffering=0)
         except FileExistsError as error:
             raise DataError(f"{path} exists already: choose another name for the new recording") from error
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror}") from error
         writer = cls(file, name, person, meta)
         writer._created = path
+        if writer.problem:
+            file.close()
+            path.unlink()
+            raise DataError(f"{path} cannot be written: {writer.problem}")
         return writer
 
     def stream(self, stream: Stream) -> None:
@@ -131,31 +184,35 @@ class RecordingWriter:
         self._channel(_PACKETS, {"wearable": _STRING, "kind": _STRING, "source": _STRING, "data": data}, {})
         message = _PacketMessage(packet.wearable, packet.kind, packet.source, packet.data)
         self._write(_PACKETS, packet.arrival_ns, message)
-        if self._flushed_ns is None or packet.arrival_ns - self._flushed_ns >= FLUSH_NS:
-            self._writer.flush()
-            self._flushed_ns = packet.arrival_ns
+        self._flush_by(packet.arrival_ns)
 
     def decision(self, decided_ns: int, line: bytes) -> None:
         """Write one decision: when it fell due, and itself as :attr:`Recording.decisions` has it."""
         self._channel(_DECISIONS, _DECISION_SCHEMA, {})
         self._add(_DECISIONS, decided_ns, line)
+        self._flush_by(decided_ns)
 
     def add_meta(self, meta: Mapping[str, str]) -> None:
         """Write more of the recording's meta."""
         self._writer.add_metadata(_META, dict(meta))
+        self._attempt(self._records.flush)
 
     def finish(self) -> None:
         """Write what is left and the index; nothing can be written after it. The file stays open."""
-        self._writer.finish()
+        if not self.problem:
+            self._writer.finish()
+            self._attempt(self._records.flush)
 
     def close(self) -> None:
         """:meth:`finish`, flush to the disk and close the file; a second call does nothing."""
         if self._file.closed:
             return
         self.finish()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self._attempt(lambda: os.fsync(self._file.fileno()))
+        try:
+            self._file.close()
+        except OSError as error:  # some file systems say only here that they are full
+            self.problem = self.problem or str(error.strerror)
 
     def __enter__(self) -> RecordingWriter:
         return self
@@ -179,8 +236,30 @@ class RecordingWriter:
         self._add(topic, time_ns, msgspec.json.encode(message))
 
     def _add(self, topic: str, time_ns: int, data: bytes) -> None:
+        if self.problem:
+            self.lost += 1
+            return
         self._writer.add_message(self._channels[topic], time_ns, data, time_ns, self._counts[topic] & 0xFFFFFFFF)
         self._counts[topic] += 1
+        self._unwritten += 1
+        if self._records.waiting:  # a chunk is full
+            self._attempt(self._records.flush)
+
+    def _flush_by(self, now_ns: int) -> None:
+        if self._flushed_ns is None or now_ns - self._flushed_ns >= FLUSH_NS:
+            self._attempt(self._writer.flush)
+            self._flushed_ns = now_ns
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        """Write to the file, unless that has failed before; the messages that it lacks then are counted."""
+        if self.problem:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.problem = error.strerror or type(error).__name__
+            self.lost += self._unwritten
+        self._unwritten = 0
 
 
 def write_recording(path: Path, recording: Recording) -> None:

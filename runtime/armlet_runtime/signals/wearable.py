@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +18,9 @@ from .placement import Counts, PacketClock
 from .recording import Packet
 from .sample_ring import SampleRing
 
+# A line of text over the UART service is at most this many notifications long (512 bytes, 20 a notification).
+_FRAGMENTS = 32
+
 
 class Wearable:
     """One wearable: its link, its decoders, and the samples of its modalities.
@@ -26,6 +32,8 @@ class Wearable:
         clocks: Group name to its clock.
         rings: Modality name to its samples.
         problem: Why the newest packet that could not be used was not; empty if there was none.
+        opening: What a decoder of this connection needs to know before it can decode the next packet: the packets of
+            the start, and the notifications from which the decoder learned what is sent. In order of arrival.
     """
 
     def __init__(self, name: str, keep_ns: int) -> None:
@@ -36,6 +44,9 @@ class Wearable:
         self.clocks: dict[str, PacketClock] = {}
         self.rings: dict[str, SampleRing] = {}
         self.problem = ""
+        self.opening: list[Packet] = []
+        # Of each characteristic: its notifications since the newest that gave samples, and whether each gave some.
+        self._unsampled: dict[str, deque[tuple[Packet, bool]]] = {}
         self._keep_ns = keep_ns
         self._decoders: dict[str, Decoder] = {}
         self._owners: dict[str, str] = {}  # modality to the group that brings it: the first that did
@@ -51,10 +62,11 @@ class Wearable:
         """Take in any packet of this wearable; the names of the modalities that got samples."""
         if packet.kind == "connected":
             self.connected()
+            self.opening.append(packet)
         elif packet.kind == "disconnected":
             self.disconnected()
-        elif packet.kind in ("info", "written", "data"):
-            return self._take(packet.kind, packet.source, packet.data, packet.arrival_ns)
+        elif packet.kind in ("info", "written", "data", "earlier"):
+            return self._take(packet)
         return []
 
     def connected(self) -> None:
@@ -62,6 +74,8 @@ class Wearable:
         self.linked = True
         self._announced = True
         self._decoders.clear()
+        self.opening.clear()
+        self._unsampled.clear()
         for clock in self.clocks.values():
             clock.connected()
         for counts in self.counts.values():
@@ -78,36 +92,61 @@ class Wearable:
     def disconnected(self) -> None:
         """The link was lost or closed."""
         self.linked = False
+        self.opening.clear()
+        self._unsampled.clear()
 
     def info(self, source: str, data: bytes) -> None:
         """What was read from a characteristic at connection."""
-        self._take("info", source, data, 0)
+        self._take(Packet(0, self.name, "info", source, data))
 
     def data(self, source: str, data: bytes, arrival_ns: int) -> list[str]:
         """Take in a notification; the names of the modalities that got samples."""
-        return self._take("data", source, data, arrival_ns)
+        return self._take(Packet(arrival_ns, self.name, "data", source, data))
 
-    def _take(self, kind: str, source: str, data: bytes, arrival_ns: int) -> list[str]:
-        profile = profile_of_characteristic(source)
+    def _take(self, packet: Packet) -> list[str]:
+        profile = profile_of_characteristic(packet.source)
         if profile is None:
             return []
         counts = self._counts(profile.name)
-        if kind == "data":
+        if packet.kind == "data":
             self.linked = True
             counts.packets += 1
         decoder = self._decoders.get(profile.name)
         if decoder is None:
             decoder = self._decoders[profile.name] = profile.decoder()
+        groups = decoder.groups
+        batches: list[Batch] = []
         try:
-            batches = decoder.take(kind, source, data)
+            batches = decoder.take("data" if packet.kind == "earlier" else packet.kind, packet.source, packet.data)
         except RepeatedPacketError:
             counts.duplicated += 1
-            return []
         except PacketError as error:
             counts.malformed += 1
             self.problem = str(error)
+        self._remember(packet, bool(batches), decoder.groups is not groups)
+        if packet.kind == "earlier":
             return []
-        return [name for batch in batches if batch.count for name in self._place(profile, batch, arrival_ns)]
+        return [name for batch in batches if batch.count for name in self._place(profile, batch, packet.arrival_ns)]
+
+    def _remember(self, packet: Packet, gave: bool, taught: bool) -> None:
+        """Keep a packet, if it is of the opening.
+
+        Args:
+            packet: The newest one.
+            gave: It gave samples.
+            taught: The decoder learned from it what is sent.
+        """
+        if packet.kind in ("info", "written"):
+            self.opening.append(packet)
+            return
+        # What teaches may have begun in the notifications before, or at the end of one that gave samples.
+        unsampled = self._unsampled.setdefault(packet.source, deque(maxlen=_FRAGMENTS))
+        if gave and not taught:
+            unsampled.clear()
+        unsampled.append((packet, gave))
+        if taught:
+            self.opening += [replace(one, kind="earlier") if sampled else one for one, sampled in unsampled]
+            unsampled.clear()
 
     def _place(self, profile: Profile, batch: Batch, arrival_ns: int) -> list[str]:
         group = batch.group
