@@ -96,13 +96,13 @@ class Tab:
 
 
 @asynccontextmanager
-async def browser(folder: Path) -> AsyncIterator[Tab]:
-    """A browser with a profile in ``folder``."""
+async def browser(folder: Path, *options: str) -> AsyncIterator[Tab]:
+    """A browser with a profile in ``folder``; ``options``: more of its command line's."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs the Debian package chromium")
     process = await asyncio.create_subprocess_exec(
-        chromium, *COMMAND, f"--user-data-dir={folder}", "about:blank",
+        chromium, *COMMAND, *options, f"--user-data-dir={folder}", "about:blank",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

@@ -46,15 +46,17 @@ def model(small_draft: Path) -> Iterator[BundleModel]:
     made.close()
 
 
-def replayed(model: BundleModel, seconds: float = 6.0, gyro_until_s: float = 4.0) -> tuple[Monitor, LiveCore, int]:
-    """A replay in which the gyroscope is lost; and when it ended."""
+def replayed(
+    model: BundleModel, core: LiveCore | None = None, seconds: float = 6.0, gyro_until_s: float = 4.0
+) -> tuple[Monitor, LiveCore, int]:
+    """A replay in which the gyroscope is lost, in a core of its own if none is given; and when it ended."""
     streams = {}
     for modality, until_s in zip(model.manifest.modalities, (seconds, gyro_until_s), strict=True):
         times = (np.arange(round(until_s * 50)) * 20_000_000).astype(np.int64)
         values = np.sin(times[:, None] / 1e9 * np.array([1.0, 3.0, 7.0])).astype(np.float32)
         streams[modality.name] = Stream(modality, times, values)
     row = CertificateRow("acc", "litert", 0.5, 0.5, 0.0, 0.0, 1.0, 0.44, 0.56)
-    core = LiveCore(model, policy=Policy(certified={"acc": row}))
+    core = core or LiveCore(model, policy=Policy(certified={"acc": row}))
     monitor = Monitor(core, live=False)
     packets, _ = packets_of(Recording("walk", "anna", streams=streams), model.manifest.modalities)
     for packet in packets:

@@ -7,25 +7,40 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from armlet_runtime.bundle.manifest import CertificateRow
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.cli import main
-from armlet_runtime.errors import DataError, UsageError
+from armlet_runtime.errors import UsageError
+from armlet_runtime.live.core import LiveCore
+from armlet_runtime.live.open_bundle import open_model
+from armlet_runtime.live.page_controls import RunControls
+from armlet_runtime.live.run import Run
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
-from armlet_runtime.views.web import MAX_PAGES, TOKEN_FILE, Page, parse_address, serve_page
+from armlet_runtime.signals.recorder import Recorder
+from armlet_runtime.signals.recording_file import read_recording
+from armlet_runtime.views.page_access import MAX_STRANGERS, TOKEN_FILE
+from armlet_runtime.views.page_address import parse_address
+from armlet_runtime.views.web import MAX_PAGES, Page, serve_page
 
 from .browser import browser
 from .conftest import SmallBundle
@@ -33,39 +48,28 @@ from .test_live_commands import ARMLET, lines, wearables
 from .test_view import replayed
 
 
-class Asked:
-    """Controls that note what was asked."""
-
-    def __init__(self) -> None:
-        self.recording = ""
-        self.can_enrol = True
-        self.enrolled: list[tuple[str, float]] = []
-
-    def record(self) -> str:
-        if self.recording:
-            raise DataError("walk.mcap is being recorded already")
-        self.recording = "walk.mcap"
-        return "Recording."
-
-    def stop(self) -> str:
-        self.recording = ""
-        return "Recorded."
-
-    async def enrol(self, name: str, seconds: float) -> str:
-        self.enrolled.append((name, seconds))
-        return f"Learned '{name}'."
-
-
 @asynccontextmanager
-async def page(draft: Path, address: str, controls: Asked | None = None) -> AsyncIterator[tuple[Page, str]]:
+async def page(
+    draft: Path, address: str, controls: RunControls | None = None, core: LiveCore | None = None
+) -> AsyncIterator[tuple[Page, str]]:
+    """A page of a replay; with ``controls``, of the run that ``core`` belongs to."""
     made = Draft(draft)
     model = BundleModel(made.manifest, made.read, "litert")
-    monitor, _, end_ns = replayed(model)
+    monitor, _, end_ns = replayed(model, core)
     async with serve_page(parse_address(address), monitor, model.manifest.modalities, controls) as served:
         served.tick(end_ns - 10**9)
         served.tick(end_ns)
         yield served, re.sub(r"#.*", "", served.url.removeprefix("http://")).rstrip("/")
     model.close()
+
+
+@pytest.fixture
+def run(small_bundle: SmallBundle, armlet_home: Path) -> Iterator[Run]:
+    """A run of the small bundle, as 'armlet run' makes it."""
+    opened = open_model(str(small_bundle.path), [small_bundle.public_key_path], "litert")
+    with Run(opened, LiveCore(opened.model, policy=opened.policy)) as made:
+        yield made
+    opened.model.close()
 
 
 def live(host: str, **options: Any) -> connect:
@@ -87,9 +91,9 @@ async def answer(connection: ClientConnection, command: dict[str, Any] | str) ->
     """What is answered to a command, among the pictures."""
     await connection.send(command if isinstance(command, str) else json.dumps(command))
     while True:
-        said: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), 10))
-        if "said" in said or "error" in said:
-            return said
+        message: dict[str, Any] = json.loads(await asyncio.wait_for(connection.recv(), 10))
+        if "notice" in message or "error" in message:
+            return message
 
 
 def test_addresses() -> None:
@@ -107,17 +111,20 @@ async def test_a_page_is_given_to_this_host_only(small_draft: Path) -> None:
         # One file that refers to nothing, and may ask nobody else for anything.
         assert not re.search(r"(src|href)=[\"'](?!data:)", text) and "@NONCE@" not in text
         policy = headers["Content-Security-Policy"]
-        assert "default-src 'none'" in policy and f"connect-src 'self' ws://{host};" in policy
+        assert "default-src 'none'" in policy and f"connect-src 'self' ws://{host} wss://{host};" in policy
         assert headers["Cache-Control"] == "no-store" and "Server" not in headers
         assert (await fetch(f"http://{host}/other"))[:2] == (404, "armlet: there is one page here, /\n")
         port = host.partition(":")[2]
         assert (await fetch(f"http://localhost:{port}/"))[0] == 200
-        for name in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1.evil.example:{port}"):
+        assert (await fetch(f"http://{host}/", Host="localhost:9000"))[0] == 200  # a tunnel from another port
+        for name in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", "localhost; x", "[::1"):
             status, text, _ = await fetch(f"http://{host}/", Host=name)
             assert status == 403 and text.startswith("armlet: this is not ") and text.count("\n") == 1
 
 
-@pytest.mark.parametrize("origin", [None, "null", "http://evil.example", "https://{host}", "http://localhost:{port}"])
+@pytest.mark.parametrize(
+    "origin", [None, "null", "http://evil.example", "http://localhost:{port}", "http://127.0.0.1:1"]
+)
 async def test_pages_of_others_may_not_look(origin: str | None, small_draft: Path) -> None:
     async with page(small_draft, "127.0.0.1:0") as (_, host):
         said = origin and origin.format(host=host, port=host.partition(":")[2])
@@ -128,29 +135,41 @@ async def test_pages_of_others_may_not_look(origin: str | None, small_draft: Pat
         assert b"may not look at this run" in (refused.value.response.body or b"")
 
 
-async def test_what_a_page_is_told(small_draft: Path) -> None:
-    controls = Asked()
-    async with page(small_draft, "127.0.0.1:0", controls) as (served, host), live(host) as connection:
-        hello = json.loads(await connection.recv())["hello"]
-        assert [one["name"] for one in hello["modalities"]] == ["acc", "gyro"] and hello["can_enrol"]
-        picture = json.loads(await connection.recv())
-        assert picture["state"]["bundle"] == "small 1" and picture["state"]["newest"]["subset"] == ["acc"]
-        before, values = picture["signals"]["acc"]
-        assert len(before) == len(values) > 90 and -2.0 <= before[0] < before[-1] <= 0 and len(values[0]) == 3
-        assert picture["signals"]["gyro"] == [[], []] or picture["signals"]["gyro"][0][-1] < -1.9
-        assert await answer(connection, {"do": "record"}) == {"said": "Recording."}
-        assert await answer(connection, {"do": "record"}) == {"error": "walk.mcap is being recorded already"}
-        served.tick(served.now_ns + 1)
-        while not (picture := json.loads(await connection.recv())).get("recording"):
-            pass
-        assert picture["recording"] == "walk.mcap" and picture["signals"]["acc"] == [[], []]  # sent already
-        assert await answer(connection, {"do": "enrol", "name": "jump", "seconds": 2}) == {"said": "Learned 'jump'."}
-        assert controls.enrolled == [("jump", 2.0)]
-        for nonsense in ("", "{", "[]", '{"do": 1}', '{"do": "record", "path": "/etc/passwd"}'):
-            assert await answer(connection, nonsense) == {"error": "that is no command"}
-        assert (await answer(connection, {"do": "explode"}))["error"] == "there is no command 'explode' here"
-        with pytest.raises(ConnectionClosed):
-            await answer(connection, "x" * 2000)
+async def test_what_a_page_shows_and_asks_for(
+    small_draft: Path, small_bundle: SmallBundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Recorder() as recorder:
+        controls = RunControls(run, str(small_bundle.path), "litert", recorder)
+        async with page(small_draft, "127.0.0.1:0", controls, run.core) as (served, host), live(host) as connection:
+            hello = json.loads(await connection.recv())["hello"]
+            assert [one["name"] for one in hello["modalities"]] == ["acc", "gyro"] and hello["can_enrol"]
+            picture = json.loads(await connection.recv())
+            assert picture["state"]["bundle"] == "small 1" and picture["state"]["newest"]["subset"] == ["acc"]
+            before, values = picture["signals"]["acc"]
+            assert len(before) == len(values) > 90 and -2.0 <= before[0] < before[-1] <= 0 and len(values[0]) == 3
+            assert picture["signals"]["gyro"] == [[], []] or picture["signals"]["gyro"][0][-1] < -1.9
+            notice = (await answer(connection, {"do": "record"}))["notice"]
+            (recording,) = tmp_path.glob("armlet-*.mcap")
+            assert notice == f"Recording to {recording}."
+            assert "is being recorded already" in (await answer(connection, {"do": "record"}))["error"]
+            served.tick(served.now_ns + 1)
+            while not (picture := json.loads(await connection.recv())).get("recording"):
+                pass
+            assert picture["recording"] == str(recording) and picture["signals"]["acc"] == [[], []]  # sent already
+            learned = await answer(connection, {"do": "enrol", "name": "jump", "seconds": 2})
+            assert learned["notice"].startswith("Learned 'jump' from 3 windows.")
+            assert run.core.labels == ("lying", "sitting", "standing", "walking", "jump")
+            error = (await answer(connection, {"do": "enrol", "name": "walking", "seconds": 2}))["error"]
+            assert "'walking'" in error and len(run.core.labels) == 5
+            assert await answer(connection, {"do": "stop"}) == {"notice": f"Recorded in {recording}."}
+            assert (await answer(connection, {"do": "stop"}))["error"] == "nothing is being recorded"
+            for nonsense in ("", "{", "[]", '{"do": 1}', '{"do": "record", "path": "/etc/passwd"}'):
+                assert await answer(connection, nonsense) == {"error": "this is not a valid command"}
+            assert (await answer(connection, {"do": "explode"}))["error"] == "there is no command 'explode' here"
+            with pytest.raises(ConnectionClosed):
+                await answer(connection, "x" * 2000)
+    assert read_recording(recording).meta["bundle"] == run.opened.bundle.digest
 
 
 async def test_a_replay_has_no_controls_and_room_for_some_pages(small_draft: Path) -> None:
@@ -191,6 +210,39 @@ async def test_another_address_asks_for_a_token(small_draft: Path, armlet_home: 
     with pytest.raises(UsageError, match=r"web\.token holds no token"):
         async with page(small_draft, "0.0.0.0:0"):
             pass
+
+
+async def test_strangers_do_not_lock_the_owner_out(small_draft: Path, armlet_home: Path) -> None:
+    async with page(small_draft, "0.0.0.0:0") as (served, host):
+        token = served.url.rpartition("#")[2]
+        host = f"127.0.0.1:{host.rpartition(':')[2]}"
+        strangers = [await live(host) for _ in range(MAX_PAGES + MAX_STRANGERS)]  # none of them has a token to send
+        async with live(host) as connection:
+            await connection.send(token)
+            assert "hello" in json.loads(await asyncio.wait_for(connection.recv(), 10))
+        # The oldest were cut off, so that what strangers can take up has a bound.
+        await asyncio.wait_for(strangers[0].wait_closed(), 10)
+        for stranger in strangers:
+            stranger.transport.abort()
+
+
+async def test_a_tunnel_from_another_port(small_draft: Path) -> None:
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*board.split(":"))
+        await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    async with page(small_draft, "127.0.0.1:0") as (_, board):
+        server = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        assert (await fetch(f"http://localhost:{port}/"))[0] == 200
+        async with live(f"localhost:{port}") as connection:
+            assert "hello" in json.loads(await connection.recv())
+        server.close()
 
 
 async def test_pages_are_told_of_another_bundle(small_draft: Path) -> None:
@@ -253,17 +305,17 @@ async def test_the_page_in_a_browser(
                 await tab.open(url)
                 await tab.wait_for("state && state.newest && state.newest.subset.length === 2")
                 await tab.evaluate("document.getElementById('record').click()")
-                await tab.wait_for("document.getElementById('said').textContent.startsWith('Recording to')")
+                await tab.wait_for("document.getElementById('notice').textContent.startsWith('Recording to')")
                 await tab.wait_for("points.some(p => p.subset.length === 1)")
                 await tab.wait_for("points.at(-1).subset.length === 2")
                 await tab.evaluate(
                     "document.getElementById('name').value = '<b>jump</b>';"
                     "document.querySelector('#enrol button').click()"
                 )
-                await tab.wait_for("document.getElementById('said').textContent.startsWith('Learned')")
+                await tab.wait_for("document.getElementById('notice').textContent.startsWith('Learned')")
                 await tab.wait_for("state.labels.length === 5")
                 await tab.evaluate("document.getElementById('record').click()")
-                await tab.wait_for("document.getElementById('said').textContent.startsWith('Recorded in')")
+                await tab.wait_for("document.getElementById('notice').textContent.startsWith('Recorded in')")
                 await tab.wait_for("document.body.innerText.includes('on acc+gyro (certified macro-F1 0.50)')")
                 shown = await tab.evaluate("document.body.innerText")
                 # Traces and lanes are drawn, in more than one colour.
@@ -288,6 +340,46 @@ async def test_the_page_in_a_browser(
     assert main(["replay", str(recording), *model, "--decisions", str(tmp_path / "d.jsonl")]) == 0
     subsets = {"+".join(line["subset"]) for line in lines(tmp_path / "d.jsonl")}
     assert "acc+gyro" in subsets  # begun when all links were up already, and yet decoded
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """A context for a server with a certificate of its own making, for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    pem = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "proxy.pem").write_bytes(pem + secret)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "proxy.pem")
+    return context
+
+
+async def test_behind_a_proxy_that_adds_tls(small_draft: Path, armlet_home: Path, tmp_path: Path) -> None:
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    async with page(small_draft, "0.0.0.0:0") as (served, host):
+        port, token = int(host.rpartition(":")[2]), served.url.rpartition("#")[2]
+        server = await asyncio.start_server(proxy, "127.0.0.1", 0, ssl=certificate(tmp_path))
+        # A name that is none of this machine's.
+        url = f"https://board.example:{server.sockets[0].getsockname()[1]}/"
+        (tmp_path / "profile").mkdir()
+        options = ("--ignore-certificate-errors", "--host-resolver-rules=MAP board.example 127.0.0.1")
+        async with browser(tmp_path / "profile", *options) as tab:
+            await tab.open(f"{url}#{token}")
+            await tab.wait_for("state && state.newest && state.newest.subset.length === 1")
+            assert set(tab.requests) == {url, f"{url.replace('https', 'wss')}live"} and tab.errors == []
+        server.close()
 
 
 async def test_a_replay_on_a_page(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Imports the root, the wearables, the signals, the bundle, the model and the live
 from .line_writer import BackgroundWriter
 from .lines import LineView
 from .monitor import Monitor
+from .page_address import parse_address
 from .stdout_view import make_view
-from .web import Page, parse_address, serve_page
+from .web import Page, serve_page
 
 __all__ = ["BackgroundWriter", "LineView", "Monitor", "Page", "make_view", "parse_address", "serve_page"]
