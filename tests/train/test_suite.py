@@ -98,7 +98,7 @@ def test_suite_of_methods(recordings: list[Recording], tmp_path: Path, capsys: p
     folder, out = tmp_path / "suite", tmp_path / "figures.json"
     words = ["evaluate", "--suite", "hapt", "--quick", "--methods", "supervised", "--split", "validation"]
     assert main([*words, "--out", str(folder), "--json", str(out)]) == 0
-    assert "$ armlet finetune" in capsys.readouterr().out
+    assert "fine-tuning " in capsys.readouterr().out
     figures = json.loads(out.read_text())
     assert figures["quick"] and figures["windows"] == 1296
     hand, supervised = figures["methods"]
@@ -113,7 +113,8 @@ def test_suite_of_methods(recordings: list[Recording], tmp_path: Path, capsys: p
 
     # A second start trains nothing and says the same.
     assert main([*words, "--out", str(folder), "--json", str(out)]) == 0
-    assert "$ armlet" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "pretraining " not in shown and "fine-tuning " not in shown
     assert json.loads(out.read_text())["methods"] == figures["methods"]
 
 

@@ -3,7 +3,6 @@
 Imports every wing; a command imports what it needs when it runs.
 """
 
-from . import finetune, pretrain
 from .training import progress_bar
 
-__all__ = ["finetune", "pretrain", "progress_bar"]
+__all__ = ["progress_bar"]

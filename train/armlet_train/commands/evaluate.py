@@ -97,7 +97,7 @@ def _suite(args: argparse.Namespace) -> int:
             report = specialists.table(folder, args.quick, device, advance)
     else:
         methods = args.methods.split(",") if args.methods else list(suite.METHODS)
-        report = suite.Suite(folder, args.split, args.quick, args.device, console).run(methods, args.seeds)
+        report = suite.Suite(folder, args.split, args.quick, device, console, progress_bar).run(methods, args.seeds)
     tables.show(report, console)
     if args.json:
         write_json(args.json, report)

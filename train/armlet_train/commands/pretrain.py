@@ -20,31 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train until the recipe's last epoch, then write the run."""
-    import time
+    from ..engine import run_folder, run_pretraining
+    from ..recipes import find_recipe
 
-    from .. import distributed as parallel
-    from ..data import corpus as data
-    from ..engine import RunLog
-    from ..engine import pretrain as pretraining
-    from ..engine import run_folder as runs
-    from ..models import cbramod
-    from ..recipes import CBraModModel, NoPretrain, find_recipe, load_recipe
-
-    path = find_recipe(args.recipe)
-    recipe = load_recipe(path)
-    device = runs.pick_device(args.device)
-    with parallel.processes(device):
-        runs.start_run(args.out, path, "pretrain")
-        began = time.monotonic()
-        corpus = data.load_corpus(recipe.data, "train")
-        model = runs.build_model(recipe, corpus.modalities)
-        if isinstance(recipe.model, CBraModModel):
-            cbramod.start_from_weights(model, recipe.model, corpus.modalities)
-        if not isinstance(recipe.pretrain, NoPretrain):
-            with RunLog(args.out, "pretrain") as report, progress_bar("pretrain") as advance:
-                pretraining.pretrain(
-                    model, corpus, corpus.normalisation(), recipe.pretrain, recipe.checkpoints, device,
-                    args.out / "checkpoints", report, advance,
-                )  # fmt: skip
-        runs.end_run(args.out, "pretrain", recipe, path.stem, corpus, model, time.monotonic() - began, device)
+    run_pretraining(find_recipe(args.recipe), args.out, run_folder.pick_device(args.device), progress_bar)
     return 0

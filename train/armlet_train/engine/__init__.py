@@ -4,7 +4,8 @@ Imports the root, the data, the models and the methods.
 """
 
 from . import checkpoints, finetune, pretrain, run_folder, trainer
-from .finetune import all_logits, subset_logits
+from .finetune import all_logits, run_finetuning, subset_logits
+from .pretrain import run_pretraining
 from .run_log import RunLog
 from .trainer import train
 
@@ -14,7 +15,9 @@ __all__ = [
     "checkpoints",
     "finetune",
     "pretrain",
+    "run_finetuning",
     "run_folder",
+    "run_pretraining",
     "subset_logits",
     "train",
     "trainer",

@@ -7,7 +7,9 @@ kept is a running average of the weights.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -19,16 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from armlet_runtime.arrays import Float32
+from armlet_runtime.errors import UsageError
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
 
 from .. import distributed as parallel
 from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, in_batches, steps_per_epoch
+from ..data import corpus as data
 from ..methods import Objective
 from ..models import ArmletModel, lora
-from ..recipes import CheckpointRecipe, FinetuneRecipe
-from . import checkpoints
+from ..recipes import CheckpointRecipe, FinetuneRecipe, load_recipe
+from . import checkpoints, run_folder
+from .run_log import RunLog
 from .trainer import train
 
 STAGE = 2
@@ -148,6 +153,48 @@ def all_logits(
         device: Where the model is; the CPU if not given.
     """
     return in_batches(partial(subset_logits, model), windows, present, device, dim=1)
+
+
+def run_finetuning(
+    path: Path,
+    source: Path,
+    out: Path,
+    device: torch.device,
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+) -> None:
+    """Fine-tune a pretrained run by a recipe and leave a run; a second call goes on from the last checkpoint.
+
+    Args:
+        path: The recipe's file.
+        source: Folder of the pretrained run.
+        out: Folder of the run.
+        device: CPU or GPU.
+        progress: As in :func:`armlet_train.engine.pretrain.run_pretraining`.
+
+    Raises:
+        DataError: The data cannot be had.
+        RecipeError: The recipe has a mistake.
+        RunError: The source is not a pretrained run, or the loss is not finite.
+        UsageError: The source has other data or another model, the folder holds something else, or the batch cannot be
+            shared by the processes.
+    """
+    recipe = load_recipe(path)
+    pretrained = run_folder.load_run(source, "pretrain")
+    if pretrained.recipe.model != recipe.model or pretrained.recipe.data != recipe.data:
+        raise UsageError(f"{source} was pretrained with other [data] or [model] values than {path} has")
+    with parallel.processes(device):
+        run_folder.start_run(out, path, "finetune")
+        began = time.monotonic()
+        corpus = data.load_corpus(recipe.data, "train")
+        normalisation = corpus.normalisation()
+        validation = data.score_windows(data.load_corpus(recipe.data, "validation"), normalisation)
+        with RunLog(out, "finetune") as report, progress("finetune") as advance:
+            model = finetune(
+                pretrained.model, corpus, normalisation, validation, recipe.finetune, recipe.checkpoints, device,
+                out / "checkpoints", report, advance,
+            )  # fmt: skip
+        seconds = time.monotonic() - began
+        run_folder.end_run(out, "finetune", recipe, path.stem, corpus, model, seconds, device)
 
 
 def finetune(

@@ -1,11 +1,13 @@
 """Pretraining: a method, the windows it sees, and the loop.
 
-A method is a :class:`armlet_train.engine.trainer.Pretraining`; the recipe names it.
+A method is a :class:`armlet_train.methods.base.Pretraining`; the recipe names it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -16,10 +18,12 @@ from armlet_runtime.signals import Normalisation
 
 from .. import distributed as parallel
 from ..data import Augment, Corpus, Source, Views, steps_per_epoch
+from ..data import corpus as data
 from ..methods import build_pretraining
-from ..models import ArmletModel
-from ..recipes import CheckpointRecipe, PretrainRecipe
-from . import checkpoints
+from ..models import ArmletModel, cbramod
+from ..recipes import CBraModModel, CheckpointRecipe, NoPretrain, PretrainRecipe, load_recipe
+from . import checkpoints, run_folder
+from .run_log import RunLog
 from .trainer import train
 
 STAGE = 1
@@ -30,6 +34,45 @@ class EpochReport(msgspec.Struct, frozen=True):
 
     epoch: int
     terms: dict[str, float]
+
+
+def run_pretraining(
+    path: Path,
+    out: Path,
+    device: torch.device,
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+) -> None:
+    """Pretrain by a recipe and leave a run; a second call with the same arguments goes on from the last checkpoint.
+
+    Args:
+        path: The recipe's file.
+        out: Folder of the run.
+        device: CPU or GPU.
+        progress: Takes a title and gives a context; what the context gives is called after each step with steps done
+            and steps in all.
+
+    Raises:
+        DataError: The data cannot be had.
+        RecipeError: The recipe has a mistake, or does not fit the data.
+        RunError: The loss is not finite.
+        UsageError: The folder holds something else, or the batch cannot be shared by the processes.
+    """
+    recipe = load_recipe(path)
+    with parallel.processes(device):
+        run_folder.start_run(out, path, "pretrain")
+        began = time.monotonic()
+        corpus = data.load_corpus(recipe.data, "train")
+        model = run_folder.build_model(recipe, corpus.modalities)
+        if isinstance(recipe.model, CBraModModel):
+            cbramod.start_from_weights(model, recipe.model, corpus.modalities)
+        if not isinstance(recipe.pretrain, NoPretrain):
+            with RunLog(out, "pretrain") as report, progress("pretrain") as advance:
+                pretrain(
+                    model, corpus, corpus.normalisation(), recipe.pretrain, recipe.checkpoints, device,
+                    out / "checkpoints", report, advance,
+                )  # fmt: skip
+        seconds = time.monotonic() - began
+        run_folder.end_run(out, "pretrain", recipe, path.stem, corpus, model, seconds, device)
 
 
 def pretrain(

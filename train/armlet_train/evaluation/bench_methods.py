@@ -1,4 +1,4 @@
-"""The evaluation suite: every method on the same people, windows and labels, by the commands that a person would type.
+"""The evaluation suite: every method on the same people, windows and labels, trained as the commands do.
 
 For each method: fine-tuning with all labels on every subset of the modalities and for every person, linear probes on
 the pretrained, frozen model with all labels and with few, and beside each subset a *specialist*: the same model trained
@@ -11,24 +11,23 @@ second start goes on where the first one stopped.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 import tomli_w
 import tomllib
+import torch
 from rich.console import Console
 
 from armlet_runtime.arrays import Float32
-from armlet_runtime.cli import GROUP
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
@@ -37,7 +36,7 @@ from armlet_runtime.signals import Normalisation
 
 from ..data import Scored
 from ..data import corpus as data
-from ..engine import finetune
+from ..engine import finetune, run_finetuning, run_pretraining
 from ..engine import run_folder as runs
 from ..recipes import Recipe, find_recipe, load_recipe
 from . import scores as evaluate
@@ -109,15 +108,17 @@ class Suite:
         folder: For runs and figures.
         split: People to score on, ``validation`` or ``test``.
         quick: One epoch each and two draws, for tests of the path.
-        device: As in ``armlet pretrain --device``.
-        console: Where it is shown what happens.
+        device: CPU or GPU.
+        console: Where the stages are named.
+        progress: As in :func:`armlet_train.engine.pretrain.run_pretraining`.
     """
 
     folder: Path
     split: str
     quick: bool
-    device: str
+    device: torch.device
     console: Console
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
     def run(self, methods: list[str], seeds: int) -> SuiteReport:
         """Train and score what has no figures yet.
@@ -174,7 +175,7 @@ class Suite:
         return _keep(path, digest, figures)
 
     def _trained(self, folder: Path, table: Mapping[str, Any]) -> runs.TrainedRun:
-        """Pretrain and fine-tune by the commands, as far as that has not been done."""
+        """Pretrain and fine-tune, as far as that has not been done."""
         text = tomli_w.dumps(table).encode()
         recipe = folder / "recipe.toml"
         if recipe.exists() and recipe.read_bytes() != text:
@@ -183,9 +184,11 @@ class Suite:
         write_atomic(recipe, text)
         pretrained, tuned = folder / "pretrain", folder / "finetune"
         if not (pretrained / "run.json").exists():
-            self._armlet("pretrain", recipe, "--out", pretrained)
+            self.console.print(f"[dim]pretraining {pretrained}[/dim]", highlight=False, soft_wrap=True)
+            run_pretraining(recipe, pretrained, self.device, self.progress)
         if not (tuned / "run.json").exists():
-            self._armlet("finetune", recipe, "--from", pretrained, "--out", tuned)
+            self.console.print(f"[dim]fine-tuning {tuned}[/dim]", highlight=False, soft_wrap=True)
+            run_finetuning(recipe, pretrained, tuned, self.device, self.progress)
         return runs.load_run(tuned, "finetune")
 
     def _specialist(self, table: Mapping[str, Any], subset: tuple[str, ...]) -> runs.TrainedRun:
@@ -197,17 +200,6 @@ class Suite:
         specialist = dict(table, data=cut, pretrain=none, finetune=dict(table["finetune"], subsets="whole"))
         folder = f"{subset_name(subset)}-{_digest(specialist)[:12]}"
         return self._trained(self.folder / "specialists" / folder, specialist)
-
-    def _armlet(self, name: str, *words: str | Path) -> None:
-        arguments = [*map(str, words), "--device", self.device]
-        self.console.print(f"[dim]$ armlet {name} {' '.join(arguments)}[/dim]", highlight=False, soft_wrap=True)
-        (entry,) = entry_points(
-            group=GROUP, name=name
-        )  # by name, as the command line does: commands stand above this wing
-        command: ModuleType = entry.load()
-        parser = argparse.ArgumentParser()
-        command.add_arguments(parser)
-        command.run(parser.parse_args(arguments))
 
     def _hand_features(self, recipe: Recipe, name: str) -> Figures:
         """Logistic regression on hand features, of windows in their units."""
