@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from armlet_runtime.cli import main
 from armlet_runtime.errors import ArmletError, DataError, UsageError
 from armlet_runtime.formats import edf, empatica, foreign_mcap
+from armlet_runtime.formats.exported_folder import read as read_folder
+from armlet_runtime.formats.foreign_table import parse_stream
+from armlet_runtime.formats.foreign_table import read as read_samples
 from armlet_runtime.formats.polar_logger import read as read_polar
 from armlet_runtime.formats.recordings import EXPORTS, export_recording, import_recording
-from armlet_runtime.formats.stream_tables import parse_stream, read_folder, read_samples
-from armlet_runtime.formats.table_reader import iso_ns, iso_text, split_unit
+from armlet_runtime.formats.timestamps import iso_ns, iso_text
+from armlet_runtime.formats.units import split_unit
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.recording_file import read_recording, write_recording

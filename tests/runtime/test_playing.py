@@ -23,7 +23,7 @@ from armlet_runtime.signals.rate_conversion import at_rate
 from armlet_runtime.signals.recording import Packet, Recording, Stream
 from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import imu
-from armlet_runtime.wearables.replayed_samples import SOURCE, PlayedDecoder, encode, encode_info
+from armlet_runtime.wearables.replayed_samples import SOURCE, ReplayedDecoder, encode, encode_info
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 GYRO = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)
@@ -187,7 +187,7 @@ def test_noise_in_played_packets_is_samples_or_a_packet_error(seed: int) -> None
         ("data", encode(0, np.array([20_000_000, 0]), np.zeros((2, 3), np.float32))),
         ("data", encode(1, np.array([0]), np.ones((1, 1), np.float32))),
     ]
-    decoder, wearable = PlayedDecoder(), Wearable("w", 10**9)
+    decoder, wearable = ReplayedDecoder(), Wearable("w", 10**9)
     for number in range(30):
         kind, data = said[number] if number < 3 else rng.choice(said)
         spoilt = bytearray(data)

@@ -3,9 +3,10 @@
 Imports the root, the wearables and the signals.
 """
 
+from .exported_folder import ABOUT, LABEL_COLUMNS, LABELS, TIME
+from .foreign_table import parse_stream
 from .recordings import export_recording, import_recording
-from .stream_tables import ABOUT, LABEL_COLUMNS, LABELS, TIME, parse_stream
-from .table_reader import ASSUMED
+from .units import ASSUMED
 
 __all__ = [
     "ABOUT",

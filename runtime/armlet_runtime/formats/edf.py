@@ -23,7 +23,9 @@ from ..errors import DataError, MissingExtraError
 from ..files import write_atomic
 from ..modalities import Modality
 from ..signals import BEGAN, Label, Recording, Stream, fill_gaps, resample
-from .table_reader import canonical, iso_ns, mistake
+from .cell_table import mistake
+from .timestamps import iso_ns
+from .units import canonical
 
 # Types that EDF+ gives signals (section "Standard texts" of its specification), where armlet's word is another.
 _TYPES = {"ekg": "ecg", "resp": "rsp", "sao2": "spo2"}

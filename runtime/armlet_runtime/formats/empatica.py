@@ -2,8 +2,8 @@
 
 The files, by the ``info.txt`` that comes with every session: in each the first row is the time of its first sample
 (Unix seconds, UTC; once for each column) and the second its rate in Hz. ``ACC.csv`` is in 1/64 g, ``BVP.csv`` the
-blood volume pulse without a unit, ``EDA.csv`` in microsiemens, ``thermometer.MODALITY.csv`` in degrees Celsius,
-``heart_rate.MODALITY.csv`` the mean heart rate. ``IBI.csv`` has the time in its first row, and then the beats: seconds
+blood volume pulse without a unit, ``EDA.csv`` in microsiemens, ``TEMP.csv`` in degrees Celsius,
+``HR.csv`` the mean heart rate. ``IBI.csv`` has the time in its first row, and then the beats: seconds
 since it, and the interval before. ``tags.csv`` has the times at which the button was pressed, one a row.
 """
 
@@ -20,7 +20,8 @@ from ..errors import DataError
 from ..modalities import Modality
 from ..signals import BEGAN, Label, Recording, Stream
 from ..wearables import XYZ, heart_rate, thermometer
-from .table_reader import Table, iso_text, mistake, read_table
+from .cell_table import Table, mistake, read_table
+from .timestamps import iso_text
 
 # File to modality without its rate, and the factor to its unit.
 _SIGNALS: Mapping[str, tuple[str, tuple[str, ...], str, float]] = {

@@ -21,7 +21,9 @@ import numpy as np
 
 from ..modalities import Modality
 from ..signals import BEGAN, Recording, Stream
-from .table_reader import assumed, canonical, iso_text, mistake, rate_of
+from .cell_table import mistake
+from .timestamps import iso_text, rate_of
+from .units import assumed, canonical
 
 # What ROS calls them, to our word and their unit.
 _PARTS = {

@@ -4,13 +4,13 @@ A session is one file a signal, ``Polar_H10_12345678_20260424_141011_ECG.txt``, 
 headers are those that the app's exports are published with, for example in https://github.com/obss/BIOBSS (its Polar
 reader) and in programs that write the same layout::
 
-    polar.ECG   Phone timestamp;sensor timestamp [ns];timestamp [ms];ecg [uV]
-    polar.ACC   Phone timestamp;sensor timestamp [ns];X [mg];Y [mg];Z [mg]
-    polar.GYRO  Phone timestamp;sensor timestamp [ns];X [dps];Y [dps];Z [dps]
+    ECG   Phone timestamp;sensor timestamp [ns];timestamp [ms];ecg [uV]
+    ACC   Phone timestamp;sensor timestamp [ns];X [mg];Y [mg];Z [mg]
+    GYRO  Phone timestamp;sensor timestamp [ns];X [dps];Y [dps];Z [dps]
     MAGN  Phone timestamp;sensor timestamp [ns];X [G];Y [G];Z [G]
-    polar.PPG   Phone timestamp;sensor timestamp [ns];channel 0;channel 1;channel 2;ambient
-    heart_rate.MODALITY    Phone timestamp;heart_rate.MODALITY [bpm];HRV [ms];Breathing interval [rpm];
-    heart_rate.RR_MODALITY    Phone timestamp;heart_rate.RR_MODALITY-interval [ms]
+    PPG   Phone timestamp;sensor timestamp [ns];channel 0;channel 1;channel 2;ambient
+    HR    Phone timestamp;HR [bpm];HRV [ms];Breathing interval [rpm];
+    RR    Phone timestamp;RR-interval [ms]
     PPI   Phone Data RX timestamp;PP-interval [ms];error estimate [ms];blocker;contact;contact;hr [bpm]
     MARKER_20260424_141011.txt   Phone timestamp;Marker start/stop
 
@@ -30,7 +30,8 @@ from ..arrays import Float64, Int64
 from ..modalities import Modality
 from ..signals import BEGAN, Label, Recording, Stream
 from ..wearables import UNITS, heart_rate, polar
-from .table_reader import Table, gathered, iso_ns, iso_text, mistake, rate_of, read_table, shown, times_ns
+from .cell_table import Table, mistake, read_table, shown
+from .timestamps import iso_ns, iso_text, rate_of, times_ns
 
 PHONE = ("Phone timestamp", "Phone Data RX timestamp")
 SENSOR = "sensor timestamp [ns]"
@@ -82,7 +83,7 @@ def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recordin
             streams.append((file, stream))
         else:
             streams.append((file, _by_phone(table, phone)))
-    gathered([file for file, _ in streams], [stream.modality.name for _, stream in streams])
+    _one_source_each([file for file, _ in streams], [stream.modality.name for _, stream in streams])
     if not streams:
         raise mistake(files[0][0] if files else name, "holds no samples")
     # All signals of one wearable are stamped with one clock, so one distance holds for them.
@@ -150,7 +151,7 @@ def _by_phone(table: Table, phone: Int64) -> Stream:
         pulse = table.numbers(column)[:, None]
         return Stream(heart_rate.MODALITY, _rising(phone), table.float32([column], pulse, range(len(pulse))))
     known = ", ".join("/".join(names) for names, _, _ in _SIGNALS)
-    raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, heart_rate.MODALITY [bpm]", 1)
+    raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, HR [bpm]", 1)
 
 
 def _beat_times(arrivals: Int64, intervals_s: Float64) -> Int64:
@@ -181,3 +182,14 @@ def _labels(marks: Sequence[tuple[int, str]], began: int) -> list[Label]:
                 labels.append(Label(start - began, time - began, "marker"))
             start = None
     return labels
+
+
+def _one_source_each(files: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse two sources of one modality.
+
+    Raises:
+        DataError: Two are the same; ``files`` says where each comes from.
+    """
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise mistake(files[index], f"holds '{name}', and so does {files[names.index(name)]}: import one of them")

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from ..errors import DataError, ForeignRecordingError, UsageError
 from ..signals import Label, Recording, read_recording
-from . import edf, empatica, foreign_mcap, polar_logger
-from . import stream_tables as samples
-from .stream_tables import Columns
+from . import edf, empatica, exported_folder, foreign_mcap, foreign_table, polar_logger
+from .foreign_table import Columns
 
 EXPORTS = ("csv", "parquet", "edf")
 """What a recording can be exported to; the first two are folders of tables."""
@@ -85,7 +84,7 @@ def read_bytes(
     if polar_logger.is_ours(data):
         _no_columns(source, wanted, time)
         return polar_logger.read([(file, data)], name, person)
-    return samples.read_samples(data, file, name, person, wanted, time)
+    return foreign_table.read(data, file, name, person, wanted, time)
 
 
 def _no_columns(source: Path, wanted: Sequence[Columns], time: str | None) -> None:
@@ -94,8 +93,8 @@ def _no_columns(source: Path, wanted: Sequence[Columns], time: str | None) -> No
 
 
 def _read_folder(folder: Path, name: str, person: str) -> Recording:
-    if (folder / samples.ABOUT).is_file():
-        recording = samples.read_folder(folder)
+    if (folder / exported_folder.ABOUT).is_file():
+        recording = exported_folder.read(folder)
         return replace(recording, name=name, person=person or recording.person)
     if empatica.is_ours(folder):
         return empatica.read(empatica.files_of(folder), name, person)
@@ -105,7 +104,7 @@ def _read_folder(folder: Path, name: str, person: str) -> Recording:
         return polar_logger.read(ours, name, person)
     raise DataError(
         f"{folder} is no folder that armlet can import: no session of an Empatica E4 (ACC.csv and others), no text "
-        f"files of Polar Sensor Logger, and no {samples.ABOUT} of an export"
+        f"files of Polar Sensor Logger, and no {exported_folder.ABOUT} of an export"
     )
 
 
@@ -139,4 +138,4 @@ def export_recording(recording: Recording, out: Path, kind: str) -> list[Path]:
     if kind == "edf":
         edf.write(out, since)
         return [out]
-    return samples.write_folder(out, since, f".{kind}")
+    return exported_folder.write(out, since, f".{kind}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..arrays import Float32
 from ..errors import DataError
 from ..modalities import Modality
-from ..wearables import replayed_samples as played
+from ..wearables import replayed_samples
 from .rate_conversion import at_rate
 from .recording import Packet, Recording, Stream
 from .sample_ring import SampleRing
@@ -74,15 +74,21 @@ def packets_of(recording: Recording, modalities: Sequence[Modality]) -> tuple[li
 def _play(name: str, streams: Sequence[Stream]) -> Iterator[Packet]:
     first_ns = min(int(stream.times_ns[0]) for stream in streams)
     yield Packet(first_ns, name, "connected", "", b"")
-    yield Packet(first_ns, name, "info", played.SOURCE, played.encode_info([stream.modality for stream in streams]))
+    yield Packet(
+        first_ns,
+        name,
+        "info",
+        replayed_samples.SOURCE,
+        replayed_samples.encode_info([stream.modality for stream in streams]),
+    )
     packets = []
     for index, stream in enumerate(streams):
         times = stream.times_ns
         starts = np.flatnonzero(np.diff(times // PACKET_NS, prepend=-1))
         for start, stop in zip(starts, [*starts[1:], len(times)], strict=True):
             newest = int(times[stop - 1])
-            data = played.encode(index, newest - times[start:stop], stream.values[start:stop])
-            packets.append(Packet(newest, name, "data", played.SOURCE, data))
+            data = replayed_samples.encode(index, newest - times[start:stop], stream.values[start:stop])
+            packets.append(Packet(newest, name, "data", replayed_samples.SOURCE, data))
     yield from sorted(packets, key=lambda packet: packet.arrival_ns)
 
 

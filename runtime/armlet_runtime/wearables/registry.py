@@ -10,7 +10,7 @@ from .muse import MuseProfile
 from .oximeter import OximeterProfile
 from .polar import PolarProfile
 from .profile import Profile
-from .replayed_samples import PlayedProfile
+from .replayed_samples import ReplayedProfile
 from .thermometer import ThermometerProfile
 from .thingy52 import ThingyProfile
 from .uart import UartProfile
@@ -31,7 +31,7 @@ PROFILES: tuple[Profile, ...] = (
 
 # A replay's own packets are decoded like others, but no device speaks them.
 _BY_SOURCE: dict[str, Profile] = {
-    source: profile for profile in (*PROFILES, PlayedProfile()) for source in profile.sources
+    source: profile for profile in (*PROFILES, ReplayedProfile()) for source in profile.sources
 }
 
 

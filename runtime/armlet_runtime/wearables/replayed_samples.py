@@ -36,7 +36,7 @@ def encode(index: int, before_ns: np.ndarray, values: np.ndarray) -> bytes:
     return _HEAD.pack(index, len(values)) + before_ns.astype("<u4").tobytes() + values.astype("<f4").tobytes()
 
 
-class PlayedDecoder:
+class ReplayedDecoder:
     """See :class:`armlet_runtime.wearables.Decoder`."""
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class PlayedDecoder:
             raise PacketError("a modality needs channels, and a rate from 0.000001 to 1,000,000 Hz")
         if len({one.name for one in modalities}) < len(modalities):
             raise PacketError("a modality is there twice")
-        self.groups = tuple(Group(f"{PlayedProfile.name}.{one.name}", (one,)) for one in modalities)
+        self.groups = tuple(Group(f"{ReplayedProfile.name}.{one.name}", (one,)) for one in modalities)
 
 
-class PlayedProfile(ProfileBase):
+class ReplayedProfile(ProfileBase):
     """See :class:`armlet_runtime.wearables.Profile`."""
 
     name = "played"
@@ -86,6 +86,6 @@ class PlayedProfile(ProfileBase):
         """Nothing: there is no device."""
         yield from ()
 
-    def decoder(self) -> PlayedDecoder:
+    def decoder(self) -> ReplayedDecoder:
         """A decoder for one replay."""
-        return PlayedDecoder()
+        return ReplayedDecoder()

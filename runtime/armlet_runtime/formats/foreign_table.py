@@ -1,0 +1,231 @@
+"""Tables of samples that somebody else made: CSV or Parquet with a column of times.
+
+Their columns' names say what they hold, see :func:`streams_of`, or the person who imports them does
+(:func:`parse_stream`). Tables that armlet exported are read by :mod:`.exported_folder`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..arrays import Int64
+from ..errors import UsageError
+from ..modalities import Modality
+from ..signals import BEGAN, Recording, Stream
+from ..wearables import UNITS, XYZ
+from .cell_table import Table, mistake, read_parquet, read_table
+from .exported_folder import TIME
+from .timestamps import iso_text, rate_of, times_ns
+from .units import assumed, canonical, split_unit
+
+_TIMES = (
+    TIME,
+    "time",
+    "timestamp",
+    "timestamps",
+    "t",
+    "date",
+    "datetime",
+    "unix",
+    "unixtime",
+    "seconds",
+    "seconds_elapsed",
+    "sample_time",
+)
+
+# What others call a modality.
+_CALLED: Mapping[str, str] = {
+    "accelerometer": "acc", "acceleration": "acc", "accel": "acc", "a": "acc",
+    "gyroscope": "gyro", "gyr": "gyro", "g": "gyro", "w": "gyro",
+    "magnetometer": "mag", "magn": "mag", "m": "mag",
+    "heart_rate": "hr", "heartrate": "hr", "heart rate": "hr", "pulse": "hr",
+    "temperature": "temp", "gsr": "eda", "resp": "rsp", "respiration": "rsp", "sao2": "spo2", "bvp": "ppg",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One modality of a table, as ``--stream`` says it: its columns, and the unit they are in."""
+
+    modality: str
+    unit: str
+    names: tuple[str, ...]
+
+
+def parse_stream(text: str) -> Columns:
+    """Read ``acc=ax,ay,az`` or ``acc[m/s2]=ax,ay,az``.
+
+    Raises:
+        UsageError: It is not of this form.
+    """
+    title, _, names = text.partition("=")
+    modality, unit = split_unit(title)
+    columns = tuple(name.strip() for name in names.split(","))
+    if not re.fullmatch(r"\w+", modality) or not all(columns) or len(set(columns)) != len(columns):
+        raise UsageError(f"--stream {text}: give MODALITY=COLUMN,COLUMN, or MODALITY[UNIT]=COLUMN,COLUMN")
+    return Columns(modality, unit, columns)
+
+
+def read(
+    data: bytes, file: str, name: str, person: str, wanted: Sequence[Columns] = (), time: str | None = None
+) -> Recording:
+    """A recording from one table that somebody made.
+
+    Args:
+        data: The file; Parquet if it begins as such, else text.
+        file: Its name, for messages; a table of x, y and z alone is of the modality that it is named after.
+        name: Of the recording.
+        person: Who wore it.
+        wanted: Which columns are what; none to tell it from their names.
+        time: The column of times, with its unit in brackets if its name has none; None to tell it from their names.
+
+    Raises:
+        DataError: It is not such a table.
+        MissingExtraError: It is Parquet, and pyarrow is not installed.
+    """
+    table = read_parquet(data, file) if data.startswith(b"PAR1") else read_table(data, file)
+    if not table.lines:
+        raise mistake(file, "has no rows of samples")
+    table, clock = _clock(table, time)
+    times, absolute = times_ns(table, clock)
+    streams, told = streams_of(table, clock, times, wanted)
+    began = min(int(stream.times_ns[0]) for stream in streams)
+    if not absolute and began < 0:
+        raise table.wrong(0, clock, "times count from 0")
+    # Times since 1970 become a beginning and times since then; others are the recording's own clock already.
+    shift, meta = (began, {BEGAN: iso_text(began)}) if absolute else (0, {})
+    untold = [one for one in streams if one.modality.name not in told]
+    return Recording(
+        name,
+        person,
+        {"source": file, **meta, **assumed(untold)},
+        {one.modality.name: Stream(one.modality, one.times_ns - shift, one.values) for one in streams},
+    )
+
+
+def _clock(table: Table, time: str | None) -> tuple[Table, int]:
+    """The column of times, and the table with its unit in that column's name."""
+    if time is None:
+        lower = [split_unit(name)[0].lower() for name in table.names]
+        found = next((lower.index(name) for name in _TIMES if name in lower), None)
+        if found is None:
+            starts = [i for i, name in enumerate(lower) if re.match(r"(time|timestamp|t)_", name)]
+            found = starts[0] if starts else None
+        if found is None:
+            raise mistake(
+                table.file, f"has no column of times (there are {', '.join(table.names)}); name it with --time", 1
+            )
+        return table, found
+    column = table.column(time)
+    if column is None:
+        column = table.column(split_unit(time)[0])
+        if column is None:
+            raise mistake(table.file, f"has no column '{time}'; there are {', '.join(table.names)}", 1)
+        names = (*table.names[:column], time, *table.names[column + 1 :])
+        table = Table(table.file, names, table.lines, table.columns)
+    return table, column
+
+
+def streams_of(table: Table, clock: int, times: Int64, wanted: Sequence[Columns] = ()) -> tuple[list[Stream], set[str]]:
+    """The streams that a table's columns hold, and the modalities whose unit it tells.
+
+    A row in which a modality has no value is no sample of it.
+
+    A column is ``MODALITY_CHANNEL`` (or with a dot or a blank) or ``MODALITY``, each with its unit in brackets; what is
+    usual is understood, such as ``ax`` or ``accelerometer.x``. Values come in the units that models are trained in.
+
+    Raises:
+        DataError: A cell is no number, or no column tells what it holds.
+    """
+    groups = {one.modality: one for one in wanted} or _told(table, clock)
+    streams, told = [], set()
+    for modality, one in groups.items():
+        indices = [table.column(name) for name in one.names]
+        for name, index in zip(one.names, indices, strict=True):
+            if index is None:
+                raise mistake(table.file, f"has no column '{name}'; there are {', '.join(table.names)}", 1)
+        columns = [index for index in indices if index is not None]
+        unit = one.unit or split_unit(table.names[columns[0]])[1]
+        if unit:
+            told.add(modality)
+        unit, factor = canonical(modality, unit)
+        values = np.stack([table.numbers(index) for index in columns], axis=1)
+        there = ~np.isnan(values).all(axis=1)
+        if not there.any():
+            continue
+        known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_of(times[there]))
+        narrow = table.float32(columns, values[there], np.flatnonzero(there), factor)
+        streams.append(Stream(known, times[there], narrow))
+    if not streams:
+        raise mistake(table.file, "has no samples")
+    return streams, told
+
+
+def _told(table: Table, clock: int) -> dict[str, Columns]:
+    """Modality to its columns, by the names of these."""
+    stem = Path(table.file).stem.lower()
+    file = _CALLED.get(stem, stem) if len(stem) > 1 else stem
+    groups: dict[str, list[int]] = {}
+    for index, title in enumerate(table.names):
+        name, _ = split_unit(title)
+        if index == clock or not name or name.lower() in _TIMES:  # some loggers write the time in several ways
+            continue
+        modality, _ = _parts(name)
+        if not modality and name.lower() in XYZ and file not in UNITS:
+            problem = f"does not say what {name} is of; say it with --stream, as in --stream 'acc[g]=x,y,z'"
+            raise mistake(table.file, problem, 1, title)
+        # A file that is named after a modality holds the channels of that one.
+        groups.setdefault(modality or (file if file in UNITS else _word(name)), []).append(index)
+    if not groups:
+        raise mistake(table.file, "has no column besides the times", 1)
+    found = {}
+    for modality, indices in groups.items():
+        units = {split_unit(table.names[index])[1] for index in indices}
+        if len(units) > 1:
+            problem = f"has '{modality}' in {' and '.join(sorted(map(repr, units)))}; say it with --stream"
+            raise mistake(table.file, problem, 1)
+        names = [table.names[index] for index in indices]
+        ends = [split_unit(name)[0][-1:].lower() for name in names]
+        if sorted(ends) == list(XYZ):  # whatever order a logger writes them in
+            names = [names[ends.index(axis)] for axis in XYZ]
+        found[modality] = Columns(modality, units.pop(), tuple(names))
+    return found
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Modality and channel that a column's name without its unit tells; a modality is empty if it tells none."""
+    lower = name.lower()
+    if lower in UNITS:
+        return lower, ""
+    if lower in _CALLED and len(lower) > 1:
+        return _CALLED[lower], ""
+    head, *tail = re.split(r"[_.\- ]", name, maxsplit=1)
+    if tail and (head.lower() in UNITS or head.lower() in _CALLED):
+        return _CALLED.get(head.lower(), head.lower()), tail[0]
+    if lower[-1:] in XYZ and (lower[:-1] in UNITS or lower[:-1] in _CALLED):
+        return _CALLED.get(lower[:-1], lower[:-1]), lower[-1]
+    last = re.fullmatch(r"(.+)[_.\- ]([^_.\- ]+)", name)
+    return (_word(last[1]), last[2]) if last else ("", name)
+
+
+def _word(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_") or "column"
+
+
+def _channels(table: Table, modality: str, columns: Sequence[int], given: bool) -> tuple[str, ...]:
+    names = [split_unit(table.names[index])[0] for index in columns]
+    if len(names) == 3 and [name[-1:].lower() for name in names] == list(XYZ):
+        return XYZ
+    if len(names) == 1 and modality in _SINGLE:
+        return (_SINGLE[modality],)
+    short = names if given else [_parts(name)[1] or name for name in names]
+    return tuple(short) if len(set(short)) == len(short) else tuple(names)
+
+
+# What armlet's profiles call the only channel of a modality.
+_SINGLE = {"hr": "bpm", "rr": "interval", "ecg": "ecg", "spo2": "spo2"}

@@ -1,0 +1,135 @@
+"""Times in files that people bring: dates, numbers of some unit, and the rate that they show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal, InvalidOperation
+
+import numpy as np
+
+from ..arrays import Int64
+from .cell_table import Table, mistake, shown
+from .units import split_unit
+
+_MOMENTS = {"s": 10**9, "ms": 10**6, "us": 10**3, "µs": 10**3, "μs": 10**3, "ns": 1, "sec": 10**9, "seconds": 10**9}
+
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s*(Z|[+-]\d\d:?\d\d)?", re.ASCII | re.IGNORECASE
+)
+_EPOCH = datetime(1970, 1, 1)
+# Times are kept well inside int64, so that differences and offsets stay exact.
+_FARTHEST_NS = 1 << 62
+
+
+def iso_ns(text: str) -> int | None:
+    """Nanoseconds since 1970 of a time in ISO 8601, of UTC if it names no zone; None if it is none."""
+    found = _ISO.fullmatch(text.strip())
+    if found is None:
+        return None
+    try:
+        year, month, day, hour, minute, second = map(int, found.groups()[:6])
+        moment = datetime(year, month, day, hour, minute, second) - _EPOCH
+    except ValueError:
+        return None
+    zone = found[8]
+    if zone and zone.upper() != "Z":
+        digits = zone[1:].replace(":", "")
+        shift = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+        moment = moment - shift if zone[0] == "+" else moment + shift
+    nanoseconds = (moment.days * 86_400 + moment.seconds) * 10**9 + int((found[7] or "").ljust(9, "0"))
+    return nanoseconds if abs(nanoseconds) < _FARTHEST_NS else None
+
+
+def _names_zone(text: str) -> bool:
+    found = _ISO.fullmatch(text.strip())
+    return found is not None and found[8] is not None
+
+
+def iso_text(unix_ns: int) -> str:
+    """A time as :attr:`armlet_runtime.signals.recording.Recording.meta` has it: ISO 8601, UTC, to the microsecond."""
+    moment = _EPOCH + timedelta(microseconds=unix_ns // 1000)
+    return moment.replace(tzinfo=timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def times_ns(table: Table, column: int, falling: str = "keep one row of each time") -> tuple[Int64, bool]:
+    """A column of times in nanoseconds (rows,), and whether they count from 1970.
+
+    ISO 8601, or numbers: their unit stands in the column's name (``time [ms]``, ``time_s``), or, of times since 1970,
+    shows in their size. ``falling``: what is to be done about a time that is not later than the one before.
+
+    Raises:
+        DataError: A cell is no time, their unit cannot be told, some name a time zone and some do not, or a time is
+            not later than the one before.
+    """
+    texts = table.columns[column]
+    first = next((text for text in texts if text.strip()), "")
+    if iso_ns(first) is not None:
+        times = [iso_ns(text) for text in texts]
+        absolute = True
+        problem = "is not a date and time like the first one"
+    else:
+        numbers = [_decimal(text) for text in texts]
+        start = next((number for number in numbers if number is not None), None)
+        scale, absolute = _scale(table, column, start, numbers)
+        times = [None if number is None else _nanoseconds(number, scale) for number in numbers]
+        problem = "is not a time"
+    for index, time in enumerate(times):
+        if time is None:
+            raise table.wrong(index, column, f"'{shown(texts[index])}' {problem}")
+    zoned = [_names_zone(text) for text in texts] if absolute and iso_ns(first) is not None else []
+    if len(set(zoned)) > 1:
+        at, what = (zoned.index(False), "no") if zoned[0] else (zoned.index(True), "a")
+        raise table.wrong(at, column, f"'{shown(texts[at])}' names {what} time zone, unlike the first time")
+    result = np.array(times, np.int64)
+    falls = np.flatnonzero(np.diff(result) <= 0)
+    if len(falls):
+        at = int(falls[0]) + 1
+        raise table.wrong(at, column, f"'{shown(texts[at])}' is not later than the time in the row before; {falling}")
+    return result, absolute
+
+
+def _decimal(text: str) -> Decimal | None:
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        return None
+    # A number of a thousand digits is no time, and its products would overflow, as abs() of it does.
+    return number if number.is_finite() and number.copy_abs() < _FARTHEST_NS else None
+
+
+def _nanoseconds(number: Decimal, scale: int) -> int | None:
+    return round(number * scale) if abs(number) < _FARTHEST_NS // scale else None
+
+
+def _scale(table: Table, column: int, start: Decimal | None, numbers: Sequence[Decimal | None]) -> tuple[int, bool]:
+    """Nanoseconds of one unit of a column, and whether it counts from 1970 (later than 1973, that is)."""
+    name, unit = split_unit(table.names[column])
+    unit = unit or name.lower().rpartition("_")[2]
+    if start is None:
+        return 1, False
+    if unit.lower() in _MOMENTS:
+        scale = _MOMENTS[unit.lower()]
+        return scale, abs(start) * scale >= 10**17
+    for scale in (10**9, 10**6, 10**3, 1):
+        if 10**17 <= abs(start) * scale < 10**19:
+            return scale, True
+    if any(number is not None and number != int(number) for number in numbers):
+        return 10**9, False
+    raise mistake(
+        table.file,
+        "the unit of these times cannot be told; put it into the name, as in 'time [ms]', or name it with --time",
+        None,
+        table.title(column),
+    )
+
+
+def rate_of(times: Int64) -> float:
+    """The nominal rate in Hz of samples at such times (n,): the usual distance, and a whole number if one is near."""
+    if len(times) < 2:
+        return 1.0
+    rate = 1e9 / float(np.median(np.diff(times)))
+    if round(rate) > 0 and abs(rate / round(rate) - 1) < 0.01:
+        return float(round(rate))
+    return float(f"{rate:.4g}")
