@@ -1,7 +1,7 @@
 """A bundle, live, in two lines of Python::
 
     from armlet_runtime import open_live
-    for decision in open_live("file:board"): print(decision.label, decision.subset)
+    for decision in open_live("file:board", wearables=["Polar H10 12345678"]): print(decision.label, decision.subset)
 
 ``async for`` does the same inside an event loop, and :meth:`Live.run` calls a function for each decision.
 """
@@ -56,6 +56,7 @@ class Live:
         """The decisions of a run in this event loop.
 
         Raises:
+            UsageError: No wearable was named.
             WearableError: There is no usable Bluetooth here.
             EngineError: The engine failed.
         """
@@ -66,12 +67,13 @@ class Live:
 
         Whoever may leave it early closes it (``contextlib.aclosing``), which ends the links at once.
         """
-        from .bluetooth import Session, open_bluetooth, turns
+        from .bluetooth import Session, choose_wearables, open_bluetooth, turns
 
         core = self.core = self._make_core()
         rates_hz = {modality.name: modality.rate_hz for modality in self._model.manifest.modalities}
         async with open_bluetooth(self._bluetooth) as bluetooth:
-            session = Session(bluetooth, self._wearables, rates_hz, lambda: core.complete)
+            names = await choose_wearables(bluetooth, self._wearables, rates_hz)
+            session = Session(bluetooth, names, rates_hz, lambda: core.complete)
             async with aclosing(turns(session, core.due_ns, stop or asyncio.Event(), self._duration_s)) as each:
                 async for packets, now_ns in each:
                     for packet in packets:
@@ -84,6 +86,7 @@ class Live:
         """The decisions of a run whose event loop is in a thread of its own.
 
         Raises:
+            UsageError: No wearable was named.
             WearableError: There is no usable Bluetooth here.
             EngineError: The engine failed.
         """
@@ -139,6 +142,7 @@ class Live:
         """Call a function for each decision, until the duration is over or it raises something.
 
         Raises:
+            UsageError: No wearable was named.
             WearableError: There is no usable Bluetooth here.
             EngineError: The engine failed.
         """
@@ -162,7 +166,8 @@ def open_live(
     Args:
         bundle: A file, or ``file:FOLDER`` for a slot.
         bluetooth: ``system``, ``bumble:usb:0``, ...; see ``armlet run --help``.
-        wearables: Advertised names or addresses of the wearables to use, and no others; empty for all that are known.
+        wearables: Advertised names or addresses of the wearables to connect, and no others. ``["any"]`` connects every
+            one in reach that armlet can use. Empty: a run ends with an error that lists who is in reach.
         duration_s: How long a run lasts; None for until it is left.
         engine: Engine to run on; None for the bundle's first that is usable here.
         keys: Public keys to trust; empty for those of this home.

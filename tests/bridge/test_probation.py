@@ -167,7 +167,16 @@ class Runtime:
     def __init__(self, slot: Path, folder: Path, bluetooth: str) -> None:
         self.decisions = folder / "decisions.jsonl"
         self.said = folder / "said.txt"
-        command = ["run", f"file:{slot}", "--bluetooth", bluetooth, "--decisions", str(self.decisions)]
+        command = [
+            "run",
+            f"file:{slot}",
+            "--bluetooth",
+            bluetooth,
+            "--wearables",
+            "any",
+            "--decisions",
+            str(self.decisions),
+        ]
         with self.said.open("wb") as said:
             self.process = subprocess.Popen([*ARMLET, *command], stdout=said, stderr=subprocess.STDOUT)
 

@@ -123,7 +123,7 @@ async def test_the_whole_path(names: list[str], tmp_path: Path) -> None:
             spec = WearableSpec(name, tuple(rates_hz), profile)
             plays.append(await stack.enter_async_context(put_on(recordings[name], air, [spec], 2, 50.0, log)))
         bluetooth = await stack.enter_async_context(open_bluetooth(AirController("host", air)))
-        session = Session(bluetooth)
+        session = Session(bluetooth, names)
         running = asyncio.ensure_future(session.run())
         packets: list[Packet] = []
         try:

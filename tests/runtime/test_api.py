@@ -29,7 +29,7 @@ def air(played: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture
 def live(air: str, small_bundle: SmallBundle) -> Live:
     keys = [small_bundle.public_key_path]
-    return open_live(small_bundle.path, bluetooth=air, keys=keys, duration_s=60.0)
+    return open_live(small_bundle.path, bluetooth=air, wearables=["any"], keys=keys, duration_s=60.0)
 
 
 def threads() -> int:
@@ -76,7 +76,7 @@ def test_a_class_is_enrolled_live(
     bundle = tmp_path / "small.armlet"
     bundle.write_bytes(small_bundle.path.read_bytes())
     key = ["--key", str(small_bundle.public_key_path)]
-    assert main(["enrol", "wave", str(bundle), *key, "--from", "2s", "--bluetooth", air]) == 0
+    assert main(["enrol", "wave", str(bundle), *key, "--from", "2s", "--bluetooth", air, "--wearables", "any"]) == 0
     said = capsys.readouterr().out
     assert "now, for 2 s: wave" in said and "wave: live (" in said and "not known on" not in said
     assert "wave" in open_live(bundle, keys=[small_bundle.public_key_path]).core.labels

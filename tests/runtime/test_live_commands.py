@@ -37,6 +37,7 @@ from armlet_runtime.signals.recording_file import read_recording, write_recordin
 from .conftest import SmallBundle
 
 ARMLET = [sys.executable, "-m", "armlet_runtime"]
+ANY = ["--wearables", "any"]
 
 
 def armlet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -72,7 +73,7 @@ def live(played: Path, small_bundle: SmallBundle, tmp_path_factory: pytest.TempP
     with wearables(played, folder, "--duration", "11", "--link-loss", "gyro:4:7", "--drift-ppm", "50") as bluetooth:
         ran = armlet(
             "run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth,
-            "--duration", "11.5", "--record", folder / "live.mcap", "--decisions", folder / "live.jsonl",
+            *ANY, "--duration", "11.5", "--record", folder / "live.mcap", "--decisions", folder / "live.jsonl",
             "--json", folder / "live.json", "--mqtt", "mqtt://127.0.0.1:9/nobody/listens",
         )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -225,7 +226,16 @@ def test_ctrl_c_ends_a_run_cleanly(played: Path, small_bundle: SmallBundle, tmp_
     files = ["--record", tmp_path / "r.mcap", "--decisions", tmp_path / "d.jsonl", "--json", tmp_path / "s.json"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with wearables(played, tmp_path) as bluetooth, terminal() as (screen, shown):
-        command = ["run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth, *files]
+        command = [
+            "run",
+            small_bundle.path,
+            "--key",
+            small_bundle.public_key_path,
+            "--bluetooth",
+            bluetooth,
+            *ANY,
+            *files,
+        ]
         process = subprocess.Popen(
             [*ARMLET, *map(str, command)], stdout=screen, stderr=subprocess.PIPE, env=environment
         )
@@ -250,7 +260,7 @@ def test_a_run_that_loses_its_bluetooth_keeps_what_it_did(
     live, again, summary, record = (tmp_path / name for name in ("d.jsonl", "again.jsonl", "s.json", "r.mcap"))
     files = ["--record", str(record), "--decisions", str(live), "--json", str(summary)]
     with wearables(played, tmp_path, "--duration", "4") as bluetooth:  # then the virtual air is gone
-        assert main(["run", *model, "--bluetooth", bluetooth, "--duration", "60", *files]) == 2
+        assert main(["run", *model, "--bluetooth", bluetooth, *ANY, "--duration", "60", *files]) == 2
     said = capfd.readouterr().err
     assert "Bluetooth cannot be used here (the connection to the Bluetooth controller is lost)" in said
     assert json.loads(summary.read_text())["decisions"] == len(lines(live)) > 5
@@ -260,7 +270,7 @@ def test_a_run_that_loses_its_bluetooth_keeps_what_it_did(
 
 def test_a_killed_run_leaves_a_recording_to_replay(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     with wearables(played, tmp_path) as bluetooth:
-        command = ["record", tmp_path / "r.mcap", "--bluetooth", bluetooth, "--person", "p07"]
+        command = ["record", tmp_path / "r.mcap", "--bluetooth", bluetooth, *ANY, "--person", "p07"]
         process = subprocess.Popen([*ARMLET, *map(str, command)], stdout=subprocess.PIPE)
         wait_for(lambda: (tmp_path / "r.mcap").exists() and (tmp_path / "r.mcap").stat().st_size > 5000)
         process.kill()
@@ -270,7 +280,7 @@ def test_a_killed_run_leaves_a_recording_to_replay(played: Path, small_bundle: S
     key = small_bundle.public_key_path
     done = armlet("replay", tmp_path / "r.mcap", small_bundle.path, "--key", key)
     assert done.returncode == 0 and "has no end" in done.stderr and "acc+gyro" in done.stdout
-    again = armlet("record", tmp_path / "r.mcap")
+    again = armlet("record", tmp_path / "r.mcap", *ANY)
     assert again.returncode == 2 and "exists already" in again.stderr
 
 

@@ -153,6 +153,9 @@ def test_without_systemd_it_is_said(small_bundle: SmallBundle, capsys: pytest.Ca
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
     assert main(["service", "install", *model]) == 2
+    assert "name the wearables that the service is to connect" in capsys.readouterr().err
+    model += ["--wearables", "Armlet-Acc"]
+    assert main(["service", "install", *model]) == 2
     assert "no systemd runs for this user here" in capsys.readouterr().err
     assert main(["service", "status"]) == 1 and main(["service", "remove"]) == 0
     assert capsys.readouterr().out == "no unit here\nthere is no unit here\n"

@@ -294,6 +294,7 @@ async def test_the_page_in_a_browser(
 ) -> None:
     with wearables(played, tmp_path, "--link-loss", "gyro:5:9") as bluetooth:
         command = ["run", str(small_bundle.path), "--key", str(small_bundle.public_key_path), "--bluetooth", bluetooth]
+        command += ["--wearables", "any"]
         process = subprocess.Popen(
             [*ARMLET, *command, "--web", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
         )

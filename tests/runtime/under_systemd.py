@@ -35,7 +35,8 @@ def main_process() -> int:
 
 
 def run(bundle: str, key: str, bluetooth: str) -> None:
-    options = ["--bluetooth", bluetooth, "--decisions", str(Path("decisions.jsonl").absolute())]
+    options = ["--bluetooth", bluetooth, "--wearables", "Armlet-Acc,Armlet-Gyro"]
+    options += ["--decisions", str(Path("decisions.jsonl").absolute())]
     assert main(["service", "install", bundle, "--key", key, *options]) == 0
     assert state() == "active"  # it said READY=1: systemd has waited for it
     wait_for("decisions", lambda: decided() > 2)
@@ -56,7 +57,7 @@ def run(bundle: str, key: str, bluetooth: str) -> None:
     assert main(["service", "remove"]) == 0
     assert state() == "none" and main(["service", "status"]) == 1
     # A run that cannot start is told at once, and leaves no unit behind.
-    assert main(["service", "install", bundle, "--key", key, "--bluetooth", "nonsense"]) == 2
+    assert main(["service", "install", bundle, "--key", key, *options[2:4], "--bluetooth", "nonsense"]) == 2
     assert state() == "none"
 
 

@@ -160,7 +160,7 @@ def _live(demo: Demo) -> None:
     with demo.running("on the air", *simulate):
         demo.armlet(
             "run", f"file:{demo.root / 'board'}", "--bluetooth", f"bumble:tcp-client:127.0.0.1:{port}",
-            "--duration", f"{profile.play_s:g}", "--record", demo.root / "live.mcap",
+            "--wearables", "any", "--duration", f"{profile.play_s:g}", "--record", demo.root / "live.mcap",
             "--decisions", demo.root / "live.jsonl", "--json", demo.root / "live.json",
         )  # fmt: skip
 

@@ -71,6 +71,11 @@ loginctl show-user --property=Linger --value "$(id -un)" 2>/dev/null || true
 """
 """Prints ``yes`` if the user's units run without anybody logged in. A restart, because the environment may be new."""
 
+RESTART_UNIT = f"""
+if [ -e "$HOME/.config/systemd/user/{UNIT}" ]; then systemctl --user restart --no-block {UNIT}; fi
+"""
+"""For a unit of an earlier setup: the environment may be new."""
+
 REMOVE = f"""
 set -eu
 unit="$HOME/.config/systemd/user/{UNIT}"
@@ -121,6 +126,7 @@ async def setup(
     extras: Sequence[str] = (),
     host_key: str | None = None,
     service: bool = True,
+    wearables: Sequence[str] = (),
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Setup:
     """Prepare a board; doing it again brings it up to date.
@@ -131,7 +137,8 @@ async def setup(
         description: What it is, for bundles that are made for some boards only.
         extras: Engines besides LiteRT.
         host_key: Fingerprint of a new host key that may be believed.
-        service: Start a systemd user unit, where the board has systemd for its users.
+        service: Start a systemd user unit, where the board has systemd for its users and there are ``wearables``.
+        wearables: Advertised names or addresses of those that the unit is to connect.
         say: Called with one sentence a step.
 
     Raises:
@@ -158,7 +165,7 @@ async def setup(
             _check_room(target, probe, environment)
         first = msgspec.json.encode({"digest": environment.digest}) + b"\n"
         await _run(connection, f"{python} -c {shlex.quote(INSTALL)}", first + sent)
-        unit = await _start_unit(connection, probe) if service else "not asked for"
+        unit = await _start_unit(connection, probe, wearables) if service else "not asked for"
     async with connect(target) as board:
         names = await trust_owner(board, str(target), trust)
         if description is not None:
@@ -198,11 +205,15 @@ def _check_room(target: Target, probe: Probe, environment: Environment) -> None:
         )
 
 
-async def _start_unit(connection: Any, probe: Probe) -> str:
+async def _start_unit(connection: Any, probe: Probe, wearables: Sequence[str]) -> str:
     if probe.units in ("", "offline", "unknown"):
         return "none: this board runs no systemd for its users; start 'armlet run' by what it has instead"
+    if not wearables:
+        await _run(connection, f"sh -c {shlex.quote(RESTART_UNIT)}", b"")
+        return "no new unit: with --wearables NAME,NAME a unit connects these"
+    names = ",".join(wearables).replace("%", "%%")
     command = (f"%h/{PREFIX}/venv/bin/python", "-m", "armlet_runtime", "run", f"file:%h/{PREFIX}/slot")
-    unit = unit_text(command, {"ARMLET_HOME": f"%h/{PREFIX}/home"}, "%h")
+    unit = unit_text((*command, "--wearables", names), {"ARMLET_HOME": f"%h/{PREFIX}/home"}, "%h")
     lingers = await _run(connection, f"sh -c {shlex.quote(WRITE_UNIT)}", unit.encode())
     if lingers.strip() == "yes":
         return f"{UNIT} runs, and starts with the board"

@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     setup.add_argument(
         "--engine", action="append", default=[], choices=["onnx", "executorch"], help="an engine besides LiteRT"
     )
+    setup.add_argument(
+        "--wearables",
+        metavar="NAME,NAME",
+        help="advertised names or addresses of the wearables that a systemd unit on the board is to connect; without "
+        "them no unit is made",
+    )
     setup.add_argument("--no-service", action="store_true", help="do not start a systemd unit")
     setup.add_argument("--key", type=Path, action="append", default=[], metavar="FILE.pub", help="whom it is to trust")
     info = actions.add_parser("info", help="what the board is, what it runs, how its last update ended")
@@ -73,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
     from armlet_runtime.bundle import trusted_keys
+    from armlet_runtime.commands import wearable_names
     from armlet_runtime.errors import UsageError
     from armlet_runtime.install import BoardDescription
 
@@ -86,7 +93,9 @@ async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
         raise UsageError("--modalities describes a board that has a name; give --class as well")
     modalities = tuple(args.modalities.split(",")) if args.modalities else None
     description = BoardDescription(args.board, modalities) if args.board else None
-    done = await setup(target, trust, description, args.engine, args.host_key, not args.no_service, print)
+    service = not args.no_service
+    names = wearable_names(args)
+    done = await setup(target, trust, description, args.engine, args.host_key, service, names, print)
     print(f"{done.board} is ready: {done.bytes_sent / 1e6:.1f} MB sent, trusts {', '.join(done.trusted)}")
     print(f"service: {done.unit}")
     return done, True

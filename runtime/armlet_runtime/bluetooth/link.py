@@ -120,6 +120,7 @@ class LinkSupervisor:
         self,
         link: Link,
         rates_hz: Mapping[str, float | None],
+        named: bool,
         links_of_others: Callable[[LinkSupervisor], Mapping[Adapter, int]],
         put: Callable[[Packet], None],
         changed: Callable[[], None],
@@ -129,6 +130,7 @@ class LinkSupervisor:
         Args:
             link: Kept up to date.
             rates_hz: Modalities wanted, with their rates; empty for all.
+            named: Whether a person named the wearable.
             links_of_others: How many of the session's other wearables have, or wait for, a link, by adapter.
             put: Takes what the wearable sends and what becomes of its link.
             changed: Called when the link's state changed.
@@ -138,6 +140,7 @@ class LinkSupervisor:
         self.heard_at = 0.0
         self.ending = False
         self._rates_hz = rates_hz
+        self._named = named
         self._links_of_others = links_of_others
         self._put_packet = put
         self._changed = changed
@@ -270,7 +273,8 @@ class LinkSupervisor:
             self._set("starting")
             characteristics = list(client.services.characteristics.values())
             log.info("'%s': connected; %d characteristics", link.name, len(characteristics))
-            wanted = Wanted(self._rates_hz, frozenset(one.uuid for one in characteristics), client.name or link.name)
+            uuids = frozenset(one.uuid for one in characteristics)
+            wanted = Wanted(self._rates_hz, uuids, client.name or link.name, self._named)
             if self._pair:
                 await asyncio.wait_for(client.pair(), START_S)
             profiles = await asyncio.wait_for(self._start(client, steps, wanted), START_S)

@@ -56,7 +56,8 @@ class Session:
         Args:
             bluetooth: The adapters; see :func:`armlet_runtime.bluetooth.open_bluetooth`.
             names: Advertised names or addresses of the wearables wanted; no other is connected. Empty: every one that
-                may carry one of ``modalities``.
+                may carry one of ``modalities``. What a person gave goes through
+                :func:`armlet_runtime.bluetooth.choose_wearables`, which lets it be empty only if that was asked for.
             modalities: Wanted of them, with their rates in Hz if they are to be asked for. Empty for all that are
                 known.
             complete: Without names: whether no further wearable need be looked for.
@@ -241,7 +242,9 @@ class Session:
         return supervisor if supervisor.take_over(address) else None
 
     def _add(self, link: Link) -> LinkSupervisor:
-        supervisor = LinkSupervisor(link, self._rates_hz, self._links_of_others, self._put, self._changed.set)
+        supervisor = LinkSupervisor(
+            link, self._rates_hz, bool(self._names), self._links_of_others, self._put, self._changed.set
+        )
         self.links[link.name] = link
         self._supervisors[link.name] = supervisor
         self._start(supervisor.run(), _task_name(link))

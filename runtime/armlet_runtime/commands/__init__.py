@@ -3,7 +3,7 @@
 Imports every wing; a command imports what it needs when it runs.
 """
 
-from .bluetooth_arguments import add_bluetooth_option, seconds
+from .bluetooth_arguments import add_bluetooth_option, seconds, wearable_names
 from .model_arguments import add_bundle_arguments, add_engine_option, add_key_option, load_model
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "add_key_option",
     "load_model",
     "seconds",
+    "wearable_names",
 ]

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..bluetooth import Bluetooth, Nearby
 
 
 def seconds(text: str) -> float:
@@ -33,7 +41,8 @@ def add_wearables_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wearables",
         metavar="NAME,NAME",
-        help="advertised names or addresses of the wearables to use, and no others (default: all that are known)",
+        help="advertised names or addresses of the wearables to connect, and no others; on a terminal you are asked "
+        "if you name none ('any': every one in reach that armlet can use, for demonstrations and tests)",
     )
 
 
@@ -47,3 +56,56 @@ def add_bluetooth_arguments(parser: argparse.ArgumentParser) -> None:
 def wearable_names(args: argparse.Namespace) -> tuple[str, ...]:
     """The names and addresses that ``--wearables`` gives."""
     return tuple(name.strip() for name in (args.wearables or "").split(",") if name.strip())
+
+
+async def chosen_names(
+    args: argparse.Namespace, adapters: Sequence[Bluetooth], modalities: Collection[str] = (), asking: bool = True
+) -> tuple[str, ...]:
+    """The names for the session; without ``--wearables`` a person at the terminal chooses.
+
+    Args:
+        args: With ``--wearables``.
+        adapters: Listened on for who is in reach, if nobody was named.
+        modalities: Of the model; all if empty.
+        asking: Whether to ask at all.
+
+    Raises:
+        UsageError: Nobody was named or chosen.
+        WearableError: There is no usable Bluetooth here.
+    """
+    from ..bluetooth import choose_wearables
+
+    names = wearable_names(args)
+    person = asking and sys.stdin.isatty() and sys.stdout.isatty()
+    if not names and person:
+        print("no wearable is named; listening for who is in reach", flush=True)
+    chosen = await choose_wearables(adapters, names, modalities, ask if person else None)
+    what = ", ".join(chosen) or "every wearable in reach"
+    print(f"looking for {what}; Ctrl-C ends it", flush=True)
+    return chosen
+
+
+def ask(nearby: Sequence[Nearby]) -> Sequence[Nearby]:
+    """Have the person at the terminal choose among the wearables in reach; none is chosen by an empty line."""
+    for number, device in enumerate(nearby, 1):
+        print(f"{number:3}  {device.name or '(no name)':24} {device.address}  {device.rssi:4} dBm")
+    while True:
+        # Not as input()'s prompt, which goes to the standard error output.
+        print("which of them are yours? Numbers, such as 1 or 1,2; Enter for none: ", end="", flush=True)
+        answer = sys.stdin.readline()
+        try:
+            return picked(nearby, answer)
+        except UsageError as error:
+            print(error)
+
+
+def picked(nearby: Sequence[Nearby], answer: str) -> Sequence[Nearby]:
+    """The devices whose numbers, counted from 1, an answer gives.
+
+    Raises:
+        UsageError: It gives something else.
+    """
+    words = answer.replace(",", " ").split()
+    if not all(word.isdecimal() and 1 <= int(word) <= len(nearby) for word in words):
+        raise UsageError(f"give numbers from 1 to {len(nearby)}, with commas between them")
+    return [nearby[number] for number in sorted({int(word) - 1 for word in words})]

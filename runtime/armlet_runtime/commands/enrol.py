@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bluetooth_arguments import add_bluetooth_option, add_wearables_option, seconds, wearable_names
+from .bluetooth_arguments import add_bluetooth_option, add_wearables_option, chosen_names, seconds
 from .model_arguments import add_engine_option, add_key_option, load_bundle
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "enrol"
 HELP = "Teach a board a new class from one example; it is kept beside the bundle, and can be undone and removed."
-EXAMPLE = """armlet enrol sit-down file:/var/lib/armlet/slot --from 5s
+EXAMPLE = """armlet enrol sit-down file:/var/lib/armlet/slot --wearables "Polar H10 12345678" --from 5s
   armlet enrol sit-down file:/var/lib/armlet/slot --recording walk.mcap --at 63.5
   armlet enrol --list file:/var/lib/armlet/slot
   armlet enrol --remove sit-down file:/var/lib/armlet/slot
@@ -146,9 +146,9 @@ def _recorded(
 
 def _live(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
     """The windows of an example from the wearables, from the moment at which all sensors are there."""
-    import asyncio
+    from ..bluetooth import run_main
 
-    return asyncio.run(_watch(args, model)), "live"
+    return run_main(_watch(args, model)), "live"
 
 
 async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str, Float32]]:
@@ -157,14 +157,16 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
     from contextlib import aclosing
 
     from ..api import Live
+    from ..bluetooth import ANY, open_bluetooth
     from ..errors import EnrolmentError
     from ..live import LiveCore
 
     window = model.manifest.window
     length_s = max(args.length or 0.0, window.length_s)
-    live = Live(model, lambda: LiveCore(model, time.monotonic_ns), args.bluetooth, wearable_names(args), None)
     names = {modality.name for modality in model.manifest.modalities}
-    print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C gives up", flush=True)
+    async with open_bluetooth(args.bluetooth) as bluetooth:
+        wearables = await chosen_names(args, bluetooth, names) or (ANY,)
+    live = Live(model, lambda: LiveCore(model, time.monotonic_ns), args.bluetooth, wearables, None)
     give_up = time.monotonic() + PATIENCE_S
     # Before the first sample there is no decision that could tell the time.
     silent = asyncio.Event()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
+from .bluetooth_arguments import add_bluetooth_arguments, chosen_names
 
 NAME = "record"
 HELP = "Record what Bluetooth wearables send, packet by packet; a killed recording is readable up to its last second."
-EXAMPLE = """armlet record walk.mcap --duration 600
+EXAMPLE = """armlet record walk.mcap --wearables "Polar H10 12345678" --duration 600
   armlet record walk.mcap --wearables Armlet-Acc,Armlet-Gyro --person p01"""
 EXTRA = ""
 
-# Without --wearables, further ones are looked for at the beginning only: scanning costs the radio's time.
+# With --wearables any, further ones are looked for at the beginning only: scanning costs the radio's time.
 LOOK_S = 15.0
 
 
@@ -46,9 +46,8 @@ async def _record(args: argparse.Namespace) -> int:
     began = time.monotonic()
     view = LineView(writer=BackgroundWriter())  # a stalled terminal must not stop the recording
     async with open_bluetooth(args.bluetooth) as bluetooth:
-        session = Session(
-            bluetooth, wearable_names(args), complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S
-        )
+        names = await chosen_names(args, bluetooth)
+        session = Session(bluetooth, names, complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S)
         view.links(session.links)
         with RecordingWriter.create(args.out, args.out.stem, args.person, {BEGAN: now_text()}) as writer:
 
@@ -58,9 +57,6 @@ async def _record(args: argparse.Namespace) -> int:
                     counts[packet.wearable] += packet.kind == "data"
                 view.tick(now_ns)
 
-            print(
-                f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the recording", flush=True
-            )
             ended_ns = await drive(session, turn, args.duration)
             writer.add_meta({ENDED_NS: str(ended_ns)})
     view.close()

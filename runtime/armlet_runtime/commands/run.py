@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bluetooth_arguments import add_bluetooth_arguments, wearable_names
+from .bluetooth_arguments import add_bluetooth_arguments, chosen_names
 from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
 
 if TYPE_CHECKING:
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 NAME = "run"
 HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
-EXAMPLE = """armlet run model.armlet
+EXAMPLE = """armlet run model.armlet --wearables "Polar H10 12345678"
   armlet run file:/var/lib/armlet/slot --wearables Armlet-Acc,Armlet-Gyro --decisions decisions.jsonl
-  armlet run model.armlet --bluetooth bumble:usb:0 --duration 60 --record walk.mcap --json summary.json
-  armlet run model.armlet --web"""
+  armlet run model.armlet --wearables any --bluetooth bumble:usb:0 --duration 60 --record walk.mcap --json summary.json
+  armlet run model.armlet --wearables C0:11:22:33:44:55 --web"""
 EXTRA = ""
 
 
@@ -87,7 +87,10 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         print(f"classes were enrolled for another bundle ({', '.join(others)}): this one needs them enrolled again")
     manifest = opened.bundle.manifest
     core = LiveCore(opened.model, time.monotonic_ns, opened.policy)
+    rates_hz = {modality.name: modality.rate_hz for modality in manifest.modalities}
     async with AsyncExitStack() as stack:
+        bluetooth = await stack.enter_async_context(open_bluetooth(args.bluetooth))
+        names = await chosen_names(args, bluetooth, rates_hz)  # before any file is begun
         recorder = stack.enter_context(Recorder())
         run = stack.enter_context(Run(opened, core))
         tally = run.add(Tally(core))
@@ -100,10 +103,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
             recorder.start(args.record, run.recording_meta())
         elif args.bundle.startswith(SCHEME):  # a recording is of one bundle, so that its replay is the run again
             run.add(SlotWatch(run, args.bundle, args.key, args.engine, recorder))
-        bluetooth = await stack.enter_async_context(open_bluetooth(args.bluetooth))
-        rates_hz = {modality.name: modality.rate_hz for modality in manifest.modalities}
-        session = Session(bluetooth, wearable_names(args), rates_hz, lambda: core.complete)
-        print(f"looking for {', '.join(wearable_names(args)) or 'wearables'}; Ctrl-C ends the run", flush=True)
+        session = Session(bluetooth, names, rates_hz, lambda: core.complete)
         monitor = run.add(Monitor(core))
         monitor.links(session.links)
         page = None

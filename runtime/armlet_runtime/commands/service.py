@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .bluetooth_arguments import wearable_names
 from .model_arguments import load_bundle
 
 NAME = "service"
 HELP = "Keep 'armlet run' going with systemd, as this user: started with the machine, restarted, watched."
-EXAMPLE = """armlet service install file:board
+EXAMPLE = """armlet service install file:board --wearables "Polar H10 12345678"
   armlet service install file:board --wearables Armlet-Acc,Armlet-Gyro --floor 0.9
   armlet service status
   armlet service remove"""
@@ -49,13 +50,21 @@ def _install(args: argparse.Namespace) -> int:
     import sys
 
     from ..bundle import home
+    from ..errors import UsageError
     from ..install import install, unit_path
     from . import run as live
 
     parser = argparse.ArgumentParser(prog="armlet service install", add_help=False)
     live.add_arguments(parser)
     words = [args.bundle, *args.options]
-    load_bundle(parser.parse_args(words))  # what cannot be used is told now, and not to the journal every two seconds
+    parsed = parser.parse_args(words)
+    # What cannot be used is said now, and not to the journal every two seconds.
+    if not wearable_names(parsed):
+        raise UsageError(
+            "name the wearables that the service is to connect: armlet service install BUNDLE --wearables NAME,NAME; "
+            "'armlet wearables scan' lists who is in reach"
+        )
+    load_bundle(parsed)
     environment = {"ARMLET_HOME": str(home().absolute()), "PYTHONUNBUFFERED": "1"}
     if "PATH" in os.environ:  # ExecuTorch's shim is built with the compiler that is found here
         environment["PATH"] = os.environ["PATH"]

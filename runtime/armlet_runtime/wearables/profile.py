@@ -169,11 +169,13 @@ class Wanted:
         rates_hz: Modality to the rate wanted, None for any. Empty: every modality.
         characteristics: UUIDs of the characteristics that the wearable has.
         name: Its name.
+        named: Whether a person named it. Other devices are not to be changed: what is stored or run on them stays.
     """
 
     rates_hz: Mapping[str, float | None] = field(default_factory=dict)
     characteristics: frozenset[str] = frozenset()
     name: str = ""
+    named: bool = True
 
     def wants(self, *modalities: str) -> bool:
         """Whether any of these modalities is wanted."""

@@ -118,6 +118,8 @@ class UartProfile(ProfileBase):
 
     def start(self, wanted: Wanted) -> Steps:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""
+        if wanted.name.startswith(BANGLE_NAME) and not wanted.named:
+            raise PacketError(f"'{wanted.name}' is sent a program only if a person names it: --wearables NAME")
         yield Subscribe(NOTIFY_UUID)
         if wanted.name.startswith(BANGLE_NAME):
             yield from _send(bangle_program(wanted))
