@@ -259,6 +259,8 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     server.stop()
 
 
+@pytest.mark.full("installs an environment from a package index")
+@pytest.mark.long(limit_s=300, reason="installs an environment from a package index")
 def test_a_board_is_set_up_and_deployed_to_over_ssh(
     sshd: Sshd, make_bundle: MakeBundle, signing_key: Path, tmp_path: Path
 ) -> None:

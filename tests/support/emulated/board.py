@@ -169,7 +169,7 @@ def system(cache: Path) -> Path:
     """
     contents = repr((DEBIAN, PACKAGES, FILES, INITRD_INIT, KINDS, DISK_BYTES))
     key = hashlib.sha256(contents.encode()).hexdigest()[:8]
-    return artefacts.made(f"board-{DEBIAN}", key, _make_system, cache)
+    return artefacts.made(f"emulated-board-{DEBIAN}", key, _make_system, cache)
 
 
 def _make_system(folder: Path) -> None:

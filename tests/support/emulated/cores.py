@@ -102,7 +102,7 @@ def make_board(scratch: Path) -> Board:
     if missing:
         pytest.skip(f"needs the system packages {', '.join(missing)}: apt install {' '.join(missing)}")
     contents = hashlib.sha256(repr(PACKAGES).encode()).hexdigest()[:8]
-    folder = artefacts.made(f"aarch64-{DEBIAN}", contents, _make_trees, executorch_shim.cache_folder())
+    folder = artefacts.made(f"arm64-{DEBIAN}", contents, _make_trees, executorch_shim.cache_folder())
     site = folder / "site"
     with artefacts.locked(folder.with_name(f".{folder.name}.lock")):
         executorch_build.build(site / "executorch", folder, "aarch64", "aarch64-linux-gnu-g++")
