@@ -33,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--goals", action="store_true", help="a benchmark fails that misses a goal")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A board has no pytest-timeout."""
+    config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, where it is installed")
+
+
 class _NotHere(pytest.Module):
     """A module of benchmarks that cannot even be imported here."""
 

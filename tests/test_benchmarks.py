@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+BOARD = (
+    "sys.modules['torch'] = None; "
+    "sys.argv += ['-p', 'no:timeout', '-p', 'no:xdist', '-p', 'no:asyncio', '--strict-markers']"
+)
+"""What ``armlet[bench]`` does not bring."""
 MEASURED = """
 def test_a_figure(benchmark, goal):
     benchmark.pedantic(int)
@@ -25,7 +30,7 @@ def run_pytest(*arguments: str | Path, before: str = "pass") -> subprocess.Compl
 
 
 def test_benchmarks_are_collected_on_a_board_without_torch() -> None:
-    shown = run_pytest("benchmarks", "--collect-only", "-q", "-rs", before="sys.modules['torch'] = None")
+    shown = run_pytest("benchmarks", "--collect-only", "-q", "-rs", before=BOARD)
     assert shown.returncode == 0, shown.stdout[-3000:]
     assert "benchmarks/board/test_decision.py::test_decision[litert]" in shown.stdout
     skipped = [line for line in shown.stdout.splitlines() if line.startswith("SKIPPED")]
