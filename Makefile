@@ -46,13 +46,22 @@ bench: $(VENV)/.installed
 bench-goals: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks --goals --benchmark-json benchmarks.json
 
-# torch is named first and pinned, so that a CPU build at hand is taken instead of the newest one with CUDA.
+# What is missing is said in one sentence, before anything is written. torch is named first and pinned, so that its CPU
+# build is taken (uv asks PyTorch's own index for the build that fits this machine's GPU, or none) and not the newest one with
+# CUDA, of several GB; where that index is out of reach, pip's own comes next. TORCH=cpu or TORCH=cu130 chooses the build.
+TORCH ?= auto
 $(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)) ' || \
+	@[ -n "$(PYTHON)" ] || { echo "armlet needs Python 3.11 to 3.13, and there is none: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "armlet's development side needs Python 3.11 to 3.13; set PYTHON=... ($(PYTHON) is another)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module with pip: apt-get install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; exit 1; }
+	@command -v g++ >/dev/null || { echo "there is no C++ compiler: apt-get install g++"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	$(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != "2.13.0")' 2>/dev/null || \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) torch==2.13.0 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -e '.[all]'
 	touch $@
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
+from packaging.requirements import Requirement
 
 from armlet_runtime.engines import executorch_shim
 
@@ -90,3 +92,48 @@ def test_bundle_runs_on_a_board_install(
     refused = armlet("pretrain", "hapt", "--out", "run")
     assert refused.returncode == 2
     assert "pip install 'armlet[train]'" in refused.stderr
+
+
+def lowest(dependencies: list[str]) -> list[str]:
+    """Each dependency at the lower end of its range."""
+    pins = []
+    for requirement in map(Requirement, dependencies):
+        (version,) = [each.version for each in requirement.specifier if each.operator == ">="]
+        pins.append(f"{requirement.name}=={version}")
+    return pins
+
+
+def test_bundle_runs_with_the_oldest_dependencies(wheel: Path, demo_dir: Path, demo_home: Path, tmp_path: Path) -> None:
+    python = find_python("3.11")
+    if python is None:
+        pytest.skip("no Python 3.11 with venv on this machine; its wheels reach back to the lower ends of the ranges")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (tmp_path / "constraints.txt").write_text("\n".join(lowest(project["dependencies"])))
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    board = tmp_path / "venv" / "bin"
+    install: list[str | Path] = [
+        board / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        tmp_path / "constraints.txt",
+        wheel,
+    ]
+    subprocess.run(install, check=True, capture_output=True)
+
+    (key,) = (demo_home / "trusted").glob("*.pub")
+    words: list[str | Path] = [
+        "replay",
+        demo_dir / "live.mcap",
+        demo_dir / "model.armlet",
+        "--key",
+        key,
+        "--decisions",
+        "old.jsonl",
+    ]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    replayed = subprocess.run([board / "armlet", *words], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert replayed.returncode == 0, replayed.stderr
+    assert (tmp_path / "old.jsonl").read_bytes() == (demo_dir / "replay.jsonl").read_bytes()
