@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from armlet_bridge.radio.bumble_backend import open_bluetooth
-from armlet_bridge.virtual import twins
 from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.twins import registry as twins
 from armlet_bridge.virtual.wearable import WearableSpec, put_on
 from armlet_runtime import wearables
 from armlet_runtime.bluetooth import Session
@@ -39,10 +39,13 @@ def glove(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setattr(registry, "PROFILES", (*registry.PROFILES, added))
     monkeypatch.setattr(registry, "_BY_SOURCE", {**registry._BY_SOURCE, **dict.fromkeys(added.sources, added)})
 
-    space = {**vars(twins), "glove": module}
-    exec(twin, space)
-    (entry,) = re.findall(r'`"glove": (_Kind\(.*\))` in `_KINDS`', GUIDE)
-    monkeypatch.setattr(twins, "_KINDS", {**twins._KINDS, "glove": eval(entry, space)})
+    monkeypatch.setattr(wearables, "glove", module, raising=False)
+    beside = types.ModuleType("armlet_bridge.virtual.twins.glove")
+    beside.__package__ = "armlet_bridge.virtual.twins"
+    exec(twin, beside.__dict__)
+    (entry,) = re.findall(r'`"glove": (Kind\(.*\))` in `KINDS`', GUIDE)
+    made = eval(entry, {**vars(twins), **vars(beside)})
+    monkeypatch.setattr(twins, "KINDS", {**twins.KINDS, "glove": made})
     return module
 
 
