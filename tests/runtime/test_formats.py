@@ -6,6 +6,8 @@ import io
 import json
 import math
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from armlet_runtime.cli import main
 from armlet_runtime.errors import ArmletError, DataError, UsageError
 from armlet_runtime.formats import edf, empatica, foreign_mcap
+from armlet_runtime.formats.cell_table import PIECE, Cells
 from armlet_runtime.formats.exported_folder import read as read_folder
 from armlet_runtime.formats.foreign_table import parse_stream
 from armlet_runtime.formats.foreign_table import read as read_samples
@@ -213,6 +216,27 @@ def test_empatica_e4(zipped: bool, tmp_path: Path) -> None:
     assert rr.times_ns.tolist() == [10_250_000_000, 11_109_375_000] and rr.values[0, 0] == 0.8125
     assert recording.labels == [Label(2_500_000_000, 2_501_000_000, "tag")]
     assert recording.meta == {"source": "Empatica E4", "began": "2022-02-07T09:39:33Z"} and recording.person == "ben"
+
+
+IMPORT_AND_MEASURE = """
+import sys
+from pathlib import Path
+from armlet_runtime.formats import import_recording
+from armlet_runtime.signals import write_recording
+write_recording(Path(sys.argv[2]), import_recording(Path(sys.argv[1]), "night"))
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def test_hours_of_an_e4_need_little_memory(tmp_path: Path) -> None:
+    """Three hours of acceleration, 3 MB; as strings of their own the cells would take some 100 MB."""
+    (tmp_path / "night").mkdir()
+    head = "1644226773.00, 1644226773.00, 1644226773.00\n32.000000, 32.000000, 32.000000\n"
+    rows = "".join(f"{n % 127 - 63},{n % 31},{n % 64}\n" for n in range(4096))
+    (tmp_path / "night" / "ACC.csv").write_text(head + rows * (3 * 3600 * 32 // 4096))
+    command = [sys.executable, "-c", IMPORT_AND_MEASURE, str(tmp_path / "night"), str(tmp_path / "night.mcap")]
+    measured = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(measured.stdout) < 120_000, "KiB, with the interpreter and NumPy"
 
 
 @pytest.mark.parametrize(
@@ -639,6 +663,23 @@ def test_any_bytes_are_a_recording_or_one_sentence(name: str, data: st.DataObjec
     writer = RecordingWriter(write_to, "a", "")
     for stream in recording.streams.values():
         writer.stream(stream)  # raises if it is not what a stream must be
+
+
+@given(st.lists(st.lists(st.text(max_size=3), min_size=1, max_size=40), max_size=3))
+def test_cells_come_back_as_they_were(pieces: list[list[str]]) -> None:
+    cells = Cells(pieces)
+    assert list(cells.pieces()) == pieces
+    assert list(cells) == [cell for piece in pieces for cell in piece] and len(cells) == len(list(cells))
+    assert not pieces or [cells[index] for index in range(len(pieces[0]))] == pieces[0]
+
+
+def test_rows_are_found_in_every_piece() -> None:
+    rows = "".join(f"{n},{n / 8}\n" for n in range(2 * PIECE + 5))
+    text = f"time_s,acc_x\n{rows}"
+    assert read_samples(text.encode(), "a.csv", "a", "").streams["acc"].values[-1, 0] == (2 * PIECE + 4) / 8
+    spoilt = text.replace(f"{PIECE + 7},", f"{PIECE + 7},no")
+    with pytest.raises(DataError, match=f"row {PIECE + 9}, column acc_x: 'no"):
+        read_samples(spoilt.encode(), "a.csv", "a", "")
 
 
 # --- times ------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
         raise DataError(f"there are no samples in {', '.join(files) or name}")
     began = min(int(stream.times_ns[0]) for stream in streams.values())
     pressed = read_table(files[_TAGS], _TAGS, ",", header=False) if files.get(_TAGS, b"").strip() else None
-    presses = [] if pressed is None else [_unix_ns(pressed, index) - began for index in range(len(pressed.lines))]
+    presses = [] if pressed is None else [_unix_ns(pressed, index) - began for index in range(pressed.rows)]
     return Recording(
         name,
         person,
@@ -118,17 +118,16 @@ def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
 
 
 def _signal(table: Table, name: str, channels: tuple[str, ...], unit: str, factor: float) -> Stream:
-    if len(table.names) != len(channels) or len(table.lines) < 2:
+    if len(table.names) != len(channels) or table.rows < 2:
         raise mistake(
             table.file,
             f"needs a row with the time, one with the rate, and {len(channels)} columns, "
-            f"not {len(table.lines)} rows of {len(table.names)}",
+            f"not {table.rows} rows of {len(table.names)}",
         )
-    numbers = np.stack([table.numbers(column) for column in range(len(channels))], axis=1)
-    start, rate = _unix_ns(table, 0), float(numbers[1, 0])
+    start, rate = _unix_ns(table, 0), table.number(1, 0)
     if not 0.01 <= rate <= 10_000:
         raise table.wrong(1, 0, f"a rate is from 0.01 to 10,000 Hz, not {rate:g}")
-    values = table.float32(range(len(channels)), numbers[2:], range(2, len(numbers)), factor)
+    values = table.float32(range(len(channels)), factor, skip=2)
     times = start + np.rint(np.arange(len(values)) * (1e9 / rate)).astype(np.int64)
     return Stream(Modality(name, channels, unit, rate), times, values)
 
@@ -143,17 +142,17 @@ def _beats(table: Table) -> Stream:
     start = _unix_ns(table, 0)
     if len(table.names) != 2:
         raise mistake(table.file, f"has the time of a beat and an interval in each row, not {len(table.names)} numbers")
-    offsets, intervals = table.numbers(0)[1:], table.numbers(1)[1:]
+    offsets = table.numbers(0)[1:]
     for index, offset in enumerate(offsets):
         before = offsets[index - 1] if index else -np.inf
         if not (0 <= offset < 1e8 and offset > before):
             raise table.wrong(index + 1, 0, f"{offset:g} s is not later than the beat before")
     times = start + np.rint(offsets * 1e9).astype(np.int64)
-    return Stream(heart_rate.RR_MODALITY, times, table.float32([1], intervals[:, None], range(1, len(times) + 1)))
+    return Stream(heart_rate.RR_MODALITY, times, table.float32([1], skip=1))
 
 
 def _unix_ns(table: Table, index: int) -> int:
-    seconds = table.numbers(0)[index]
+    seconds = table.number(index, 0)
     if not 0 <= seconds < 4e9:
         raise table.wrong(index, 0, f"{seconds:g} is no Unix time in seconds")
     return round(float(seconds) * 1e6) * 1000

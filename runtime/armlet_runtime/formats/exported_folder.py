@@ -78,14 +78,13 @@ def _stream(table: Table, modality: Modality) -> Stream:
     channels = [table.names.index(name) if name in table.names else None for name in modality.channels]
     if clock is None or None in channels:
         raise mistake(table.file, f"needs the columns {TIME}, {', '.join(modality.channels)}", 1)
-    if not table.lines:
+    if not table.rows:
         return Stream(modality, np.zeros(0, np.int64), np.zeros((0, len(channels)), np.float32))
     times, _ = times_ns(table, clock)
     if times[0] < 0:
         raise table.wrong(0, clock, "times count from 0")
     columns = [index for index in channels if index is not None]
-    values = np.stack([table.numbers(index) for index in columns], axis=1) if columns else np.zeros((len(times), 0))
-    return Stream(modality, times, table.float32(columns, values, range(len(times))))
+    return Stream(modality, times, table.float32(columns))
 
 
 def _read_labels(table: Table) -> list[Label]:

@@ -89,7 +89,7 @@ def read(
         MissingExtraError: It is Parquet, and pyarrow is not installed.
     """
     table = read_parquet(data, file) if data.startswith(b"PAR1") else read_table(data, file)
-    if not table.lines:
+    if not table.rows:
         raise mistake(file, "has no rows of samples")
     table, clock = _clock(table, time)
     times, absolute = times_ns(table, clock)
@@ -154,13 +154,12 @@ def streams_of(table: Table, clock: int, times: Int64, wanted: Sequence[Columns]
         if unit:
             told.add(modality)
         unit, factor = canonical(modality, unit)
-        values = np.stack([table.numbers(index) for index in columns], axis=1)
+        values = table.float32(columns, factor)
         there = ~np.isnan(values).all(axis=1)
         if not there.any():
             continue
         known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_of(times[there]))
-        narrow = table.float32(columns, values[there], np.flatnonzero(there), factor)
-        streams.append(Stream(known, times[there], narrow))
+        streams.append(Stream(known, times[there], values[there]))
     if not streams:
         raise mistake(table.file, "has no samples")
     return streams, told

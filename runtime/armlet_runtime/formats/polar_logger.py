@@ -71,7 +71,7 @@ def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recordin
     marks: list[tuple[int, str]] = []
     for file, data in files:
         table = read_table(data, file, ";")
-        if not table.lines:
+        if not table.rows:
             continue  # a signal that was switched on and never came
         phone = _phone_times(table)
         if (column := table.column(MARKER)) is not None:
@@ -108,7 +108,7 @@ def _phone_times(table: Table) -> Int64:
     column = table.column(*PHONE)
     if column is None:
         raise mistake(table.file, f"has no column '{PHONE[0]}', as Polar Sensor Logger writes", 1)
-    times = np.empty(len(table.lines), np.int64)
+    times = np.empty(table.rows, np.int64)
     for index, text in enumerate(table.columns[column]):
         time = iso_ns(text)
         if time is None:
@@ -130,9 +130,8 @@ def _by_sensor(table: Table, clock: int, columns: Sequence[int], measurement: in
     restart = "where the sensor's clock began anew, begin another session"
     times, _ = times_ns(table, clock, restart)
     kind = polar.KINDS[measurement]
-    values = np.stack([table.numbers(column) for column in columns], axis=1)
     modality = Modality(kind.modality, kind.channels, UNITS[kind.modality], rate_of(times))
-    return Stream(modality, times, table.float32(columns, values, range(len(times)), factor))
+    return Stream(modality, times, table.float32(columns, factor))
 
 
 def _by_phone(table: Table, phone: Int64) -> Stream:
@@ -142,14 +141,13 @@ def _by_phone(table: Table, phone: Int64) -> Stream:
         return Stream(
             heart_rate.RR_MODALITY,
             _beat_times(phone, values),
-            table.float32([column], values[:, None], range(len(values))),
+            table.narrowed([column], values[:, None], range(len(values))),
         )
     if (column := table.column("HR [bpm]")) is not None:
         falls = np.flatnonzero(np.diff(phone) < -_CLOCK_STEP_NS)
         if len(falls):
             raise table.wrong(int(falls[0]) + 1, 0, "is earlier than the row before: the phone's clock was set back")
-        pulse = table.numbers(column)[:, None]
-        return Stream(heart_rate.MODALITY, _rising(phone), table.float32([column], pulse, range(len(pulse))))
+        return Stream(heart_rate.MODALITY, _rising(phone), table.float32([column]))
     known = ", ".join("/".join(names) for names, _, _ in _SIGNALS)
     raise mistake(table.file, f"holds none of the signals {known}, {'/'.join(_BEATS)}, HR [bpm]", 1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 
@@ -65,24 +64,19 @@ def times_ns(table: Table, column: int, falling: str = "keep one row of each tim
     """
     texts = table.columns[column]
     first = next((text for text in texts if text.strip()), "")
-    if iso_ns(first) is not None:
-        times = [iso_ns(text) for text in texts]
-        absolute = True
-        problem = "is not a date and time like the first one"
-    else:
-        numbers = [_decimal(text) for text in texts]
-        start = next((number for number in numbers if number is not None), None)
-        scale, absolute = _scale(table, column, start, numbers)
-        times = [None if number is None else _nanoseconds(number, scale) for number in numbers]
-        problem = "is not a time"
-    for index, time in enumerate(times):
+    is_date = iso_ns(first) is not None
+    scale, absolute = (1, True) if is_date else _scale(table, column, first)
+    zoned = _names_zone(first)
+    result = np.empty(table.rows, np.int64)
+    for index, text in enumerate(texts):
+        time = iso_ns(text) if is_date else _nanoseconds(_decimal(text), scale)
         if time is None:
-            raise table.wrong(index, column, f"'{shown(texts[index])}' {problem}")
-    zoned = [_names_zone(text) for text in texts] if absolute and iso_ns(first) is not None else []
-    if len(set(zoned)) > 1:
-        at, what = (zoned.index(False), "no") if zoned[0] else (zoned.index(True), "a")
-        raise table.wrong(at, column, f"'{shown(texts[at])}' names {what} time zone, unlike the first time")
-    result = np.array(times, np.int64)
+            problem = "is not a date and time like the first one" if is_date else "is not a time"
+            raise table.wrong(index, column, f"'{shown(text)}' {problem}")
+        if is_date and _names_zone(text) != zoned:
+            what = "no time zone, unlike the first time" if zoned else "a time zone, unlike the first time"
+            raise table.wrong(index, column, f"'{shown(text)}' names {what}")
+        result[index] = time
     falls = np.flatnonzero(np.diff(result) <= 0)
     if len(falls):
         at = int(falls[0]) + 1
@@ -99,12 +93,16 @@ def _decimal(text: str) -> Decimal | None:
     return number if number.is_finite() and number.copy_abs() < _FARTHEST_NS else None
 
 
-def _nanoseconds(number: Decimal, scale: int) -> int | None:
-    return round(number * scale) if abs(number) < _FARTHEST_NS // scale else None
+def _nanoseconds(number: Decimal | None, scale: int) -> int | None:
+    return round(number * scale) if number is not None and abs(number) < _FARTHEST_NS // scale else None
 
 
-def _scale(table: Table, column: int, start: Decimal | None, numbers: Sequence[Decimal | None]) -> tuple[int, bool]:
-    """Nanoseconds of one unit of a column, and whether it counts from 1970 (later than 1973, that is)."""
+def _scale(table: Table, column: int, first: str) -> tuple[int, bool]:
+    """Nanoseconds of one unit of a column, and whether it counts from 1970 (later than 1973, that is).
+
+    ``first``: The first cell that is not empty.
+    """
+    start = _decimal(first)
     name, unit = split_unit(table.names[column])
     unit = unit or name.lower().rpartition("_")[2]
     if start is None:
@@ -115,6 +113,7 @@ def _scale(table: Table, column: int, start: Decimal | None, numbers: Sequence[D
     for scale in (10**9, 10**6, 10**3, 1):
         if 10**17 <= abs(start) * scale < 10**19:
             return scale, True
+    numbers = map(_decimal, table.columns[column])
     if any(number is not None and number != int(number) for number in numbers):
         return 10**9, False
     raise mistake(

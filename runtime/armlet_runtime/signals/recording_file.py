@@ -33,6 +33,9 @@ from .recording import Label, Packet, Recording, Stream, decoded
 # A live writer closes a chunk after so much of the messages' time: a killed run loses no more than this.
 FLUSH_NS = 1_000_000_000
 
+# Samples of a stream that are written together.
+_PIECE = 1 << 14
+
 _INFO, _META = "armlet.recording", "armlet.meta"
 _STREAMS, _LABELS, _PACKETS, _DECISIONS = "/streams/", "/labels", "/packets", "/decisions"
 _NUMBER, _STRING = {"type": "number"}, {"type": "string"}
@@ -169,9 +172,12 @@ class RecordingWriter:
             {name: {"type": ["number", "null"]} for name in modality.channels},
             {"modality": msgspec.json.encode(modality).decode()},
         )
-        rows: list[list[float]] = stream.values.tolist()  # float32 to float is exact, and JSON keeps a float exactly
-        for time, row in zip(stream.times_ns.tolist(), rows, strict=True):
-            self._write(topic, time, dict(zip(modality.channels, row, strict=True)))
+        # In pieces: as objects of Python the numbers take ten times the memory.
+        for start in range(0, len(stream.times_ns), _PIECE):
+            piece = slice(start, start + _PIECE)
+            rows: list[list[float]] = stream.values[piece].tolist()  # float32 to float is exact, as JSON keeps it
+            for time, row in zip(stream.times_ns[piece].tolist(), rows, strict=True):
+                self._write(topic, time, dict(zip(modality.channels, row, strict=True)))
 
     def label(self, label: Label) -> None:
         """Write one label."""
