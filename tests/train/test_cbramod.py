@@ -13,11 +13,12 @@ from torch import Tensor
 from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
 from armlet_train import distributed as parallel
+from armlet_train.engine import finetune
 from armlet_train.models import base as models
 from armlet_train.models import build as methods
-from armlet_train.models import cbramod
+from armlet_train.models import cbramod, lora
 from armlet_train.models.cbramod import CBraMod, CBraModEncoder
-from armlet_train.recipes import CBraModModel, CBraModSizes
+from armlet_train.recipes import CBraModModel, CBraModSizes, LoraRecipe, find_recipe, load_recipe
 from tests.support import braindecode_cbramod
 
 EEG = Modality("eeg", ("C3", "C4", "Cz"), "uV", 200.0)
@@ -320,3 +321,17 @@ def test_order_of_channels_matters() -> None:
     with torch.no_grad():
         turned = model.features(values.flip(1)).flip(1)
         assert float((model.features(values) - turned).abs().mean()) > 0.01
+
+
+@pytest.mark.parametrize("tuning", ["whole encoders", "low-rank additions"])
+def test_fine_tuning_says_that_the_reconstruction_does_not_learn(tuning: str) -> None:
+    """Many processes must know: DistributedDataParallel waits for the gradient of every parameter otherwise."""
+    model = small_model()
+    if tuning == "low-rank additions":
+        lora.attach(model, LoraRecipe(rank=2, alpha=4.0))
+    objective = finetune.Finetuning(model, load_recipe(find_recipe("hapt")).finetune)
+    present = torch.ones(4, 2, dtype=torch.bool)
+    objective(random_windows(4), present, torch.tensor([0, 1, 2, 0]))["loss"].backward()
+    unused = {name for name, one in objective.named_parameters() if one.requires_grad and one.grad is None}
+    assert unused and all(".proj_out." in name for name in unused)
+    assert not objective.uses_all

@@ -18,7 +18,16 @@ from armlet_train.models import base as models
 from armlet_train.models import build as methods
 from armlet_train.models import lora
 from armlet_train.models.cbramod import CBraModEncoder
-from armlet_train.recipes import AugmentRecipe, CBraModModel, CBraModSizes, ConvModel, DualPretrain, LoraRecipe
+from armlet_train.recipes import (
+    AugmentRecipe,
+    CBraModModel,
+    CBraModSizes,
+    ConvModel,
+    DualPretrain,
+    LoraRecipe,
+    MuMaeModel,
+    VideoRecipe,
+)
 
 ECG = Modality("ecg", ("I", "II", "III"), "mV", 100.0)
 EEG = Modality("eeg", ("C3", "C4"), "uV", 100.0)
@@ -231,3 +240,15 @@ def test_lora_begins_at_the_model_learns_little_and_merges() -> None:
 def test_lora_without_matrices_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"the encoder of 'ecg' has no matrices"):
         lora.attach(conv_model(), LoraRecipe(rank=2, alpha=4.0))
+
+
+def test_lora_goes_into_an_encoder_of_video() -> None:
+    """It has no map to the token: what it embeds is the token."""
+    video = VideoRecipe(height=8, width=8, patch=4, colours=1)
+    sizes = MuMaeModel(spans=4, width=16, depth=1, heads=2, fusion="concatenation", embedding_dim=8, dropout=0.0,
+                       video={"camera": video})  # fmt: skip
+    camera = Modality("camera", tuple(f"p{number}" for number in range(64)), "1", 4.0)
+    model = methods.build_model(sizes, (camera,), {"camera": 8}, 3)
+    lora.attach(model, LoraRecipe(rank=2, alpha=4.0))
+    learning = {name for name, one in model.encoders.named_parameters() if one.requires_grad}
+    assert learning == {f"camera.embed.parametrizations.weight.0.{part}" for part in ("down", "up")}

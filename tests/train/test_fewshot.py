@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from armlet_runtime.errors import DataError, RecipeError
+from armlet_runtime.modalities import Modality
 from armlet_train.fewshot import episodes
 from armlet_train.fewshot.prototypes import Distance, PrototypeHead, prototypes, similarities
+from armlet_train.models import build_model
+from armlet_train.recipes import find_recipe, load_recipe
 
 
 def test_prototypes_are_means() -> None:
@@ -105,3 +109,18 @@ def test_classes_are_disjoint() -> None:
     episodes.check_disjoint(("walking", "lying"), ("stand-to-lie",))
     with pytest.raises(RecipeError, match="lying cannot be learned and unseen"):
         episodes.check_disjoint(("walking", "lying"), ("lying", "stand-to-lie"))
+
+
+def test_episodes_say_that_the_classifier_of_the_model_does_not_learn() -> None:
+    recipe = load_recipe(find_recipe("hapt-mumae-tiny"))
+    assert recipe.fewshot is not None
+    few = msgspec.structs.replace(recipe.fewshot, ways=2, shots=1, queries=1)
+    modalities = [Modality(name, ("x", "y", "z"), "1", 50.0) for name in ("acc", "gyro")]
+    length = round(50 * recipe.data.window_s)
+    model = build_model(recipe.model, modalities, {"acc": length, "gyro": length}, 3)
+    objective = episodes.Episodic(model, few, 3)
+    windows = {name: torch.randn(4, 3, length) for name in ("acc", "gyro")}
+    objective(windows, torch.ones(4, 2, dtype=torch.bool), torch.tensor([0, 0, 1, 1]))["loss"].backward()
+    unused = {name for name, one in objective.named_parameters() if one.grad is None}
+    assert unused == {"model.mask_tokens"} | {name for name in unused if name.startswith("model.aggregator.head.")}
+    assert not objective.uses_all

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_runtime.errors import RecipeError
+from armlet_runtime.errors import RecipeError, RunError
+from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording
 from armlet_train.data import corpus as data
 from armlet_train.evaluation import bench_one_shot as oneshot
 from armlet_train.fewshot import episodes
+from armlet_train.models import build_model
 from armlet_train.recipes import find_recipe, load_recipe
 
 CPU = torch.device("cpu")
@@ -86,3 +88,16 @@ def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> Non
 def test_recipe_without_fewshot_is_one_sentence() -> None:
     with pytest.raises(RecipeError, match="no \\[fewshot\\]"):
         oneshot._few(load_recipe(find_recipe("hapt")))
+
+
+def test_weights_that_lack_a_part_are_refused(tmp_path: Path) -> None:
+    lengths = {name: round(50 * RECIPE.data.window_s) for name in ("acc", "gyro")}
+    modalities = [Modality(name, ("x", "y", "z"), "1", 50.0) for name in ("acc", "gyro")]
+    model = build_model(RECIPE.model, modalities, lengths, 6)
+    kept = oneshot._shared(model)
+    torch.save(kept, tmp_path / "whole.pt")
+    oneshot._load_shared(model, tmp_path / "whole.pt")
+    del kept["encoders.acc.embed.weight"]
+    torch.save(kept, tmp_path / "part.pt")
+    with pytest.raises(RunError, match=r"part.pt .*encoders.acc.embed.weight"):
+        oneshot._load_shared(model, tmp_path / "part.pt")

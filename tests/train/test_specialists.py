@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from armlet_runtime.metrics import macro_f1
+from armlet_train.data import Scored
+from armlet_train.evaluation import bench_specialists
 from armlet_train.evaluation.bench_specialists import MadeReport, Row
 from armlet_train.evaluation.tables import tables
 
@@ -44,3 +48,10 @@ def test_table_compares_each_subset_with_its_specialist() -> None:
     assert table.title.startswith("MADE data")
     assert table.rows[0] == ["a+b", "10", "0.900", "0.800", "+0.100"]
     assert table.rows[-1] == ["mean of 2", "", "0.700", "0.700", "+0.000"]
+
+
+def test_a_class_that_no_test_person_has_counts_as_in_every_other_figure() -> None:
+    scored = Scored({}, np.array([0, 1, 1]), np.array(["1", "1", "2"]), np.ones((3, 1), np.bool_))
+    predicted = np.array([0, 1, 2])
+    # Of class 2 there is a wrong decision and no window: it counts with 0, as on the board.
+    assert bench_specialists._score(scored, ["a"], ("a",), predicted, 3) == macro_f1(scored.truth, predicted, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from armlet_runtime.cli import main
-from armlet_runtime.errors import UsageError
+from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.machine import describe
 from armlet_runtime.signals.recording import Recording
+from armlet_train.commands import evaluate as command
 from armlet_train.data.corpus import Scored
 from armlet_train.evaluation import hand_features as handcrafted
 from armlet_train.evaluation import scores as evaluate
@@ -50,7 +52,7 @@ def test_probe_learns_from_training_people_alone() -> None:
 
     made = evaluate.standardise(features, people, ("acc",))
     assert made.mean == pytest.approx(features(people.unlabelled, ("acc",)).mean(axis=0))
-    few = evaluate.few_label(made, people.labelled.truth, people.scored.truth, 3, seeds=3)
+    few = evaluate.few_label(made, people.labelled.truth, people.scored.truth, ("a", "b", "c"), seeds=3)
     assert [one.k for one in few] == [1, 5, 10, 20]
     assert few[-1].macro_f1 == 1.0
     # Whoever else is scored beside a person changes nothing for that person: there is no transduction.
@@ -145,3 +147,16 @@ def test_suite_of_masks(recordings: list[Recording], tmp_path: Path) -> None:
 def test_mistake_is_one_sentence(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_probe_with_more_labels_than_there_are_says_of_which_class() -> None:
+    made = evaluate.Standardised(*(np.zeros((8, 2), np.float32),) * 2, *(np.zeros(2, np.float32),) * 2)
+    truth = np.array([0] * 5 + [1] * 3)
+    with pytest.raises(DataError, match="3 windows of 'running', and a probe with 5 labelled windows"):
+        evaluate.few_label(made, truth, truth, ("resting", "running"), ks=(5,))
+
+
+def test_people_who_test_are_scored_only_when_asked_for() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert parser.parse_args(["model.armlet"]).split == "validation"

@@ -140,9 +140,11 @@ def _deploy(demo: Demo) -> None:
 def _evaluate(demo: Demo) -> None:
     for engine in ENGINES:
         result = demo.root / f"evaluate-{engine}.json"
-        demo.armlet("evaluate", demo.root / "model.armlet", "--engine", engine, "--json", result)
-    demo.armlet("evaluate", demo.root / "finetune", "--json", demo.root / "evaluate-pytorch.json")
-    demo.armlet("evaluate", demo.root / "pretrain", "--few-label", "--json", demo.root / "few-label.json")
+        demo.armlet("evaluate", demo.root / "model.armlet", "--engine", engine, "--split", "test", "--json", result)
+    demo.armlet("evaluate", demo.root / "finetune", "--split", "test", "--json", demo.root / "evaluate-pytorch.json")
+    demo.armlet(
+        "evaluate", demo.root / "pretrain", "--few-label", "--split", "test", "--json", demo.root / "few-label.json"
+    )
 
 
 def _live(demo: Demo) -> None:

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", metavar="RUN|BUNDLE", help="a run's folder, a bundle file, or file:SLOT")
     add_key_option(parser)
     add_engine_option(parser)
-    parser.add_argument("--split", choices=["validation", "test"], default="test", help="people to score on (test)")
+    parser.add_argument(
+        "--split", choices=["validation", "test"], default="validation", help="people to score on (validation)"
+    )
     parser.add_argument(
         "--few-label", action="store_true", help="linear probe on a run's encoders with 1, 5, 10, 20 labels a class"
     )
@@ -126,7 +128,7 @@ def _few_label(args: argparse.Namespace) -> Evaluation:
     people = evaluate.probe_people(train, scored, trained.normalisation)
     features = evaluate.standardise(evaluate.model_features(trained.model), people, tuple(trained.model.modalities))
     truth = people.scored.truth
-    few = evaluate.few_label(features, people.labelled.truth, truth, len(trained.labels))
+    few = evaluate.few_label(features, people.labelled.truth, truth, trained.labels)
     return evaluate.Evaluation(args.bundle, "pytorch", args.split, trained.labels, len(truth), few_label=few)
 
 

@@ -60,6 +60,7 @@ class Finetuning(Objective):
         super().__init__()
         self.model = model
         self.average = copy.deepcopy(model).requires_grad_(False)
+        self.uses_all = all(getattr(encoder, "uses_all", True) for encoder in model.encoders.values())
         self._recipe = recipe
 
     def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -138,7 +138,7 @@ def _row(recipe: Recipe, variant: Variant, train: Corpus, scored: Corpus, folder
     classes = len(train.labels)
     names = tuple(model.modalities)
     frozen = evaluate.standardise(evaluate.model_features(model), people, names)
-    few = evaluate.few_label(frozen, people.labelled.truth, people.scored.truth, classes, ks=(K,))[0]
+    few = evaluate.few_label(frozen, people.labelled.truth, people.scored.truth, train.labels, ks=(K,))[0]
     if variant.objective == "cocoa":
         return Row(variant, few.macro_f1, {})
     whole = evaluate.standardise(partial(_embeddings, model), people, names)

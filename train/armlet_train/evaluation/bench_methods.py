@@ -228,7 +228,7 @@ class Suite:
             probes.append(evaluate.score_subset(subset, predicted, people.scored, labels))
             if len(subset) == len(names):
                 draws = 2 if self.quick else evaluate.SEEDS
-                few = evaluate.few_label(cut, people.labelled.truth, people.scored.truth, len(labels), draws)
+                few = evaluate.few_label(cut, people.labelled.truth, people.scored.truth, labels, draws)
         return probes, few
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from armlet_runtime.arrays import Float32
-from armlet_runtime.errors import RecipeError
+from armlet_runtime.errors import RecipeError, RunError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.signals import Normalisation
@@ -242,7 +242,7 @@ def _train(
                 lambda done, all_: say(half * done // all_),
             )  # fmt: skip
             checkpoints.save(kept, _shared(first))
-        model.load_state_dict(checkpoints.load(kept), strict=False)
+        _load_shared(model, kept)
     head = episodes.meta_train(
         model, corpus, normalisation, _few(recipe), *keep, lambda done, all_: say(half + half * done // all_)
     )
@@ -258,6 +258,19 @@ def _shared(model: ArmletModel) -> dict[str, torch.Tensor]:
     """What pretraining trains: the encoders and the joint transformer."""
     parts = ("encoders.", "aggregator.joint.")
     return {name: value for name, value in model.state_dict().items() if name.startswith(parts)}
+
+
+def _load_shared(model: ArmletModel, path: Path) -> None:
+    """Load what :func:`_shared` gave; a model with another fusion has further parts, which stay as they are.
+
+    Raises:
+        RunError: The file lacks one of the parts, or has another.
+    """
+    state = checkpoints.load(path)
+    wrong = sorted(state.keys() ^ _shared(model).keys())
+    if wrong:
+        raise RunError(f"{path} lacks or adds weights ({wrong[0]}); delete it, and the suite trains it again")
+    model.load_state_dict(state, strict=False)
 
 
 def _unseen(recipe: Recipe, split: str) -> _Unseen:

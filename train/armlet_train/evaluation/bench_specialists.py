@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import torch
 
+from armlet_runtime.arrays import Int64
 from armlet_runtime.files import write_atomic
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
@@ -98,7 +99,7 @@ def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[in
         model = _one_model(recipe, corpus, normalisation, validation, device, folder, partial(_say, advance, 0))
         predicted = finetune.all_logits(model, scored.windows, scored.present).argmax(axis=2)
         return {
-            subset_name(subset): _score(scored, names, subset, row)
+            subset_name(subset): _score(scored, names, subset, row, len(corpus.labels))
             for subset, row in zip(subsets(names), predicted, strict=True)
         }
 
@@ -112,7 +113,7 @@ def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[in
             model = _specialist(recipe, corpus, normalisation, subset, device, folder, say)
             windows = {modality: scored.windows[modality] for modality in subset}
             predicted = finetune.all_logits(model, windows)[0].argmax(axis=1)  # the whole subset comes first
-            return {name: _score(scored, names, subset, predicted)}
+            return {name: _score(scored, names, subset, predicted, len(corpus.labels))}
 
         special = _once(folder / f"{name}.json", specialist)
         rows.append(Row(name, int(scored.having(names, subset).sum()), figures[name], special[name]))
@@ -196,11 +197,9 @@ def _specialist(
     return objective.average.requires_grad_(True).cpu().eval()
 
 
-def _score(
-    scored: Scored, names: list[str], subset: tuple[str, ...], predicted: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> float:
+def _score(scored: Scored, names: list[str], subset: tuple[str, ...], predicted: Int64, classes: int) -> float:
     having = scored.having(names, subset)
-    return macro_f1(scored.truth[having], predicted[having], int(scored.truth.max()) + 1)
+    return macro_f1(scored.truth[having], predicted[having], classes)
 
 
 def _once(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:

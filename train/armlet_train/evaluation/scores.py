@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from armlet_runtime.arrays import Float32, Int64
+from armlet_runtime.errors import DataError
 from armlet_runtime.metrics import confusion_matrix, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
@@ -156,7 +157,7 @@ def few_label(
     features: Standardised,
     truth: Int64,
     scored_truth: Int64,
-    classes: int,
+    labels: Sequence[str],
     seeds: int = SEEDS,
     ks: Sequence[int] = FEW_LABELS,
 ) -> list[FewLabelScore]:
@@ -166,17 +167,27 @@ def few_label(
         features: On all modalities.
         truth: Labels of the training people's windows, of which the k are drawn.
         scored_truth: Labels of the windows to score.
-        classes: How many labels there are.
+        labels: Names of the classes.
         seeds: Draws of k windows.
         ks: How many labelled windows of each class.
+
+    Raises:
+        DataError: A class has fewer windows than are to be drawn from it.
     """
+    counts = np.bincount(truth, minlength=len(labels))
+    scarce = int(counts.argmin())
+    if counts[scarce] < max(ks):
+        raise DataError(
+            f"the training people have {counts[scarce]} windows of '{labels[scarce]}', and a probe with {max(ks)} "
+            "labelled windows of each class needs as many; record more of it, or leave it out of [data] labels"
+        )
     results = []
     for k in ks:
         scores = []
         for seed in range(seeds):
-            chosen = _few(truth, k, classes, np.random.default_rng(seed))
+            chosen = _few(truth, k, len(labels), np.random.default_rng(seed))
             predicted = fit(features.labelled[chosen], truth[chosen]).predict(features.scored)
-            scores.append(macro_f1(scored_truth, predicted, classes))
+            scores.append(macro_f1(scored_truth, predicted, len(labels)))
         results.append(FewLabelScore(k, seeds, float(np.mean(scores)), float(np.std(scores))))
     return results
 

@@ -229,6 +229,8 @@ class Episodic(Objective):
         classifier: Of the classes of meta-training; thrown away afterwards.
     """
 
+    uses_all = False  # the model's own head, and its mask tokens where nothing is masked, do not take part
+
     def __init__(self, model: ArmletModel, recipe: FewShotRecipe, classes: int) -> None:
         """Put a head and a classifier on the model."""
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -17,10 +16,11 @@ class Objective(nn.Module):
     PyTorch's generator and never waits for the device.
 
     Attributes:
-        uses_all: Whether every parameter that learns takes part in every step; many processes need to know.
+        uses_all: Whether every parameter that learns takes part in every step. Many processes need to know: PyTorch
+            waits for the gradient of each parameter, and stops the training at the second step where one never comes.
     """
 
-    uses_all: ClassVar[bool] = True
+    uses_all: bool = True
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step number ``step``, counted from 0."""

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module, abc.ABC):
-    """One modality's window to its token: (B, channels, samples) float32, normalised, to (B, token_dim)."""
+    """One modality's window to its token: (B, channels, samples) float32, normalised, to (B, token_dim).
+
+    Attributes:
+        uses_all: Whether every parameter takes part in a token; not so where some serve pretraining alone.
+    """
+
+    uses_all: bool = True
 
     @abc.abstractmethod
     def features(self, window: Tensor) -> Tensor:

@@ -266,6 +266,8 @@ class CBraModEncoder(models.Encoder):
         cbramod: The CBraMod.
     """
 
+    uses_all = False  # the reconstruction (``proj_out``) serves pretraining
+
     def __init__(self, recipe: CBraModModel, modality: Modality, length: int) -> None:
         """Build the layers.
 

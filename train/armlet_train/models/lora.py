@@ -52,7 +52,9 @@ def attach(model: ArmletModel, recipe: LoraRecipe) -> None:
         if not matrices:
             raise RecipeError(f"[finetune.lora]: the encoder of '{name}' has no matrices; leave the table out")
         encoder.requires_grad_(False)
-        encoder.get_submodule("token").requires_grad_(True)
+        token = getattr(encoder, "token", None)
+        if token is not None:  # spans and tubelets have no map to the token: what they embed is the token
+            token.requires_grad_(True)
         for module, key in matrices:
             parametrize.register_parametrization(module, key, Addition(getattr(module, key), recipe))
 
