@@ -274,7 +274,7 @@ def test_constant_channel_is_named() -> None:
     [
         (
             {"modalities": ("ecg", "spo2")},
-            r"has no modality 'spo2' \(it has ecg, acc, temp\); mend \[data\] modalities",
+            r"has no modality 'spo2' \(it has ecg, acc, temp\); correct \[data\] modalities",
         ),
         ({"knee": {"gyro": 0.05}}, r"\[data\] knee names gyro"),
         ({"window_s": 61.0}, "no window of 61 s"),

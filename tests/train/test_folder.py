@@ -285,7 +285,7 @@ def test_many_mistakes_are_counted_not_listed(study: Path) -> None:
     cut = folder.check(study, limit=3)
     assert (len(cut.mistakes), cut.more) == (3, 5)
     assert list(folder.summary_lines(cut))[-2:] == [
-        "... and 5 more: mend these first, then check again",
+        "... and 5 more: correct these first, then check again",
         f"{study}: 3 recordings of 3 people, 8 mistakes",
     ]
 

@@ -209,7 +209,7 @@ def test_killed_training_ends_with_the_same_weights(stage: str, recordings: list
     steps = sorted(int(path.stem[-9:]) for path in kept.glob("*-0*.pt"))
     assert 1 <= len(steps) <= 4 and steps[-1] < 39  # in the midst of an epoch; the last few, and one being removed
     subprocess.run(armlet(stage, recipe, *source, "--out", killed), check=True, capture_output=True)
-    assert len(list(kept.glob("*-0*.pt"))) == 3 and len(list(kept.glob("*-best.pt"))) == 1
+    assert len(list(kept.glob("*.pt"))) == 3
 
     ours, theirs = (torch.load(folder / "model.pt", weights_only=True) for folder in (killed, whole))
     assert ours.keys() == theirs.keys()

@@ -101,7 +101,8 @@ def share(batch: int) -> slice:
     """
     if batch % world():
         raise UsageError(
-            f"a batch of {batch} windows cannot be shared by {world()} processes; mend batch in the recipe"
+            f"a batch of {batch} windows cannot be shared by {world()} processes; choose a batch size divisible by "
+            f"{world()} in the recipe"
         )
     size = batch // world()
     return slice(rank() * size, (rank() + 1) * size)

@@ -163,11 +163,11 @@ class CBraModSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     def __post_init__(self) -> None:
         if min(self.patch, self.stride, self.maps, self.groups, self.layers, self.heads, self.feedforward) < 1:
-            raise ValueError("sizes are whole numbers from 1 on")
+            raise ValueError("patch, stride, maps, groups, layers, heads and feedforward must be at least 1")
         if self.patch % self.stride:
-            raise ValueError(f"patch must be a multiple of stride ({self.patch} is none of {self.stride})")
+            raise ValueError(f"patch ({self.patch}) must be divisible by stride ({self.stride})")
         if self.maps % self.groups:
-            raise ValueError(f"maps must be a multiple of groups ({self.maps} is none of {self.groups})")
+            raise ValueError(f"maps ({self.maps}) must be divisible by groups ({self.groups})")
         if self.heads % 2 or self.width % self.heads:
             raise ValueError(f"heads must be even and divide the width, maps * patch / stride = {self.width}")
         if not all(reach % 2 for reach in self.positions):
@@ -354,7 +354,7 @@ class DualPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_o
 
     def __post_init__(self) -> None:
         if not (0 < self.within < 1 and 0 < self.across < 1 and 0 <= self.across_share <= 1):
-            raise ValueError("within and across lie between 0 and 1, across_share from 0 to 1")
+            raise ValueError("within and across must lie between 0 and 1, both excluded, and across_share from 0 to 1")
 
 
 class NoPretrain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="method", tag="none"):
@@ -377,7 +377,7 @@ class LoraRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError("rank is a whole number from 1 on")
+            raise ValueError("rank must be at least 1")
 
 
 class FinetuneRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -438,9 +438,9 @@ class FewShotRecipe(TrainingRecipe, frozen=True, forbid_unknown_fields=True, kw_
 
     def __post_init__(self) -> None:
         if not 0 <= self.made <= 1:
-            raise ValueError("made is a share, from 0 to 1")
+            raise ValueError("made must lie from 0 to 1")
         if self.test_crops < 1:
-            raise ValueError("test_crops is a whole number from 1 on")
+            raise ValueError("test_crops must be at least 1")
 
 
 class QatRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -487,9 +487,9 @@ class ExportRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if not 1 <= self.majority_windows <= MAX_MAJORITY:
-            raise ValueError(f"majority_windows is a whole number from 1 to {MAX_MAJORITY}")
+            raise ValueError(f"majority_windows must lie from 1 to {MAX_MAJORITY}")
         if not 0 <= self.max_unknown < 1:
-            raise ValueError("max_unknown is a share, from 0 to below 1")
+            raise ValueError("max_unknown must be at least 0 and below 1")
 
 
 class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -497,7 +497,7 @@ class CheckpointRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         every_s: Seconds from one to the next, which is what a killed training loses at most; 0 for every step.
-        last: How many are kept, besides the best.
+        last: How many are kept.
     """
 
     every_s: float = 60.0

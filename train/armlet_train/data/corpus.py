@@ -190,7 +190,7 @@ class Corpus:
             if not absent.any():
                 return starts
             starts[absent] = some(int(absent.sum()))
-        raise DataError("hardly a window of the recordings has a modality present; see 'armlet data check'")
+        raise DataError("almost no window of the recordings has a modality present; see 'armlet data check'")
 
     @cached_property
     def _labelled_starts(self) -> tuple[Int64, Int64]:
@@ -338,7 +338,7 @@ class Corpus:
                 continue
             every = merge_moments(piece.moments[name] for piece in self.pieces if name in piece.moments)
             if every.count == 0:
-                raise DataError(f"none of the people asked for has a sample of '{name}'; mend [data] modalities")
+                raise DataError(f"no recording of these people has '{name}'; take it out of [data] modalities")
             flat = [channel for channel, square in zip(modality.channels, every.squares, strict=True) if square <= 0]
             if flat:
                 raise DataError(f"'{name}' never changes in {', '.join(flat)}; leave it out of [data] modalities")
@@ -489,7 +489,7 @@ def _pick(
     known = {modality.name: modality for modality in modalities}
     for wanted in recipe.modalities:
         if wanted not in known:
-            raise DataError(f"{name} has no modality '{wanted}' (it has {', '.join(known)}); mend [data] modalities")
+            raise DataError(f"{name} has no modality '{wanted}' (it has {', '.join(known)}); correct [data] modalities")
     unknown = [label for label in (*recipe.labels, *recipe.hold_out) if label not in labels]
     if unknown:
         raise DataError(f"{name} has no label {', '.join(unknown)}; it has {', '.join(labels)}")

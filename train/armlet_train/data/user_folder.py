@@ -448,7 +448,7 @@ def _check_rate(place: str, times: NDArray[np.float64], modality: Modality, mist
     rate = 1e9 / float(np.median(np.diff(times)))
     if abs(rate / modality.rate_hz - 1) > RATE_TOLERANCE:
         problem = f"samples come at {rate:.4g} Hz; {DESCRIPTION} says {modality.rate_hz:g} Hz for '{modality.name}'"
-        mistakes.add(place, f"{problem}. Mend it there, or resample (with a low-pass filter) to that rate", None, TIME)
+        mistakes.add(place, f"{problem}. Correct it, or resample (with a low-pass filter) to that rate", None, TIME)
 
 
 def _mcap(file: Path, place: str, modality: Modality, mistakes: _Mistakes) -> Stream | None:
@@ -585,7 +585,7 @@ def summary_lines(report: CheckReport) -> Iterator[str]:
     for mistake in report.mistakes:
         yield str(mistake)
     if report.more:
-        yield f"... and {report.more} more: mend these first, then check again"
+        yield f"... and {report.more} more: correct these first, then check again"
     count = len(report.mistakes) + report.more
     what = f"{report.recordings} recordings of {report.people} people"
     yield f"{report.folder}: {what}, {'no mistake' if not count else f'{count} mistake' + 's' * (count > 1)}"

@@ -75,10 +75,10 @@ def load_checkpoint(path: Path, expected: str) -> dict[str, Any] | None:
 
 
 class Keeper:
-    """The checkpoints of one training: every so often, the last few and the best kept.
+    """The checkpoints of one training, of which the last few are kept.
 
-    Files lie in the run's ``checkpoints`` folder: ``NAME-PRINT-STEP.pt`` and ``NAME-PRINT-best.pt``, where PRINT begins
-    the fingerprint of what the training depends on. Only the first of many processes writes.
+    Files lie in the run's ``checkpoints`` folder: ``NAME-PRINT-STEP.pt``, where PRINT begins the fingerprint of what
+    the training depends on. Only the first of many processes writes.
     """
 
     def __init__(self, folder: Path, name: str, expected: str, recipe: CheckpointRecipe) -> None:
@@ -117,11 +117,6 @@ class Keeper:
         for old in self._written()[: -self._recipe.last]:
             old.unlink()
         self._saved = time.monotonic()
-
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Write the best so far."""
-        if parallel.is_first():
-            save(self._folder / f"{self._name}-best.pt", {"fingerprint": self._expected, **state})
 
     def _written(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self._name}-[0-9]*.pt"))

@@ -212,9 +212,6 @@ def finetune(
 ) -> ArmletModel:
     """Fine-tune from ``model``; a second call with the same arguments goes on from the last checkpoint.
 
-    The checkpoint kept as the best is that of the highest macro-F1 on validation people, in the mean over the subsets;
-    the model that is given back is that of the last step.
-
     Args:
         model: Pretrained, or fresh from its seed; it stays as it is.
         corpus: Training people's recordings.
@@ -231,7 +228,7 @@ def finetune(
         The averaged model, on the CPU, in evaluation mode.
 
     Raises:
-        RunError: The loss became infinite.
+        RunError: The loss is not finite.
         UsageError: The batch cannot be shared by the processes.
     """
     expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
@@ -247,16 +244,15 @@ def finetune(
     def stream(order: np.random.Generator, first: int) -> Iterator[Labelled]:
         return epoch_batches(source, augment, recipe, order, first)
 
-    def end_epoch(epoch: int, terms: dict[str, float]) -> float:
+    def end_epoch(epoch: int, terms: dict[str, float]) -> None:
         if not parallel.is_first():
-            return 0.0
+            return
         predicted = all_logits(objective.average.eval(), validation.windows, validation.present, device).argmax(axis=2)
         scores = {
             subset_name(subset): macro_f1(validation.truth, row, len(corpus.labels))
             for subset, row in zip(subsets(model.modalities), predicted, strict=True)
         }
         report(EpochReport(epoch, terms["loss"], scores))
-        return float(np.mean(list(scores.values())))
 
     keeper = checkpoints.Keeper(folder, "finetune", expected, keeping)
     train(objective, stream, steps, recipe, STAGE, device, keeper, end_epoch, advance)

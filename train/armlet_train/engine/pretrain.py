@@ -88,8 +88,6 @@ def pretrain(
 ) -> None:
     """Pretrain ``model`` in place; a second call with the same arguments goes on from the last checkpoint.
 
-    The checkpoint kept as the best is that of the lowest mean loss; the model ends as the last step leaves it.
-
     Args:
         model: Fresh from its seed; afterwards on the CPU, in evaluation mode.
         corpus: Training people's recordings; labels are not looked at.
@@ -102,7 +100,7 @@ def pretrain(
         advance: Called after each step with steps done and steps in all.
 
     Raises:
-        RunError: The loss became infinite.
+        RunError: The loss is not finite.
         UsageError: The batch cannot be shared by the processes.
     """
     expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
@@ -115,9 +113,8 @@ def pretrain(
     def batches(order: np.random.Generator, first: int) -> Iterator[Views]:
         return epoch_batches(source, augment, recipe, method.views, steps, order, first)
 
-    def end_epoch(epoch: int, terms: dict[str, float]) -> float:
+    def end_epoch(epoch: int, terms: dict[str, float]) -> None:
         report(EpochReport(epoch, terms))
-        return -terms["loss"]
 
     keeper = checkpoints.Keeper(folder, "pretrain", expected, keeping)
     train(method, batches, steps, recipe, STAGE, device, keeper, end_epoch, advance)

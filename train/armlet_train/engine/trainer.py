@@ -38,7 +38,7 @@ def train(
     stage: int,
     device: torch.device,
     keeper: checkpoints.Keeper,
-    end_epoch: Callable[[int, dict[str, float]], float],
+    end_epoch: Callable[[int, dict[str, float]], None],
     advance: Callable[[int, int], None],
 ) -> None:
     """Train ``objective`` in place; a second call with the same arguments goes on from the last checkpoint.
@@ -51,23 +51,22 @@ def train(
         stage: Tells trainings with the same seed apart.
         device: CPU or GPU.
         keeper: Of the checkpoints.
-        end_epoch: Called in every process after each epoch with its number and the mean of each term; gives the score
-            by which the best checkpoint is chosen, higher is better.
+        end_epoch: Called in every process after each epoch with its number and the mean of each term.
         advance: Called after each step with steps done and steps in all.
 
     Raises:
-        RunError: The loss became infinite.
+        RunError: The loss is not finite.
     """
     objective.to(device)
     optimiser = make_optimiser(objective, recipe, device)
     all_steps = recipe.epochs * steps
-    done, best = 0, -math.inf
+    done = 0
     sums: dict[str, Tensor] = {}
     resumed = keeper.load()
     if resumed is not None:
         objective.load_state_dict(resumed["objective"])
         optimiser.load_state_dict(resumed["optimiser"])
-        done, best = resumed["done"], resumed["best"]
+        done = resumed["done"]
         sums = {name: value.to(device) for name, value in resumed["sums"].items()}
     runner = make_runner(objective, device, compiled=device.type == "cuda" and all_steps >= COMPILE_STEPS)
 
@@ -76,7 +75,6 @@ def train(
             "objective": objective.state_dict(),
             "optimiser": optimiser.state_dict(),
             "done": done,
-            "best": best,
             "sums": sums,
             "random": checkpoints.random_state(device),
         }
@@ -101,11 +99,8 @@ def train(
                 keeper.save(done, state())
         means = _means(sums, steps)
         if not math.isfinite(means["loss"]):
-            raise RunError("the training lost its way (infinite loss); lower its learning_rate in the recipe")
-        score = end_epoch(epoch, means)
-        if score > best:
-            best = score
-            keeper.save_best({"objective": objective.state_dict(), "epoch": epoch, "score": score})
+            raise RunError(f"the loss is not finite in epoch {epoch + 1}; lower learning_rate in the recipe")
+        end_epoch(epoch, means)
         if keeper.due() or done == all_steps:
             keeper.save(done, state())
 

@@ -192,7 +192,7 @@ def _specialist(
         folder / "checkpoints", f"specialist-{subset_name(subset)}", expected, recipe.checkpoints
     )
     train(
-        objective, batches, steps, recipe.finetune, finetune.STAGE, device, keeper, lambda epoch, terms: 0.0, say
+        objective, batches, steps, recipe.finetune, finetune.STAGE, device, keeper, lambda epoch, terms: None, say
     )  # fmt: skip
     return objective.average.requires_grad_(True).cpu().eval()
 

@@ -79,7 +79,9 @@ def check_disjoint(learned: tuple[str, ...], unseen: tuple[str, ...]) -> None:
     """
     both = [name for name in unseen if name in learned]
     if both:
-        raise RecipeError(f"{', '.join(both)} cannot be learned and unseen; mend [data] labels and hold_out")
+        raise RecipeError(
+            f"{', '.join(both)} cannot be learned and unseen; take them out of [data] labels or of hold_out"
+        )
 
 
 def draw(
@@ -229,7 +231,7 @@ class Episodic(Objective):
         classifier: Of the classes of meta-training; thrown away afterwards.
     """
 
-    uses_all = False  # the model's own head, and its mask tokens where nothing is masked, do not take part
+    uses_all = False  # the model's own classifier takes no part
 
     def __init__(self, model: ArmletModel, recipe: FewShotRecipe, classes: int) -> None:
         """Put a head and a classifier on the model."""
@@ -287,7 +289,7 @@ def meta_train(
     Raises:
         DataError: Episodes cannot be drawn from the recordings.
         RecipeError: Made episodes are asked for, and the modalities are not those of an IMU; or a label is unknown.
-        RunError: The loss became infinite.
+        RunError: The loss is not finite.
     """
     rates = {modality.rate_hz for modality in corpus.modalities}
     if recipe.made and not ({"acc", "gyro"} <= set(model.modalities) and len(rates) == 1):
@@ -332,6 +334,6 @@ def meta_train(
     objective = Episodic(model, recipe, len(pool.classes))
     expected = checkpoints.fingerprint(recipe, corpus.wearers, checkpoints.state_digest(model))
     keeper = checkpoints.Keeper(folder, "fewshot", expected, keeping)
-    train(objective, batches, recipe.steps, recipe, STAGE, device, keeper, lambda _, terms: -terms["loss"], advance)
+    train(objective, batches, recipe.steps, recipe, STAGE, device, keeper, lambda epoch, terms: None, advance)
     model.to("cpu").eval()
     return objective.head.to("cpu")

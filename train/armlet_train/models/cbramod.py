@@ -287,7 +287,7 @@ class CBraModEncoder(models.Encoder):
         if length % patch or length == 0:
             raise RecipeError(
                 f"[model.encoders.{modality.name}] patch = {patch}: a window of {modality.name} has {length} samples "
-                f"({modality.rate_hz:g} Hz), which is not a whole number of patches; mend patch or [data] window_s"
+                f"({modality.rate_hz:g} Hz), which is not a whole number of patches; change patch or [data] window_s"
             )
         self.cbramod = CBraMod(self.sizes)
         self._flat = recipe.pool == "flat"
