@@ -53,6 +53,23 @@ class Plain(nn.Module):
         return self.head(embedding), embedding
 
 
+class EqualWidths(nn.Module):
+    """Layers with the same number of outputs, whose weights' zero points are equal, so that an exporter joins them."""
+
+    shape = (1, 3, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(3, 16, 5, padding=2), nn.Conv1d(16, 16, 5, padding=2)
+        self.token = nn.Linear(16, 16)
+        vary(self)
+
+    def forward(self, window: Tensor) -> Tensor:
+        values = torch.relu(self.second(torch.relu(self.first(window))))
+        token: Tensor = self.token(values.mean(-1))
+        return token
+
+
 class Embedded(nn.Module):
     """An embedding that is an output as it is, and goes through a ReLU to the head."""
 

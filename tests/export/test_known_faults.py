@@ -7,6 +7,7 @@ here. Where a later release mends one, its test goes on to hold.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -325,6 +326,41 @@ def test_onnx_adds_up_in_16_bits_on_old_processors(tiny: Tiny) -> None:
 
     model = onnx.load_from_string(tiny("Plain", "int8", "onnx").data)
     assert TensorProto.UINT8 not in {item.data_type for item in model.graph.initializer}
+
+
+def test_onnx_weights_that_share_a_zero_point_do_not_load_on_old_processors(tiny: Tiny) -> None:
+    """ONNX Runtime 1.32 makes exact kernels from signed weights by changing their zero points, and fails where two
+    weights have one in common. Each weight has its own, so that the program loads and gives the model's numbers."""
+    import onnx
+
+    program, part, values = tiny("EqualWidths", "int8", "onnx"), tiny_part("EqualWidths", "int8"), inputs("EqualWidths")
+    graph = onnx.load_from_string(program.data).graph
+    stored = {item.name for item in graph.initializer}
+    zeros = [node.input[2] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]
+    assert len(zeros) == 6 and len(set(zeros)) == 6, "three weights and three biases"
+    (mine,) = run_tiny("onnx", program, part, values)
+    learnt = output_range(part.trained)
+    assert learnt is not None
+    with torch.no_grad():
+        wanted = part.reference()(values).numpy()
+    assert np.abs(mine - wanted).max() <= 1.5 * learnt.scale
+
+
+def test_an_onnx_program_of_an_earlier_armlet_is_refused_where_it_would_saturate(tiny: Tiny) -> None:
+    import onnx
+
+    model = onnx.load_from_string(tiny("EqualWidths", "int8", "onnx").data)
+    weights = [node for node in model.graph.node if node.output[0].startswith("dequantize_per_channel")]
+    assert len(weights) == 3
+    for node in weights:  # as an exporter before gave them: one zero point for all
+        node.input[2] = weights[0].input[2]
+    part = tiny_part("EqualWidths", "int8")
+    shapes = {"window": part.signature.input_shape}, part.signature.outputs
+    if "vnni" in Path("/proc/cpuinfo").read_text() or platform.machine() != "x86_64":
+        get_engine("onnx").load(model.SerializeToString(), *shapes).close()
+    else:
+        with pytest.raises(EngineError, match="VNNI: export the bundle again"):
+            get_engine("onnx").load(model.SerializeToString(), *shapes)
 
 
 # ------------------------------------------------------------------------------------------------- files and shapes

@@ -52,6 +52,7 @@ def lower(part: Part) -> Lowered:
     _strip_notes(model)
     if part.precision == "int8":
         _round_biases(model)
+        _part_zero_points(model)
     elif part.precision == "fp16":
         _store_as_fp16(model)
     elif part.precision == "dynamic":
@@ -99,6 +100,28 @@ def _round_biases(model: Any) -> None:
     used = {name for node in graph.node for name in node.input}
     for item in [item for item in graph.initializer if item.name not in used]:
         graph.initializer.remove(item)
+
+
+def _part_zero_points(model: Any) -> None:
+    """Give each weight a zero point of its own; the exporter joins equal ones.
+
+    On x86 processors without VNNI ONNX Runtime makes unsigned weights of the signed ones, and their zero points with
+    them (``session.x64quantprecision``). Version 1.32 does not load a program where two weights share a zero point.
+    """
+    from onnx import TensorProto
+
+    graph = model.graph
+    stored = {item.name: item for item in graph.initializer}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in stored or len(node.input) < 3:
+            continue
+        if node.input[2] in taken:
+            own = TensorProto()
+            own.CopyFrom(stored[node.input[2]])
+            own.name = node.input[2] = f"{node.output[0]}_zero"
+            graph.initializer.append(own)
+        taken.add(node.input[2])
 
 
 def _store_as_fp16(model: Any) -> None:
