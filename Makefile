@@ -1,5 +1,5 @@
 # `make demo`, `make test` and `make test-full` need Python 3.11 to 3.13 with venv, a C++ compiler (g++) and access to a Python package index.
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
+PYTHON ?= $(firstword $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name; done))
 VENV ?= .venv
 BIN := $(VENV)/bin
 
