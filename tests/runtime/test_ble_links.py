@@ -33,7 +33,17 @@ from armlet_bridge.virtual.wearable import Play, VirtualWearable, WearableSpec, 
 from armlet_runtime.bluetooth import SystemBluetooth, bluez, open_bluetooth
 from armlet_runtime.bluetooth import link as link_module
 from armlet_runtime.bluetooth.link import DISCONNECT_S, STOP_S
-from armlet_runtime.bluetooth.link_errors import AWAY, BUSY, CUT, LOCKED, REFUSED, STALE, Trouble, trouble_of
+from armlet_runtime.bluetooth.link_errors import (
+    AWAY,
+    BUSY,
+    CUT,
+    LOCKED,
+    REFUSED,
+    STALE,
+    Trouble,
+    sentence_of,
+    trouble_of,
+)
 from armlet_runtime.bluetooth.session import CANCEL_S, MAX_LINKS, Session
 from armlet_runtime.errors import PacketError
 from armlet_runtime.modalities import Modality
@@ -89,6 +99,11 @@ async def ran(session: Session) -> AsyncIterator[Run]:
 def test_errors_have_their_classes(error: BaseException, trouble: Trouble) -> None:
     assert trouble_of(error) is trouble
     assert 0 < trouble.first_s <= trouble.longest_s
+
+
+def test_errors_of_a_wearable_are_sentences() -> None:
+    assert sentence_of(BleakGATTProtocolError(0x0E)) == "GATT Protocol Error: Unlikely Error (ATT 0x0e)"
+    assert sentence_of(asyncio.TimeoutError()) == "no answer in time" and sentence_of(KeyError()) == "KeyError"
 
 
 async def test_only_those_on_the_list_are_connected_by_name_or_address() -> None:

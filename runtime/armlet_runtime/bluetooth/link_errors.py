@@ -81,6 +81,8 @@ def sentence_of(error: BaseException) -> str:
         return "the system's D-Bus, over which BlueZ is reached, does not run"
     if isinstance(error, BleakBluetoothNotAvailableError):  # as text it is the pair of its message and its reason
         return str(error.args[0])
+    if isinstance(error, BleakGATTProtocolError):  # as text it is the pair of its code and its message
+        return f"{error.args[-1]} (ATT 0x{int(error.code):02x})"
     if isinstance(error, asyncio.TimeoutError) and not str(error):
         return "no answer in time"
     return str(error) or type(error).__name__

@@ -84,7 +84,7 @@ class Session:
             WearableError: There is no usable Bluetooth here.
         """
         log.info(
-            "%d adapters; looking for %s", len(self._adapters),
+            "adapters: %d; looking for %s", len(self._adapters),
             ", ".join(self._names.values()) or f"wearables of {', '.join(self._rates_hz) or 'any modality'}",
         )  # fmt: skip
         for name in self._names.values():
