@@ -74,7 +74,7 @@ def _suite(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.files import write_json
 
-    from ..engine import run_folder as runs
+    from ..engine import run_folder
     from ..evaluation import bench_masking as ablation
     from ..evaluation import bench_methods as suite
     from ..evaluation import bench_one_shot as oneshot
@@ -86,7 +86,7 @@ def _suite(args: argparse.Namespace) -> int:
         raise UsageError("--suite trains its own models: give no run, bundle, --engine or --few-label with it")
     if args.seeds < 1:
         raise UsageError("--seeds must be at least 1")
-    console, device, folder = Console(), runs.pick_device(args.device), args.out / args.suite
+    console, device, folder = Console(), run_folder.pick_device(args.device), args.out / args.suite
     report: Any
     if args.suite == "masking":
         with progress_bar("masking", console) as advance:
@@ -109,20 +109,20 @@ def _suite(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> Evaluation:
-    from ..engine import run_folder as runs
+    from ..engine import run_folder
     from ..evaluation import bench_methods as suite
 
-    trained = runs.load_run(Path(args.bundle), "finetune")
+    trained = run_folder.load_run(Path(args.bundle), "finetune")
     scores = suite.score_run(trained, args.split)
     return _evaluation(args, "pytorch", trained.labels, scores)
 
 
 def _few_label(args: argparse.Namespace) -> Evaluation:
     from ..data import corpus as data
-    from ..engine import run_folder as runs
+    from ..engine import run_folder
     from ..evaluation import scores as evaluate
 
-    trained = runs.load_run(Path(args.bundle))
+    trained = run_folder.load_run(Path(args.bundle))
     recipe = trained.recipe
     train, scored = (data.load_corpus(recipe.data, split, recipe.presence) for split in ("train", args.split))
     people = evaluate.probe_people(train, scored, trained.normalisation)

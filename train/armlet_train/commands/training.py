@@ -35,9 +35,9 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[Callabl
         TimeRemainingColumn,
     )
 
-    from .. import distributed as parallel
+    from .. import distributed
 
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not parallel.is_first()) as progress:
+    with Progress(*columns, console=console, disable=not distributed.is_first()) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from armlet_runtime.arrays import Float32, Int64
 
-from .. import distributed as parallel
+from .. import distributed
 from .corpus import Corpus
 
 READERS = 4
@@ -117,7 +117,7 @@ def steps_per_epoch(corpus: Corpus, batch: int, labelled: bool) -> int:
 def draw_epoch(corpus: Corpus, steps: int, batch: int, labelled: bool, order: np.random.Generator) -> Int64:
     """(steps, B) first ticks of the windows of an epoch; B is this process's share of ``batch``."""
     drawn = corpus.draw(steps * batch, labelled, order).reshape(steps, batch)
-    return np.ascontiguousarray(drawn[:, parallel.share(batch)])
+    return np.ascontiguousarray(drawn[:, distributed.share(batch)])
 
 
 def in_batches(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from armlet_runtime.errors import RunError
 from armlet_runtime.files import write_atomic
 
-from .. import distributed as parallel
+from .. import distributed
 from ..recipes import CheckpointRecipe
 
 
@@ -102,16 +102,16 @@ class Keeper:
         Raises:
             RunError: It is not a file of PyTorch.
         """
-        written = self._written() if parallel.is_first() else []
-        return parallel.from_first(load_checkpoint(written[-1], self._expected) if written else None)
+        written = self._written() if distributed.is_first() else []
+        return distributed.from_first(load_checkpoint(written[-1], self._expected) if written else None)
 
     def due(self) -> bool:
         """Whether it is time for one, and this is the process that writes it."""
-        return parallel.is_first() and time.monotonic() - self._saved >= self._recipe.every_s
+        return distributed.is_first() and time.monotonic() - self._saved >= self._recipe.every_s
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write what :meth:`load` gives, after that many steps; older ones than the last few go."""
-        if not parallel.is_first():
+        if not distributed.is_first():
             return
         save(self._folder / f"{self._name}-{step:09d}.pt", {"fingerprint": self._expected, **state})
         for old in self._written()[: -self._recipe.last]:

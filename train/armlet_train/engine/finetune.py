@@ -26,7 +26,7 @@ from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
 
-from .. import distributed as parallel
+from .. import distributed
 from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, in_batches, steps_per_epoch
 from ..data import corpus as data
 from ..methods import Objective
@@ -66,9 +66,9 @@ class Finetuning(Objective):
     def forward(self, windows: dict[str, Tensor], present: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, summed over the subsets of what each window has, so that each weighs as it would alone."""
         if self._recipe.subsets == "whole":
-            whole = parallel.widen(self.model(windows, present)[0])
+            whole = distributed.widen(self.model(windows, present)[0])
             return {"loss": F.cross_entropy(whole, labels, label_smoothing=self._recipe.label_smoothing)}
-        logits = parallel.widen(subset_logits(self.model, windows, present))
+        logits = distributed.widen(subset_logits(self.model, windows, present))
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.repeat(len(logits)),
             label_smoothing=self._recipe.label_smoothing, reduction="none",
@@ -183,7 +183,7 @@ def run_finetuning(
     pretrained = run_folder.load_run(source, "pretrain")
     if pretrained.recipe.model != recipe.model or pretrained.recipe.data != recipe.data:
         raise UsageError(f"{source} was pretrained with other [data] or [model] values than {path} has")
-    with parallel.processes(device):
+    with distributed.processes(device):
         run_folder.start_run(out, path, "finetune")
         began = time.monotonic()
         corpus = data.load_corpus(recipe.data, "train")
@@ -245,7 +245,7 @@ def finetune(
         return epoch_batches(source, augment, recipe, order, first)
 
     def end_epoch(epoch: int, terms: dict[str, float]) -> None:
-        if not parallel.is_first():
+        if not distributed.is_first():
             return
         predicted = all_logits(objective.average.eval(), validation.windows, validation.present, device).argmax(axis=2)
         scores = {

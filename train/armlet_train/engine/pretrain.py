@@ -16,7 +16,7 @@ import torch
 
 from armlet_runtime.signals import Normalisation
 
-from .. import distributed as parallel
+from .. import distributed
 from ..data import Augment, Corpus, Source, Views, steps_per_epoch
 from ..data import corpus as data
 from ..methods import build_pretraining
@@ -58,7 +58,7 @@ def run_pretraining(
         UsageError: The folder holds something else, or the batch cannot be shared by the processes.
     """
     recipe = load_recipe(path)
-    with parallel.processes(device):
+    with distributed.processes(device):
         run_folder.start_run(out, path, "pretrain")
         began = time.monotonic()
         corpus = data.load_corpus(recipe.data, "train")
@@ -136,7 +136,7 @@ def epoch_batches(
     if views == 2:
         # The views of a window lie side by side, so that a share of the batch is a share of every draw.
         starts = np.stack([starts, corpus.neighbours(starts, recipe.neighbour_s, order)], axis=1)
-    share = parallel.share(recipe.batch)
+    share = distributed.share(recipe.batch)
     plan = starts.reshape(steps, recipe.batch, views)[first:, share].reshape(steps - first, -1)
     for drawn in source.batches(np.ascontiguousarray(plan)):
         windows = augment(drawn.windows)

@@ -22,7 +22,7 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals import Normalisation, WindowSpec
 
-from .. import distributed as parallel
+from .. import distributed
 from ..data import Corpus, window_spec
 from ..models import ArmletModel
 from ..models import build as methods
@@ -94,9 +94,9 @@ def start_run(folder: Path, recipe_path: Path, stage: str) -> None:
     Raises:
         UsageError: The folder holds something else, or a run that has ended.
     """
-    if parallel.is_first():
+    if distributed.is_first():
         _start_run(folder, recipe_path, stage)
-    parallel.wait()
+    distributed.wait()
 
 
 def _start_run(folder: Path, recipe_path: Path, stage: str) -> None:
@@ -122,7 +122,7 @@ def end_run(
     device: torch.device,
 ) -> None:
     """Write the model and ``run.json``, the latter last: a run that has it has ended. The first process does so."""
-    if not parallel.is_first():
+    if not distributed.is_first():
         return
     checkpoints.save(folder / "model.pt", model.state_dict())
     info = RunInfo(
@@ -138,7 +138,7 @@ def end_run(
         | {"python": platform.python_version()},
         git=_git_commit(),
         machine=f"{platform.platform()}, {_device_name(device)}",
-        processes=parallel.world(),
+        processes=distributed.world(),
     )
     write_atomic(folder / "run.json", msgspec.json.format(msgspec.json.encode(info), indent=2))
     print(f"{'pretrained' if stage == 'pretrain' else 'fine-tuned'} run: {folder}")

@@ -19,7 +19,7 @@ import msgspec
 
 from armlet_runtime.files import write_atomic
 
-from .. import distributed as parallel
+from .. import distributed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         """Open what is installed and asked for."""
-        if parallel.is_first():
+        if distributed.is_first():
             if importlib.util.find_spec("tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -72,12 +72,12 @@ class RunLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
-        if error is None and parallel.is_first():
+        if error is None and distributed.is_first():
             plot(self._folder)
 
     def __call__(self, report: msgspec.Struct) -> None:
         """Log an epoch; one that a resumed training repeats replaces the earlier one."""
-        if not parallel.is_first():
+        if not distributed.is_first():
             return
         numbers: dict[str, Any] = msgspec.to_builtins(report)
         epoch = numbers["epoch"]

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from armlet_runtime.errors import RunError
 
-from .. import distributed as parallel
+from .. import distributed
 from ..methods import Objective
 from ..recipes import TrainingRecipe
 from . import checkpoints
@@ -116,7 +116,7 @@ def make_optimiser(objective: Objective, recipe: TrainingRecipe, device: torch.d
 def make_runner(objective: Objective, device: torch.device, compiled: bool) -> nn.Module:
     """What is called in place of ``objective``: compiled, and joined with the other processes if there are any."""
     runner: Any = torch.compile(objective) if compiled else objective
-    if parallel.world() > 1:
+    if distributed.world() > 1:
         runner = DistributedDataParallel(
             runner,
             device_ids=[device] if device.type == "cuda" else None,
@@ -142,7 +142,7 @@ def take_step(
 
 def _means(sums: dict[str, Tensor], steps: int) -> dict[str, float]:
     """The one time in an epoch that the host waits for the device."""
-    values = parallel.mean(torch.stack(list(sums.values())) / steps).tolist()
+    values = distributed.mean(torch.stack(list(sums.values())) / steps).tolist()
     return dict(zip(sums, values, strict=True))
 
 

@@ -28,7 +28,7 @@ from armlet_runtime.modalities import subset_name, subsets
 from ..data import Corpus, Scored, in_batches
 from ..data import corpus as data
 from ..engine import pretrain as pretraining
-from ..engine import run_folder as runs
+from ..engine import run_folder
 from ..models import ArmletModel
 from ..recipes import ConvModel, CrosslPretrain, Recipe, find_recipe, load_recipe
 from . import scores as evaluate
@@ -127,7 +127,7 @@ def _vary(recipe: Recipe, variant: Variant, epochs: int) -> Recipe:
 
 
 def _row(recipe: Recipe, variant: Variant, train: Corpus, scored: Corpus, folder: Path, device: torch.device) -> Row:
-    model = runs.build_model(recipe, train.modalities)
+    model = run_folder.build_model(recipe, train.modalities)
     normalisation = train.normalisation()
     assert isinstance(recipe.pretrain, CrosslPretrain)
     pretraining.pretrain(

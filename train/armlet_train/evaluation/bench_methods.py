@@ -36,8 +36,7 @@ from armlet_runtime.signals import Normalisation
 
 from ..data import Scored
 from ..data import corpus as data
-from ..engine import finetune, run_finetuning, run_pretraining
-from ..engine import run_folder as runs
+from ..engine import finetune, run_finetuning, run_folder, run_pretraining
 from ..recipes import Recipe, find_recipe, load_recipe
 from . import scores as evaluate
 from .hand_features import hand_features
@@ -154,9 +153,15 @@ class Suite:
         return _kept(path, digest) or self._score(path, digest, method, table["pretrain"]["seed"], tuned, alone)
 
     def _score(
-        self, path: Path, digest: str, method: str, seed: int, tuned: runs.TrainedRun, alone: list[runs.TrainedRun]
+        self,
+        path: Path,
+        digest: str,
+        method: str,
+        seed: int,
+        tuned: run_folder.TrainedRun,
+        alone: list[run_folder.TrainedRun],
     ) -> Figures:
-        pretrained = runs.load_run(tuned.folder.parent / "pretrain", "pretrain")
+        pretrained = run_folder.load_run(tuned.folder.parent / "pretrain", "pretrain")
         finetuned = score_run(tuned, self.split)
         people = _people(pretrained.recipe, self.split, pretrained.normalisation)
         features = evaluate.model_features(pretrained.model)
@@ -174,7 +179,7 @@ class Suite:
         )
         return _keep(path, digest, figures)
 
-    def _trained(self, folder: Path, table: Mapping[str, Any]) -> runs.TrainedRun:
+    def _trained(self, folder: Path, table: Mapping[str, Any]) -> run_folder.TrainedRun:
         """Pretrain and fine-tune, as far as that has not been done."""
         text = tomli_w.dumps(table).encode()
         recipe = folder / "recipe.toml"
@@ -189,9 +194,9 @@ class Suite:
         if not (tuned / "run.json").exists():
             self.console.print(f"[dim]fine-tuning {tuned}[/dim]", highlight=False, soft_wrap=True)
             run_finetuning(recipe, pretrained, tuned, self.device, self.progress)
-        return runs.load_run(tuned, "finetune")
+        return run_folder.load_run(tuned, "finetune")
 
-    def _specialist(self, table: Mapping[str, Any], subset: tuple[str, ...]) -> runs.TrainedRun:
+    def _specialist(self, table: Mapping[str, Any], subset: tuple[str, ...]) -> run_folder.TrainedRun:
         """The same model from scratch on a subset alone. Methods with the same model have the same specialists."""
         cut = dict(table["data"], modalities=list(subset))
         for key in ("knee", "scale"):
@@ -238,7 +243,7 @@ def _people(recipe: Recipe, split: str, normalisation: dict[str, Normalisation] 
     return evaluate.probe_people(train, scored, normalisation)
 
 
-def score_run(run: runs.TrainedRun, split: str) -> list[SubsetScore]:
+def score_run(run: run_folder.TrainedRun, split: str) -> list[SubsetScore]:
     """Figures of a fine-tuned run on every subset."""
     corpus = data.load_corpus(run.recipe.data, split, run.recipe.presence)
     scored = data.score_windows(corpus, run.normalisation)

@@ -28,8 +28,7 @@ from armlet_runtime.signals import Normalisation
 
 from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, steps_per_epoch
 from ..data import corpus as data
-from ..engine import checkpoints, finetune, train
-from ..engine import run_folder as runs
+from ..engine import checkpoints, finetune, run_folder, train
 from ..models import ArmletModel
 from ..recipes import Recipe, find_recipe, load_recipe
 
@@ -117,7 +116,7 @@ def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[in
 
         special = _once(folder / f"{name}.json", specialist)
         rows.append(Row(name, int(scored.having(names, subset).sum()), figures[name], special[name]))
-    parameters = sum(parameter.numel() for parameter in runs.build_model(recipe, corpus.modalities).parameters())
+    parameters = sum(parameter.numel() for parameter in run_folder.build_model(recipe, corpus.modalities).parameters())
     people = len(corpus.wearers) + len(validation.wearers) + len(test.wearers)
     said = f"MADE data: {people} simulated people, no measurements"
     return MadeReport("made", quick, said, RECIPE, people, parameters, time.monotonic() - began, rows)
@@ -159,7 +158,7 @@ def _one_model(
 ) -> ArmletModel:
     longer = msgspec.structs.replace(recipe.finetune, epochs=round(TIMES * recipe.finetune.epochs))
     return finetune.finetune(
-        runs.build_model(recipe, corpus.modalities), corpus, normalisation,
+        run_folder.build_model(recipe, corpus.modalities), corpus, normalisation,
         data.score_windows(validation, normalisation), longer, recipe.checkpoints, device,
         folder / "checkpoints", lambda report: None, say,
     )  # fmt: skip
@@ -176,7 +175,7 @@ def _specialist(
 ) -> ArmletModel:
     alone = dataclasses.replace(corpus, modalities=tuple(one for one in corpus.modalities if one.name in subset))
     numbers = {name: normalisation[name] for name in subset}
-    model = runs.build_model(recipe, alone.modalities)
+    model = run_folder.build_model(recipe, alone.modalities)
     expected = checkpoints.fingerprint(recipe.finetune, subset, checkpoints.state_digest(model))
     objective = finetune.Finetuning(model, msgspec.structs.replace(recipe.finetune, subsets="whole"))
     source, augment = Source(alone, device), Augment(recipe.finetune.augment, numbers, device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from armlet_runtime.errors import RecipeError
 
-from .. import distributed as parallel
+from .. import distributed
 from ..models import ArmletModel
 from ..recipes import CrosslPretrain
 from .base import Pretraining
@@ -67,7 +67,7 @@ class Crossl(Pretraining):
         tokens = tokens.reshape(count, len(views), *tokens.shape[1:]).expand(-1, 2, -1, -1)
         if recipe.objective == "cocoa":
             with torch.autocast(tokens.device.type, enabled=False):
-                each = parallel.widen(tokens).unbind(1)[: len(views)]
+                each = distributed.widen(tokens).unbind(1)[: len(views)]
                 losses = [cocoa(view, present, recipe.temperature, recipe.negatives) for view in each]
             return {"loss": torch.stack(losses).mean()}
         if recipe.every_mask and len(self.model.modalities) > 1:
@@ -76,7 +76,7 @@ class Crossl(Pretraining):
         masked = torch.where(visible, tokens, self.model.mask_tokens).flatten(2).flatten(0, 1)
         vectors = self.expander(self.model.aggregator(masked)[1])
         with torch.autocast(vectors.device.type, enabled=False):
-            first, second = parallel.widen(vectors).reshape(count, 2, -1).unbind(1)
+            first, second = distributed.widen(vectors).reshape(count, 2, -1).unbind(1)
             if recipe.objective == "nt-xent":
                 return {"loss": nt_xent(first, second, recipe.temperature)}
             return self._weigh(vicreg(first, second))
@@ -94,7 +94,7 @@ class Crossl(Pretraining):
         vectors = self.expander(self.model.aggregator(masked.flatten(3).flatten(0, 2))[1])
         with torch.autocast(vectors.device.type, enabled=False):
             # (views, masks, B, projection_dim)
-            each = parallel.widen(vectors).reshape(-1, 2, len(masks), vectors.shape[1]).permute(1, 2, 0, 3)
+            each = distributed.widen(vectors).reshape(-1, 2, len(masks), vectors.shape[1]).permute(1, 2, 0, 3)
             pairs = [vicreg(each[0, one], each[1, other]) for one, other in permutations(range(len(masks)), 2)]
             return self._weigh(torch.stack([torch.stack(terms) for terms in pairs]).mean(dim=0).unbind())
 

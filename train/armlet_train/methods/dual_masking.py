@@ -22,7 +22,7 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 
-from .. import distributed as parallel
+from .. import distributed
 from ..models import ArmletModel, CBraModEncoder
 from ..recipes import DualPretrain
 from .base import Pretraining
@@ -60,7 +60,7 @@ class Dual(Pretraining):
             error = (encoder.cbramod(patches, hidden).float() - patches.float()).square().mean(dim=3)
             each = (error * hidden).sum(dim=(1, 2)) / hidden.sum(dim=(1, 2)).clamp(min=1)
             # By the number of windows of the whole batch, wherever its parts are, so that processes equal one.
-            count = parallel.gather(there.float()).sum().clamp(min=1) / parallel.world()
+            count = distributed.gather(there.float()).sum().clamp(min=1) / distributed.world()
             terms[name] = (each * there).sum() / count
         return {"loss": torch.stack(list(terms.values())).mean(), **terms}
 
@@ -79,7 +79,7 @@ def dual_mask(recipe: DualPretrain, shape: tuple[int, int, int], device: torch.d
     batch, leads, patches = shape
 
     def draw(each: int) -> Tensor:
-        return parallel.rows(lambda count: torch.rand(count, each, device=device), batch)
+        return distributed.rows(lambda count: torch.rand(count, each, device=device), batch)
 
     within = _hide(draw(leads * patches), recipe.within).reshape(batch, leads, patches)
     units = leads if recipe.unit == "leads" else patches

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import distributed as parallel
+from .. import distributed
 
 
 def vicreg(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,7 +20,7 @@ def vicreg(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Invariance (mean squared distance), variance (hinge at a standard deviation of 1, mean of both views) and
         covariance (squared off-diagonal covariances over D, sum of both views).
     """
-    first, second = parallel.gather(first), parallel.gather(second)
+    first, second = distributed.gather(first), distributed.gather(second)
     similarity = F.mse_loss(first, second)
     variance = first.new_zeros(())
     covariance = first.new_zeros(())
@@ -44,7 +44,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         second: (B, D), of the same windows.
         temperature: Divides the similarities; 0.1 is usual.
     """
-    first, second = parallel.gather(first), parallel.gather(second)
+    first, second = distributed.gather(first), distributed.gather(second)
     vectors = F.normalize(torch.cat([first, second]), dim=1)
     similarity = vectors @ vectors.T / temperature
     similarity = similarity.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)
@@ -65,7 +65,7 @@ def cocoa(tokens: Tensor, present: Tensor, temperature: float, negatives: float)
         temperature: Divides the distances.
         negatives: Weight of the second term; 3.9e-3 in the published code.
     """
-    tokens, present = parallel.gather(tokens), parallel.gather(present)
+    tokens, present = distributed.gather(tokens), distributed.gather(present)
     batch, modalities, _ = tokens.shape
     unit = F.normalize(tokens, dim=2)
 

@@ -16,7 +16,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .. import distributed as parallel
+from .. import distributed
 
 MOST_MODALITIES = 10
 """Spatial masks are drawn from the table of all of them, which has 2^modalities - 1 rows."""
@@ -81,7 +81,7 @@ def random_pairs(present: Tensor, keep: float) -> Tensor:
     """
     masks = []
     for _ in range(2):
-        noise = parallel.rows(
+        noise = distributed.rows(
             lambda count: torch.rand(count, present.shape[1], device=present.device), present.shape[0]
         )
         noise = torch.where(present, noise, 2.0)
@@ -96,7 +96,7 @@ def random_pairs(present: Tensor, keep: float) -> Tensor:
 
 def _draw(weight: Tensor) -> Tensor:
     """(B,) indices drawn in proportion to the weights (B, n), some of them zero: the exponential race."""
-    noise = parallel.rows(
+    noise = distributed.rows(
         lambda count: torch.empty(count, weight.shape[1], device=weight.device).exponential_(), weight.shape[0]
     )
     return (weight / noise).argmax(dim=1)

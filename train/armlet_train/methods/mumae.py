@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from armlet_runtime.errors import RecipeError
 
-from .. import distributed as parallel
+from .. import distributed
 from ..models import VARIANCE_EPS, ArmletModel, JointAggregator, SpanEncoder, Transformer, VideoEncoder, sine_cosine
 from ..recipes import MuMaePretrain
 from .base import Pretraining
@@ -100,7 +100,7 @@ class MuMae(Pretraining):
     def _order(self, count: int, size: int) -> Tensor:
         """(count, size) random orders; the first of each are hidden."""
         device = self.mask_token.device
-        return parallel.rows(lambda rows: torch.rand(rows, size, device=device), count).argsort(dim=1)
+        return distributed.rows(lambda rows: torch.rand(rows, size, device=device), count).argsort(dim=1)
 
     def targets(self, pieces: Tensor) -> Tensor:
         """What decoders should say of pieces (B, N, values): each piece with mean 0 and (unbiased) variance 1."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import distributed as parallel
+from .. import distributed
 from ..recipes import ConvModel
 from .base import Aggregator, ArmletModel
 
@@ -56,7 +56,7 @@ class AttentionAggregator(Aggregator):
         self.places = nn.Parameter(0.1 * torch.randn(modalities, recipe.token_dim))
         self.values = nn.Linear(recipe.token_dim, recipe.hidden_dim)
         self.scores = nn.Linear(recipe.hidden_dim, HEADS)
-        self.dropout = parallel.Dropout(recipe.dropout)
+        self.dropout = distributed.Dropout(recipe.dropout)
         self.embedding = nn.Linear(HEADS * recipe.hidden_dim, recipe.embedding_dim)
         self.head = nn.Linear(recipe.embedding_dim, labels)
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
 
-from .. import distributed as parallel
+from .. import distributed
 from ..recipes import CBraModModel, CBraModSizes
 from . import base as models
 
@@ -221,14 +221,14 @@ class Attention(nn.Module):
         return linear(merged.reshape(tokens.shape), self.out_proj.weight, self.out_proj.bias)
 
 
-class Dropout(parallel.Dropout):
+class Dropout(distributed.Dropout):
     """Dropout that draws 16 random bits a value on a CPU, several times as fast as PyTorch's one double a value."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Set each value to zero with probability ``p``, and scale the rest."""
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return super().forward(input)
-        return input * parallel.rows(lambda count: self._kept(count, input), input.shape[0])
+        return input * distributed.rows(lambda count: self._kept(count, input), input.shape[0])
 
     def _kept(self, count: int, like: Tensor) -> Tensor:
         shape = (count, *like.shape[1:])
@@ -320,7 +320,7 @@ class ConcatAggregator(models.Aggregator):
         super().__init__()
         self.embedding_dim = recipe.embedding_dim
         self.hidden = nn.Linear(modalities * recipe.token_dim, recipe.embedding_dim)
-        self.dropout = parallel.Dropout(recipe.dropout)
+        self.dropout = distributed.Dropout(recipe.dropout)
         self.head = nn.Linear(recipe.embedding_dim, labels)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from armlet_runtime.modalities import Modality
 
-from .. import distributed as parallel
+from .. import distributed
 from ..recipes import ConvModel
 from .aggregator import AttentionAggregator, set_mask_policy
 from .base import Aggregator, ArmletModel, Encoder
@@ -39,7 +39,7 @@ class ConvEncoder(Encoder):
             padding = kernel // 2
             layers += [
                 nn.Conv2d(before, channels, (1, kernel), (1, stride), (0, padding), bias=False),
-                parallel.BatchNorm2d(channels),
+                distributed.BatchNorm2d(channels),
                 nn.ReLU(),
             ]
             before = channels
@@ -81,7 +81,7 @@ class ConvAggregator(Aggregator):
         super().__init__()
         self.embedding_dim = recipe.embedding_dim
         self.hidden = nn.Linear(modalities * recipe.token_dim, recipe.hidden_dim)
-        self.dropout = parallel.Dropout(recipe.dropout)
+        self.dropout = distributed.Dropout(recipe.dropout)
         self.embedding = nn.Linear(recipe.hidden_dim, recipe.embedding_dim)
         self.head = nn.Linear(recipe.embedding_dim, labels)
 

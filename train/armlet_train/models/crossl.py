@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from armlet_runtime.modalities import Modality
 
-from .. import distributed as parallel
+from .. import distributed
 from ..recipes import CrosslModel
 from .aggregator import set_mask_policy
 from .base import Aggregator, ArmletModel, Encoder
@@ -35,7 +35,7 @@ class CrosslBlock(nn.Module):
         self.convolution = nn.Conv1d(before, channels, kernel)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.activation = nn.PReLU(channels, init=0.0)  # Keras's slopes begin at zero
-        self.dropout = parallel.Dropout(dropout)
+        self.dropout = distributed.Dropout(dropout)
         nn.init.normal_(self.convolution.weight, std=INIT_STD)
         assert self.convolution.bias is not None
         nn.init.zeros_(self.convolution.bias)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
 
-from .. import distributed as parallel
+from .. import distributed
 from ..recipes import MuMaeModel, VideoRecipe
 from .base import Aggregator, ArmletModel, Encoder
 
@@ -90,7 +90,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.norm_inner = nn.LayerNorm(width, VARIANCE_EPS)
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = parallel.Dropout(dropout)
+        self.dropout = distributed.Dropout(dropout)
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """(B, N, width) to the same; ``visible`` (B, N) as in :class:`Attention`."""
@@ -280,7 +280,7 @@ class JointAggregator(Aggregator):
         self.joint = Transformer(recipe.width, recipe.depth, recipe.heads, recipe.dropout)
         fusion = CrossAttentionFusion if recipe.fusion == "cross-attention" else ConcatenationFusion
         self.fusion = fusion(recipe, streams)
-        self.dropout = parallel.Dropout(recipe.dropout)
+        self.dropout = distributed.Dropout(recipe.dropout)
         self.embedding = nn.Linear(recipe.width + self.fusion.size, recipe.embedding_dim)
         self.head = nn.Linear(recipe.embedding_dim, labels)
 
