@@ -3,6 +3,7 @@
 Imports training and the runtime.
 """
 
+from .capture import capture, weighted_nodes
 from .fake_quant import (
     WEIGHT_MAX,
     LayerRanges,
@@ -15,7 +16,7 @@ from .fake_quant import (
     prepare,
     with_ranges_of,
 )
-from .graph_rewrites import capture, rewrite, weighted_nodes
+from .graph_rewrites import rewrite
 from .qat import STAGE, EpochReport, is_prepared, prepare_model, prepared_part, train
 
 __all__ = [

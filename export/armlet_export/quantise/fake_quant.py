@@ -36,7 +36,8 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from armlet_runtime.errors import ExportError
 
-from .graph_rewrites import MOVES, aten, capture, weighted_nodes, without_modes
+from .capture import capture, weighted_nodes, without_modes
+from .graph_builder import MOVES, aten
 
 ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
 WEIGHT_MAX = 127

@@ -1,9 +1,9 @@
 """Quantisation-aware training: the model learns with the rounding that its int8 programs will have.
 
-Encoders and aggregator are prepared apart, as they will be lowered apart, and trained together, end to end, on every
-subset of every batch of fine-tuning. The loss is the divergence from the float model's own answer to the same windows,
-with a share of cross-entropy: what is wanted is that model in fewer bits, not another one. The mask tokens stay as they
-are: they are float32 inputs of the aggregator, and the fp32 programs use the same ones.
+Encoders and aggregator are prepared separately, as they will be lowered separately, and trained together, end to end,
+on every subset of every batch of fine-tuning. The loss is the divergence from the float model's own answer to the same
+windows, with a share of cross-entropy: the aim is the same model in fewer bits, not another one. The mask tokens are
+not trained: they are float32 inputs of the aggregator, and the fp32 programs use the same ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,11 +32,11 @@ from armlet_train.recipes import QatRecipe
 from .fake_quant import input_quantiser, learn_ranges, prepare, set_input_range
 
 STAGE = 3
-"""Tells the batches apart from those of the trainings before; see :func:`armlet_train.engine.finetune.batches`."""
+"""Gives the batches another order than those of earlier trainings; see :func:`armlet_train.engine.finetune.batches`."""
 
 CHECKPOINT = "qat.pt"
 
-# Shares of the largest value seen in training that are tried as the range of the windows: half powers of two.
+# Candidates for the range of the windows, as shares of the largest value in training: half powers of two.
 INPUT_RANGE_FACTORS = tuple(2.0 ** (-step / 2) for step in range(8))
 INPUT_RANGE_BATCHES = 16
 
@@ -56,8 +56,8 @@ def prepare_model(model: ArmletModel, examples: Mapping[str, Tensor]) -> ArmletM
 
     Args:
         model: The float model.
-        examples: Modality name to an example of its windows; ``aggregator`` to one of tokens. A part that is not named
-            stays as it is, and is not trained either.
+        examples: Modality name to an example of its windows, ``aggregator`` to an example of tokens. A part without an
+            example stays in float and is not trained.
 
     Raises:
         ExportError: A layer would stay in float.
@@ -91,23 +91,24 @@ def qat_loss(student: ArmletModel, teacher: ArmletModel, batch: Labelled, distil
     """Mean over subsets and windows of Kullback-Leibler divergence from the teacher and of cross-entropy."""
     windows, present, labels = batch
     with torch.no_grad():
-        wanted = subset_logits(teacher, windows, present)
+        targets = subset_logits(teacher, windows, present)
     logits = subset_logits(student, windows, present)
     truth = labels.repeat(len(logits))
-    divergence = _divergence(logits, wanted)
+    divergence = _divergence(logits, targets)
     return (1 - distillation) * F.cross_entropy(logits.flatten(0, 1), truth) + distillation * divergence
 
 
-def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
-    got, aim = logits.flatten(0, 1).log_softmax(1), wanted.flatten(0, 1).log_softmax(1)
-    return F.kl_div(got, aim, reduction="batchmean", log_target=True)
+def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence over subsets and windows."""
+    shares, target_shares = logits.flatten(0, 1).log_softmax(1), targets.flatten(0, 1).log_softmax(1)
+    return F.kl_div(shares, target_shares, reduction="batchmean", log_target=True)
 
 
 def choose_input_ranges(student: ArmletModel, teacher: ArmletModel, windows: Mapping[str, Tensor]) -> None:
-    """Set how far each encoder's windows reach in int8: where the float model's answers move least.
+    """Set the range of each encoder's windows in int8 to the one that changes the float model's answers least.
 
-    A range that holds the strongest movement makes steps that drown a resting hand's signal, on which some decisions
-    hang; clipping the strongest costs less. Each modality's range is tried alone, with nothing else rounded.
+    A range that holds the strongest movement has steps too coarse for the signal of a resting hand, on which some
+    decisions depend; clipping the strongest movement costs less. Each modality is tried alone, nothing else rounded.
 
     Args:
         student: Gets the ranges.
@@ -115,7 +116,7 @@ def choose_input_ranges(student: ArmletModel, teacher: ArmletModel, windows: Map
         windows: Modality name to normalised training windows (B, channels, samples).
     """
     with torch.no_grad():
-        wanted = subset_logits(teacher, windows)
+        targets = subset_logits(teacher, windows)
         for name, values in windows.items():
             if not is_prepared(student, name) or input_quantiser(prepared_part(student, name)) is None:
                 continue
@@ -123,7 +124,7 @@ def choose_input_ranges(student: ArmletModel, teacher: ArmletModel, windows: Map
             costs = []
             for limit in limits:
                 rounded = torch.fake_quantize_per_tensor_affine(values, 2 * limit / 255, 0, -128, 127)
-                costs.append(float(_divergence(subset_logits(teacher, {**windows, name: rounded}), wanted)))
+                costs.append(float(_divergence(subset_logits(teacher, {**windows, name: rounded}), targets)))
             set_input_range(prepared_part(student, name), limits[costs.index(min(costs))])
 
 
@@ -134,15 +135,15 @@ def train(
     batches: Callable[[int], Iterator[Labelled]],
     batch_count: int,
     validation: Scored,
-    wanted: NDArray[np.float32],
+    float_logits: NDArray[np.float32],
     folder: Path,
     report: Callable[[EpochReport], None],
     advance: Callable[[], None],
 ) -> None:
-    """Train ``student``; it ends as it was after the epoch nearest to the float model on validation people.
+    """Train ``student``; it ends with the weights of the epoch nearest to the float model on validation people.
 
-    After every epoch a checkpoint is written; a second call with the same model and numbers goes on from it and ends
-    with the same weights as one that was not interrupted.
+    After every epoch a checkpoint is written. A second call with the same model and numbers continues from it, and ends
+    with the same weights as a call that was not interrupted.
 
     Args:
         model: The float model, which is the teacher.
@@ -151,13 +152,13 @@ def train(
         batches: Epoch number to its batches, always the same ones for the same number.
         batch_count: Batches in an epoch.
         validation: Windows of validation people.
-        wanted: The float model's logits (subsets, n, labels) on them.
+        float_logits: The float model's logits (subsets, n, labels) on them.
         folder: For the checkpoint.
-        report: Called after each epoch, also for those that an earlier call did.
-        advance: Called after each batch, also for those that an earlier call did.
+        report: Called after each epoch, those of an earlier call included.
+        advance: Called after each batch, those of an earlier call included.
 
     Raises:
-        ExportError: The loss became infinite.
+        ExportError: The loss is not finite.
         RunError: The checkpoint cannot be read.
     """
     optimiser = torch.optim.AdamW(
@@ -168,8 +169,8 @@ def train(
     # Not the whole recipe: other bounds for the gate are no reason to train again.
     prepared = tuple(name for name in (*student.modalities, AGGREGATOR) if is_prepared(student, name))
     numbers = (recipe.epochs, recipe.learning_rate, recipe.distillation, recipe.frozen_epochs, prepared)
-    expected = checkpoints.fingerprint(numbers, checkpoints.state_digest(model))
-    state = checkpoints.load_checkpoint(folder / CHECKPOINT, expected)
+    fingerprint = checkpoints.fingerprint(numbers, checkpoints.state_digest(model))
+    state = checkpoints.load_checkpoint(folder / CHECKPOINT, fingerprint)
     reports: list[EpochReport] = []
     best: dict[str, Tensor] = {}
     if state is None:
@@ -180,39 +181,31 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         best = state["best"]
         reports = msgspec.json.decode(state["reports"], type=list[EpochReport])
-        for done in reports:
-            report(done)
+        for earlier in reports:
+            report(earlier)
             for _ in range(batch_count):
                 advance()
 
-    aim = torch.from_numpy(wanted)
     for epoch in range(len(reports), recipe.epochs):
         _learn_ranges(student, epoch < max(1, recipe.epochs - recipe.frozen_epochs))
         losses = []
         for number, batch in enumerate(batches(epoch)):
             progress = (epoch * batch_count + number) / (recipe.epochs * batch_count)
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-            loss = qat_loss(student, model, batch, recipe.distillation)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            losses.append(float(loss.detach()))
+            losses.append(_training_step(student, model, optimiser, recipe, batch, progress))
             advance()
         if not math.isfinite(sum(losses)):
-            raise ExportError("quantisation-aware training lost its way; lower [qat] learning_rate in the recipe")
+            raise ExportError(
+                f"the loss of quantisation-aware training is not finite in epoch {epoch + 1}; lower [qat] "
+                "learning_rate in the recipe"
+            )
         _learn_ranges(student, False)  # validation people must not move the ranges
-        logits = all_logits(student, validation.windows)
-        divergence = float(_divergence(torch.from_numpy(logits), aim))
-        scores = tuple(macro_f1(validation.truth, part.argmax(1), part.shape[1]) for part in logits)
-        is_best = all(divergence < earlier.divergence for earlier in reports)
-        if is_best:
+        reports.append(_validate(student, validation, float_logits, reports, sum(losses) / len(losses)))
+        if reports[-1].best:
             best = {name: value.clone() for name, value in student.state_dict().items()}
-        reports.append(EpochReport(epoch, sum(losses) / len(losses), divergence, scores, is_best))
         checkpoints.save(
             folder / CHECKPOINT,
             {
-                "fingerprint": expected,
+                "fingerprint": fingerprint,
                 "student": student.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "best": best,
@@ -222,6 +215,38 @@ def train(
         report(reports[-1])
     student.load_state_dict(best)
     _learn_ranges(student, False)
+
+
+def _training_step(
+    student: ArmletModel,
+    teacher: ArmletModel,
+    optimiser: torch.optim.Optimizer,
+    recipe: QatRecipe,
+    batch: Labelled,
+    progress: float,
+) -> float:
+    """One step at the learning rate of ``progress`` (a share of the whole training); its loss."""
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    loss = qat_loss(student, teacher, batch, recipe.distillation)
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return float(loss.detach())
+
+
+def _validate(
+    student: ArmletModel,
+    validation: Scored,
+    float_logits: NDArray[np.float32],
+    earlier: Sequence[EpochReport],
+    loss: float,
+) -> EpochReport:
+    logits = all_logits(student, validation.windows)
+    divergence = float(_divergence(torch.from_numpy(logits), torch.from_numpy(float_logits)))
+    scores = tuple(macro_f1(validation.truth, subset.argmax(1), subset.shape[1]) for subset in logits)
+    is_best = all(divergence < report.divergence for report in earlier)
+    return EpochReport(len(earlier), loss, divergence, scores, is_best)
 
 
 def _learn_ranges(student: ArmletModel, learn: bool) -> None:
