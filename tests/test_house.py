@@ -36,7 +36,7 @@ ORDER = {
         "commands",
     ),
     "armlet_export": (
-        "quiet", "quantise", "backends", "streaming", "bundle", "proof", "choose_precision", "pipeline", "explain",
+        "tool_log", "quantise", "backends", "streaming", "bundle", "proof", "choose_precision", "pipeline", "explain",
         "demo", "commands",
     ),
     "armlet_bridge": ("radio", "virtual", "boards", "commands"),

@@ -69,7 +69,7 @@ def make(folder: Path) -> None:
     import msgspec
     import torch
 
-    from armlet_export.backends import Lowered, Part, lower_part
+    from armlet_export.backends import LoweredPart, Part, lower_part
     from armlet_export.bundle import Description, make_draft
     from armlet_export.pipeline import program_part
     from armlet_export.quantise import learn_ranges, prepare
@@ -85,7 +85,7 @@ def make(folder: Path) -> None:
     recipe = load_recipe(find_recipe("hapt")).model
     assert isinstance(recipe, ConvModel)
     operations: dict[str, dict[str, int]] = {}
-    aggregators: dict[str, Lowered] = {}
+    aggregators: dict[str, LoweredPart] = {}
     for name, shape in SHAPES.items():
         modality, window = Modality("acc", ("x", "y", "z"), "g", shape.rate_hz), WindowSpec(shape.length_s, shape.hop_s)
         length = window.samples(modality)
@@ -107,7 +107,7 @@ def make(folder: Path) -> None:
         ):
             prepared = trained if precision == "int8" else None
             part = Part(model.encoders["acc"], plain.signature("acc"), precision, prepared)
-            made: dict[str, dict[str, Lowered]] = {}
+            made: dict[str, dict[str, LoweredPart]] = {}
             for engine in ENGINES:
                 if engine not in aggregators:
                     aggregators[engine] = lower_part(

@@ -1,4 +1,4 @@
-"""What is in programs, for people: of a bundle, or of a run before the hours of training and proof."""
+"""What is in the programs of a bundle, or would be in those of a run, before the hours of training and proof."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from armlet_runtime.bundle import Bundle
 
-from . import choose_precision as precision
-from .backends import BACKENDS, Lowered, Part, check_precision, litert_delegates, lower_part, read_program
-from .pipeline import Material, ProgramReport, program_part, program_report
+from .backends import BACKENDS, LoweredPart, Part, check_precision, litert_delegates, lower_part, read_program
+from .choose_precision import AUTO, part_of
+from .pipeline import ProgramReport, Trained, program_part, program_report
 from .quantise import learn_ranges, prepare_model
 
 RANGE_BATCHES = 2
@@ -28,28 +28,28 @@ def explain_bundle(bundle: Bundle) -> list[ProgramReport]:
             data = bundle.read(ref.member)
             program = read_program(engine, data)
             check_precision(program, ref.precision)
-            reports.append(program_report(engine, part, ref.member, Lowered(data, ref.precision, program)))
+            reports.append(program_report(engine, part, ref.member, LoweredPart(data, ref.precision, program)))
     return reports
 
 
 def explain_run(
-    material: Material, engines: Sequence[str], step: Callable[[], None] = lambda: None
+    trained: Trained, engines: Sequence[str], step: Callable[[], None] = lambda: None
 ) -> list[ProgramReport]:
     """What would be in the programs of a run: lowered without training, with ranges from a few batches.
 
     Args:
-        material: Of the run.
+        trained: The run.
         engines: Some of :data:`armlet_export.backends.BACKENDS`.
         step: Called after each program.
 
     Raises:
         ExportError: A program cannot be made, or stayed in float.
     """
-    kinds = {part: "int8" if kind == precision.AUTO else kind for part, kind in material.precision.items()}
-    examples = {part: material.description.signature(part).example() for part, kind in kinds.items() if kind == "int8"}
-    student = prepare_model(material.model, examples)
+    kinds = {part: "int8" if kind == AUTO else kind for part, kind in trained.precision.items()}
+    examples = {part: trained.description.signature(part).example() for part, kind in kinds.items() if kind == "int8"}
+    student = prepare_model(trained.model, examples)
     learn_ranges(student, True)
-    batches = material.batches(0)
+    batches = trained.batches(0)
     for _ in range(RANGE_BATCHES):
         windows, present, _ = next(batches)
         student(windows, present)
@@ -57,13 +57,13 @@ def explain_run(
     reports = []
 
     def make(part: str, kind: str) -> Part:
-        return precision.part_of(material.model, student, material.description, part, kind)
+        return part_of(trained.model, student, trained.description, part, kind)
 
-    programs = kinds | {step: kinds[name] for step, name in material.description.step_parts.items()}
+    programs = kinds | {step: kinds[name] for step, name in trained.description.step_parts.items()}
     for engine in (engine for engine in BACKENDS if engine in engines):
         for part, kind in programs.items():
-            made = lower_part(engine, program_part(make, material.description, part, kind))
-            reports.append(program_report(engine, part, f"{part}.{BACKENDS[engine].suffix}", made))
+            lowered = lower_part(engine, program_part(make, trained.description, part, kind))
+            reports.append(program_report(engine, part, f"{part}.{BACKENDS[engine].suffix}", lowered))
             step()
     return reports
 
@@ -93,16 +93,16 @@ def table(reports: Sequence[ProgramReport]) -> Any:
 
 
 def lines(reports: Sequence[ProgramReport]) -> list[str]:
-    """What the table's columns are; the operators of each program, inside the delegate and outside with the reason."""
-    told = [
+    """The legend of the table's columns, then each program's operators inside the delegate, and outside with why."""
+    text = [
         "int8: share of weight bytes; MACs: multiplications with additions of one run; live: activations that must be "
         "kept at once, plan: memory that a .pte plans for by itself (both kB); inside: delegates of a .pte"
     ]
     for report in reports:
         inside = ", ".join(f"{count} {kind}" for kind, count in sorted(report.operators.items()))
-        told.append(f"{report.engine} {report.part}: {inside}")
-        told += [f"  outside: {kind} ({why})" for kind, why in report.outside.items()]
-    return told
+        text.append(f"{report.engine} {report.part}: {inside}")
+        text += [f"  outside: {kind} ({why})" for kind, why in report.outside.items()]
+    return text
 
 
 def delegated_when_loaded(bundle: Bundle) -> Mapping[str, str]:
@@ -110,8 +110,8 @@ def delegated_when_loaded(bundle: Bundle) -> Mapping[str, str]:
     programs = bundle.manifest.engines.get("litert")
     if programs is None:
         return {}
-    found = {}
+    delegates = {}
     for part, ref in programs.by_part.items():
-        delegates = litert_delegates(bundle.read(ref.member))
-        found[part] = f"{delegates} delegate" + ("s" if delegates != 1 else "")
-    return found
+        count = litert_delegates(bundle.read(ref.member))
+        delegates[part] = f"{count} delegate" + ("s" if count != 1 else "")
+    return delegates

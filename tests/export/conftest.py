@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from torch import Tensor
 
-from armlet_export.backends.base import Lowered, Part, Signature
+from armlet_export.backends.base import LoweredPart, Part, Signature
 from armlet_export.backends.registry import lower_part
 from armlet_export.bundle.draft import Description
-from armlet_export.pipeline import ExportReport, Material, export_model
+from armlet_export.pipeline import ExportReport, Trained, export_model
 from armlet_export.quantise.fake_quant import learn_ranges, prepare
 from armlet_export.quantise.qat import STAGE, prepare_model, train
 from armlet_runtime.bundle.manifest import Presence
@@ -71,7 +71,7 @@ def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
 
 
 @pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.set_num_threads(1)  # as the commands do; sums in another number of threads end in other weights
     torch.manual_seed(0)
     corpus, normalisation = (made := made_corpus(("1", "2"), seed=1)), made.normalisation()
@@ -81,7 +81,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         fresh, corpus, normalisation, validation, FINETUNE, CheckpointRecipe(), torch.device("cpu"),
         tmp_path_factory.mktemp("finetune"), lambda report: None, lambda done, total: None,
     )  # fmt: skip
-    return Material(
+    return Trained(
         model=fold_batchnorm(model),
         description=Description(
             name="made",
@@ -107,13 +107,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     )
 
 
-def prepared(material: Material) -> ArmletModel:
+def prepared(material: Trained) -> ArmletModel:
     parts = material.description.parts
     return prepare_model(material.model, {part: material.description.signature(part).example() for part in parts})
 
 
 @pytest.fixture
-def fresh_student(material: Material) -> Callable[[], ArmletModel]:
+def fresh_student(material: Trained) -> Callable[[], ArmletModel]:
     """Makes untrained prepared models."""
     return lambda: prepared(material)
 
@@ -124,7 +124,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def student(material: Material, work: Path) -> ArmletModel:
+def student(material: Trained, work: Path) -> ArmletModel:
     """Trained to the end, its checkpoint in ``work``."""
     model = prepared(material)
     train(
@@ -169,7 +169,7 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(material: Material, student: ArmletModel, work: Path) -> Exported:
+def exported(material: Trained, student: ArmletModel, work: Path) -> Exported:
     """A whole export; its training is found in the checkpoint of ``student``."""
     key, bundle, progress = Ed25519PrivateKey.generate(), work / "made.armlet", Recorder()
     report = export_model(material, ("onnx", "litert", "executorch"), key, work, bundle, progress)
@@ -177,7 +177,7 @@ def exported(material: Material, student: ArmletModel, work: Path) -> Exported:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Callable[[str, str, str], Lowered]:
+def tiny() -> Callable[[str, str, str], LoweredPart]:
     """Module of :mod:`.modules`, precision and engine to the finished program, each made once."""
     torch.set_num_threads(1)
     return _tiny
@@ -208,11 +208,11 @@ def tiny_part(name: str, precision: str) -> Part:
 
 
 @cache
-def _tiny(name: str, precision: str, engine: str) -> Lowered:
+def _tiny(name: str, precision: str, engine: str) -> LoweredPart:
     return lower_part(engine, tiny_part(name, precision))
 
 
-def run_tiny(engine: str, program: Lowered, part: Part, inputs: Tensor) -> list[NDArray[np.float32]]:
+def run_tiny(engine: str, program: LoweredPart, part: Part, inputs: Tensor) -> list[NDArray[np.float32]]:
     """The outputs of a finished program for a batch of inputs, in the order of its signature."""
     signature = part.signature
     loaded = get_engine(engine).load(program.data, {signature.input: signature.input_shape}, signature.outputs)

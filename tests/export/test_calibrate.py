@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from armlet_export.pipeline import BANK_PER_LABEL, bank
+from armlet_export.pipeline.proven import BANK_PER_LABEL, bank
 from armlet_export.proof import calibration as calibrate
 from armlet_runtime.bundle.manifest import Confidence
 from armlet_train.data.corpus import Scored

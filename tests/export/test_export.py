@@ -18,9 +18,11 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_export.pipeline import Material, engines_agree, export_model, golden_places
+from armlet_export.pipeline import Trained, export_model
+from armlet_export.pipeline.proven import golden_places
+from armlet_export.pipeline.report import engines_agree
 from armlet_export.proof.gate import GateRow, check, compare, run_engine
-from armlet_export.quiet import quiet
+from armlet_export.tool_log import output_to_log
 from armlet_runtime.bundle.container import Bundle, open_bundle
 from armlet_runtime.bundle.manifest import Certificate
 from armlet_runtime.bundle.trust import Trust
@@ -152,7 +154,7 @@ def draft(bundle: Bundle, tmp_path: Path) -> Path:
     return tmp_path / "draft"
 
 
-def gate(material: Material, student: ArmletModel, exported: Exported, draft: Path, engine: str) -> list[GateRow]:
+def gate(material: Trained, student: ArmletModel, exported: Exported, draft: Path, engine: str) -> list[GateRow]:
     windows = material.validation.windows
     logits = run_engine(draft, windows, engine).logits
     float_logits, quantised = all_logits(material.model, windows), all_logits(student, windows)
@@ -163,7 +165,7 @@ def gate(material: Material, student: ArmletModel, exported: Exported, draft: Pa
 
 @pytest.mark.parametrize("engine", ["litert", "executorch"])
 def test_a_program_with_changed_weights_fails_the_gate(
-    material: Material, student: ArmletModel, exported: Exported, draft: Path, engine: str
+    material: Trained, student: ArmletModel, exported: Exported, draft: Path, engine: str
 ) -> None:
     assert gate(material, student, exported, draft, engine) == [
         row for row in exported.report.gate if row.engine == engine
@@ -191,20 +193,20 @@ def _with_changed_weights(data: bytes, student: ArmletModel) -> bytes:
     return data.replace(stored.tobytes(), changed.tobytes())
 
 
-def test_a_program_that_does_not_load_fails_the_gate(bundle: Bundle, draft: Path, material: Material) -> None:
+def test_a_program_that_does_not_load_fails_the_gate(bundle: Bundle, draft: Path, material: Trained) -> None:
     (draft / bundle.manifest.engines["litert"].aggregator.member).write_bytes(b"no program")
     with pytest.raises(ExportError, match=r"the programs for litert failed in a process of their own: .*aggregator"):
         run_engine(draft, material.validation.windows, "litert")
 
 
-def test_windows_that_are_no_numbers_fail_the_gate(bundle: Bundle, draft: Path, material: Material) -> None:
+def test_windows_that_are_no_numbers_fail_the_gate(bundle: Bundle, draft: Path, material: Trained) -> None:
     windows = {name: array[:2].copy() for name, array in material.validation.windows.items()}
     windows["acc"][0, 0, 0] = np.nan
     with pytest.raises(ExportError, match="no finite numbers"):
         run_engine(draft, windows, "onnx")
 
 
-def test_bounds_stop_a_bundle(material: Material, exported: Exported) -> None:
+def test_bounds_stop_a_bundle(material: Trained, exported: Exported) -> None:
     rows = list(exported.report.gate)
     step = exported.report.logit_step
     check(rows, material.qat, step)
@@ -215,12 +217,12 @@ def test_bounds_stop_a_bundle(material: Material, exported: Exported) -> None:
     with pytest.raises(ExportError, match=r"on 90\.00% of the windows"):
         check([other], material.qat, step)
     far = msgspec.structs.replace(rows[-1], precision="fp32", max_distance=float("nan"))
-    with pytest.raises(ExportError, match=r"onnx \(fp32\), subset gyro: a logit is nan away"):
+    with pytest.raises(ExportError, match=r"onnx \(fp32\), subset gyro: a logit differs from PyTorch by nan"):
         check([far], material.qat, step)
 
 
 def test_a_failed_gate_writes_no_bundle(
-    material: Material, student: ArmletModel, work: Path, recorder: Recorder, tmp_path: Path
+    material: Trained, student: ArmletModel, work: Path, recorder: Recorder, tmp_path: Path
 ) -> None:
     shutil.copy(work / "qat.pt", tmp_path)
     strict = dataclasses.replace(material, qat=msgspec.structs.replace(material.qat, min_agreement=1.1))
@@ -230,7 +232,7 @@ def test_a_failed_gate_writes_no_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["qat.pt"]
 
 
-def test_an_unknown_engine_is_refused(material: Material, recorder: Recorder, tmp_path: Path) -> None:
+def test_an_unknown_engine_is_refused(material: Trained, recorder: Recorder, tmp_path: Path) -> None:
     out = tmp_path / "out.armlet"
     with pytest.raises(ExportError, match="no programs for tensorrt; choose of litert, executorch, onnx"):
         export_model(material, ("tensorrt",), Ed25519PrivateKey.generate(), tmp_path, out, recorder)
@@ -258,8 +260,8 @@ def test_nothing_in_the_bundle_names_this_machine(bundle: Bundle) -> None:
             assert secret.encode() not in bundle.read(member), member
 
 
-def test_quiet_keeps_other_processes_words_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet(tmp_path / "tools.log") as terminal:
+def test_output_of_other_processes_goes_to_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with output_to_log(tmp_path / "tools.log") as terminal:
         os.write(1, b"from this process\n")
         subprocess.run(["sh", "-c", "echo from a process; echo and its errors >&2"], check=True)
         print("for the user", file=terminal)
@@ -268,3 +270,18 @@ def test_quiet_keeps_other_processes_words_in_the_log(tmp_path: Path, capfd: pyt
     assert shown.out == "for the user\nafterwards\n" and shown.err == ""
     logged = (tmp_path / "tools.log").read_text().splitlines()
     assert sorted(logged) == ["and its errors", "from a process", "from this process"]
+
+
+def test_an_error_gives_the_terminal_back_and_leaves_no_descriptor_open(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(ExportError), output_to_log(tmp_path / "tools.log"):
+        os.write(1, b"a warning\n")
+        raise ExportError("no program")
+    with pytest.raises(FileExistsError), output_to_log(tmp_path / "tools.log" / "tools.log"):
+        pass
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    os.write(1, b"to the terminal\n")
+    assert capfd.readouterr().out == "to the terminal\n"
+    assert (tmp_path / "tools.log").read_text() == "a warning\n"

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from armlet_export.quantise.graph_rewrites import aten, capture, weighted_nodes
+from armlet_export.quantise.capture import capture, weighted_nodes
+from armlet_export.quantise.graph_builder import aten
 from armlet_runtime.errors import ExportError
 
 from .modules import Attention, CrissCross, Norms, vary

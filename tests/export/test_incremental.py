@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from armlet_export.backends.base import NEXT_STATE, STATE, Part, Signature
 from armlet_export.backends.registry import BACKENDS, lower_part
 from armlet_export.explain import delegated_when_loaded, explain_bundle
-from armlet_export.pipeline import ExportReport, Material, export_model
+from armlet_export.pipeline import ExportReport, Trained, export_model
 from armlet_export.proof.gate import run_engine
 from armlet_export.streaming import Step, StepPlan, Windowed, plan, plan_of, plans, step, windowed
 from armlet_runtime.bundle.container import Bundle, open_bundle
@@ -211,11 +211,11 @@ class Made:
     bundle: Bundle
     file: Path
     key: Path
-    material: Material
+    material: Trained
 
 
 @pytest.fixture(scope="module")
-def made(material: Material, student: ArmletModel, work: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(material: Trained, student: ArmletModel, work: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """An export with steps for the accelerometer's encoder alone; its training is found in ``student``'s checkpoint."""
     folder, key = tmp_path_factory.mktemp("incremental"), Ed25519PrivateKey.generate()
     shutil.copy(work / "qat.pt", folder)

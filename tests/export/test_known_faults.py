@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_export.backends.base import Lowered
+from armlet_export.backends.base import LoweredPart
 from armlet_export.backends.program import check_precision
 from armlet_export.backends.registry import lower_part
 from armlet_export.backends.tflite_file import FLOAT32, INT8, read_tflite
+from armlet_export.quantise.capture import capture, weighted_nodes
 from armlet_export.quantise.fake_quant import convert, layer_ranges, output_range, prepare
-from armlet_export.quantise.graph_rewrites import aten, capture, weighted_nodes
+from armlet_export.quantise.graph_builder import aten
 from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import EngineError, ExportError
 
@@ -29,7 +30,7 @@ from .modules import Attention, Norms, Plain
 
 pytestmark = pytest.mark.full("is about other projects, whose versions are pinned")
 
-Tiny = Callable[[str, str, str], Lowered]
+Tiny = Callable[[str, str, str], LoweredPart]
 ENGINES = ("litert", "executorch", "onnx")
 MODULES = ("Plain", "Norms", "Attention")
 
@@ -156,7 +157,7 @@ def test_layers_stay_in_float_without_a_word(tiny: Tiny, name: str, engine: str)
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_float_program_passes_for_int8(tiny: Tiny, engine: str) -> None:
-    with pytest.raises(ExportError, match="should be int8, and it stayed in float"):
+    with pytest.raises(ExportError, match="should be int8, but it stayed in float"):
         check_precision(tiny("Norms", "fp32", engine).program, "int8")
 
 

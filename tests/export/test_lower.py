@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from armlet_export.backends import executorch, litert
 from armlet_export.backends import onnx as onnx_backend
-from armlet_export.backends.base import Part
+from armlet_export.backends.base import LoweredPart, Part
 from armlet_export.backends.program import check_precision
 from armlet_export.backends.registry import lower_part
 from armlet_export.backends.tflite_file import read_tflite
-from armlet_export.pipeline import Material
+from armlet_export.pipeline import Trained
 from armlet_export.quantise.fake_quant import layer_ranges, output_range
 from armlet_export.quantise.qat import prepared_part
 from armlet_runtime.bundle.manifest import AGGREGATOR
@@ -20,14 +22,18 @@ from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.errors import ExportError
 from armlet_train.models.base import ArmletModel
 
+from .conftest import tiny_part
 
-def int8_part(material: Material, student: ArmletModel, name: str) -> Part:
+Tiny = Callable[[str, str, str], LoweredPart]
+
+
+def int8_part(material: Trained, student: ArmletModel, name: str) -> Part:
     module = material.model.aggregator if name == AGGREGATOR else material.model.encoders[name]
     return Part(module, material.description.signature(name), "int8", prepared_part(student, name))
 
 
 @pytest.mark.parametrize("name", ["gyro", AGGREGATOR])
-def test_tflite_has_exactly_the_trained_ranges(material: Material, student: ArmletModel, name: str) -> None:
+def test_tflite_has_exactly_the_trained_ranges(material: Trained, student: ArmletModel, name: str) -> None:
     graph = prepared_part(student, name)
     file = read_tflite(litert.lower(int8_part(material, student, name)).data)
     kinds = {"conv2d": "CONV_2D", "linear": "FULLY_CONNECTED", "mean": "MEAN"}
@@ -50,7 +56,7 @@ def test_tflite_has_exactly_the_trained_ranges(material: Material, student: Arml
             np.testing.assert_array_equal(scales, layer.weight_scale.numpy())
 
 
-def test_onnx_has_exactly_the_trained_ranges(material: Material, student: ArmletModel) -> None:
+def test_onnx_has_exactly_the_trained_ranges(material: Trained, student: ArmletModel) -> None:
     import onnx
     from onnx import numpy_helper
 
@@ -70,7 +76,7 @@ def test_onnx_has_exactly_the_trained_ranges(material: Material, student: Armlet
         np.testing.assert_allclose(stored[weight.input[1]], layer.weight_scale.numpy(), rtol=1e-7)
 
 
-def test_all_integer_formats_give_the_trained_model(material: Material, student: ArmletModel) -> None:
+def test_all_integer_formats_give_the_trained_model(material: Trained, student: ArmletModel) -> None:
     part = int8_part(material, student, "acc")
     windows = material.validation.windows["acc"][:20]
     with torch.no_grad():
@@ -90,29 +96,31 @@ def test_all_integer_formats_give_the_trained_model(material: Material, student:
         assert program.program.delegates == (1 if engine == "executorch" else None)
 
 
-def test_float_programs_do_not_pass_for_int8(material: Material) -> None:
+def test_float_programs_do_not_pass_for_int8(material: Trained) -> None:
     signature = material.description.signature(AGGREGATOR)
     part = Part(material.model.aggregator, signature, "fp32")
     for engine in ("litert", "executorch", "onnx"):
         program = lower_part(engine, part).program
         assert program.int8_weight_share == 0.0 and program.operations == 32 * 24 + 24 * 16 + 16 * 3
-        with pytest.raises(ExportError, match=r"should be int8, and it stayed in float: 0\.0% of its weight bytes"):
+        with pytest.raises(ExportError, match=r"should be int8, but it stayed in float: 0\.0% of its weight bytes"):
             check_precision(program, "int8")
 
 
-def test_a_portable_pte_does_not_pass(material: Material) -> None:
+def test_a_portable_pte_does_not_pass(material: Trained) -> None:
     from executorch.exir import to_edge_transform_and_lower
 
-    from armlet_export.quantise.graph_rewrites import capture
+    from armlet_export.quantise.capture import capture
 
     signature = material.description.signature(AGGREGATOR)
     graph = capture(material.model.aggregator, signature.example())
     portable = to_edge_transform_and_lower(torch.export.export(graph, (signature.example(),))).to_executorch().buffer
-    with pytest.raises(ExportError, match=r"not one XNNPACK delegate \(aten::"):
+    with pytest.raises(
+        ExportError, match=r"not one XNNPACK delegate \(aten::.*the log of ExecuTorch 1.5.1 gives no reason"
+    ):
         check_precision(executorch.read(bytes(portable)), "fp32")
 
 
-def test_onnx_is_the_float_model_and_tells_nothing_of_this_machine(material: Material) -> None:
+def test_onnx_is_the_float_model_and_tells_nothing_of_this_machine(material: Trained) -> None:
     import onnx
 
     signature = material.description.signature("acc")
@@ -121,3 +129,42 @@ def test_onnx_is_the_float_model_and_tells_nothing_of_this_machine(material: Mat
     model = onnx.load_from_string(program.data)
     assert model.opset_import[0].version == onnx_backend.OPSET
     assert b"site-packages" not in program.data and b".py" not in program.data
+
+
+def test_a_changed_private_reader_of_executorch_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from executorch.exir._serialize import _flatbuffer
+
+    program = tiny("Perceptron", "fp32", "executorch").data
+    monkeypatch.delattr(_flatbuffer, "_flatc_decompile")
+    with pytest.raises(ExportError, match=r"cannot be read.*undocumented parts of executorch 1\.5\.1, and 1\.5\.1 is"):
+        executorch.read(program)
+
+
+def test_a_changed_list_of_operators_of_litert_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    program = tiny("Perceptron", "fp32", "litert").data
+    assert litert.delegates(program) == 1
+    monkeypatch.delattr(Interpreter, "_get_ops_details")
+    with pytest.raises(ExportError, match=r"cannot be listed.*pip install ai-edge-litert==2\.3\.0"):
+        litert.delegates(program)
+
+
+def test_weights_that_a_converter_changes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A litert-torch that folds a factor into a layer: its trained ranges are those of other weights."""
+    import litert_torch
+
+    convert = litert_torch.convert
+
+    def scaled(module: torch.nn.Module, **options: object) -> object:
+        weight = dict(module.named_parameters())["program.head.weight"]
+        with torch.no_grad():
+            weight.mul_(2)
+            try:
+                return convert(module, **options)
+            finally:
+                weight.div_(2)
+
+    monkeypatch.setattr(litert_torch, "convert", scaled)
+    with pytest.raises(ExportError, match=r"weights of head\.weight are not in .*litert-torch 0\.10\.0"):
+        litert.lower(tiny_part("Plain", "int8"))

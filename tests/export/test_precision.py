@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from armlet_export.backends.base import PRECISIONS, Part
-from armlet_export.choose_precision import choose, part_of, resolve, simulated
+from armlet_export.choose_precision import choose, part_of, resolve
 from armlet_export.commands import export
 from armlet_export.explain import delegated_when_loaded, explain_bundle, explain_run, lines, table
-from armlet_export.pipeline import Material
+from armlet_export.pipeline import Trained
 from armlet_export.proof.gate import compare, interval
+from armlet_export.proof.reference import Reference
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import ExportError, UsageError
@@ -40,12 +41,12 @@ def test_the_recipe_s_table_and_the_command_line() -> None:
         resolve({}, PARTS, "int4")
 
 
-def test_the_simulated_model_is_the_trained_one(material: Material, student: ArmletModel) -> None:
+def test_the_simulated_model_is_the_trained_one(material: Trained, student: ArmletModel) -> None:
     def made(kinds: Mapping[str, str]) -> np.ndarray:
         parts = {
             name: part_of(material.model, student, material.description, name, kind) for name, kind in kinds.items()
         }
-        return all_logits(simulated(material.model, parts), material.validation.windows)
+        return Reference(material.model, material.validation).simulated_logits(parts)
 
     floats = all_logits(material.model, material.validation.windows)
     np.testing.assert_array_equal(made(dict.fromkeys(PARTS, "fp32")), floats)
@@ -73,7 +74,7 @@ class _Coarse(Part):
         return self.module if self.precision == "fp32" else _Broken(self.module)
 
 
-def test_auto_takes_the_smallest_that_loses_little(material: Material, student: ArmletModel) -> None:
+def test_auto_takes_the_smallest_that_loses_little(material: Trained, student: ArmletModel) -> None:
     def make(name: str, kind: str) -> Part:
         return part_of(material.model, student, material.description, name, kind)
 
@@ -83,7 +84,7 @@ def test_auto_takes_the_smallest_that_loses_little(material: Material, student: 
 
     def found(make_part: object, bound: float, impossible: str = "") -> dict[str, str]:
         return choose(
-            make_part, material.model, PARTS, material.validation, bound,  # type: ignore[arg-type]
+            make_part, PARTS, Reference(material.model, material.validation), bound,  # type: ignore[arg-type]
             lambda name, kind: "no kernel" if kind == impossible else None,
         )  # fmt: skip
 
@@ -136,7 +137,7 @@ def test_explain_tells_of_a_bundle(exported: Exported) -> None:
     assert len(table(reports).rows) == 9
 
 
-def test_explain_tells_of_a_run_before_it_is_trained(material: Material, exported: Exported) -> None:
+def test_explain_tells_of_a_run_before_it_is_trained(material: Trained, exported: Exported) -> None:
     steps: list[None] = []
     reports = explain_run(material, ["executorch"], lambda: steps.append(None))
     finished = {report.part: report for report in exported.report.programs if report.engine == "executorch"}

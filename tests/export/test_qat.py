@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from armlet_export.pipeline import Material
+from armlet_export.pipeline import Trained
+from armlet_export.quantise.capture import capture
 from armlet_export.quantise.fake_quant import convert, fake_quantisers, layer_ranges, prepare, set_input_range
-from armlet_export.quantise.graph_rewrites import aten, capture
+from armlet_export.quantise.graph_builder import aten
 from armlet_export.quantise.qat import prepared_part, train
 from armlet_runtime.bundle.manifest import AGGREGATOR
 from armlet_runtime.errors import ExportError
@@ -20,7 +22,7 @@ from armlet_train.engine.finetune import all_logits
 from armlet_train.models.base import ArmletModel
 
 
-def test_rewrites_change_nothing(material: Material) -> None:
+def test_rewrites_change_nothing(material: Trained) -> None:
     for name, encoder in material.model.encoders.items():
         windows = torch.from_numpy(material.validation.windows[name][:7])
         graph = capture(encoder, windows, any_batch=True)
@@ -36,7 +38,7 @@ def test_a_pool_over_a_part_of_the_plane_is_left_alone() -> None:
     assert aten.avg_pool2d.default in {node.target for node in graph.graph.nodes}
 
 
-def test_capture_has_parameters_of_its_own(material: Material) -> None:
+def test_capture_has_parameters_of_its_own(material: Trained) -> None:
     encoder = material.model.encoders["acc"]
     before = [parameter.clone() for parameter in encoder.parameters()]
     graph = capture(encoder, torch.zeros(1, 3, 64))
@@ -46,7 +48,7 @@ def test_capture_has_parameters_of_its_own(material: Material) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, encoder.parameters(), strict=True))
 
 
-def test_training_quantised_keeps_the_models_decisions(material: Material, student: ArmletModel) -> None:
+def test_training_quantised_keeps_the_models_decisions(material: Trained, student: ArmletModel) -> None:
     wanted = all_logits(material.model, material.validation.windows).argmax(2)
     got = all_logits(student, material.validation.windows).argmax(2)
     assert np.mean(wanted == got) > 0.97
@@ -82,7 +84,7 @@ def test_the_integers_that_were_trained_are_those_of_the_programs(student: Armle
             torch.testing.assert_close(trained, stored * scale, rtol=1e-6, atol=0)
 
 
-def test_input_ranges_stay_as_chosen(material: Material) -> None:
+def test_input_ranges_stay_as_chosen(material: Trained) -> None:
     graph = prepare(material.model.encoders["acc"], torch.zeros(1, 3, 64))
     set_input_range(graph, 2.0)
     graph(torch.full((4, 3, 64), 50.0))
@@ -109,7 +111,7 @@ class StoppedError(Exception):
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
-    material: Material, student: ArmletModel, fresh_student: Callable[[], ArmletModel], tmp_path: Path
+    material: Trained, student: ArmletModel, fresh_student: Callable[[], ArmletModel], tmp_path: Path
 ) -> None:
     steps = 0
 
@@ -137,3 +139,15 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert epochs == [0, 1]
     wanted = student.state_dict()
     assert all(torch.equal(wanted[name], value) for name, value in resumed.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_names_its_epoch(
+    material: Trained, fresh_student: Callable[[], ArmletModel], tmp_path: Path
+) -> None:
+    recipe = msgspec.structs.replace(material.qat, learning_rate=1e30)
+    with pytest.raises(ExportError, match=r"not finite in epoch 1; lower \[qat\] learning_rate"):
+        train(
+            material.model, fresh_student(), recipe, material.batches, material.batch_count, material.validation,
+            all_logits(material.model, material.validation.windows), tmp_path, lambda report: None, lambda: None,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from armlet_export.backends.base import Lowered, Part, Signature
+from armlet_export.backends.base import LoweredPart, Part, Signature
 from armlet_export.backends.registry import lower_part
 from armlet_export.quantise.fake_quant import learn_ranges, prepare
 from armlet_runtime.modalities import Modality
@@ -77,7 +77,7 @@ def part_of(name: str, part: str, precision: str) -> Part:
     return Part(module, signature, "int8", prepared)
 
 
-def outputs_of(engine: str, part: Part, made: Lowered) -> list[tuple[Tensor, Tensor]]:
+def outputs_of(engine: str, part: Part, made: LoweredPart) -> list[tuple[Tensor, Tensor]]:
     """What the finished program gives for some inputs, each beside what its PyTorch module gives."""
     values = torch.randn(2, *part.signature.input_shape[1:], generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

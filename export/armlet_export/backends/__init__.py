@@ -3,7 +3,7 @@
 Imports the quantise wing.
 """
 
-from .base import NEXT_STATE, PRECISIONS, Lowered, Part, Signature
+from .base import NEXT_STATE, PRECISIONS, LoweredPart, Part, Signature
 from .litert import delegates as litert_delegates
 from .program import check_precision
 from .registry import BACKENDS, lower_part, read_program
@@ -12,7 +12,7 @@ __all__ = [
     "BACKENDS",
     "NEXT_STATE",
     "PRECISIONS",
-    "Lowered",
+    "LoweredPart",
     "Part",
     "Signature",
     "check_precision",

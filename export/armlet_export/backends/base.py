@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 from torch import Tensor, fx, nn
+
+from armlet_runtime.errors import ExportError
 
 from ..quantise import dynamic, layer_ranges
 from .program import Program
@@ -107,9 +110,23 @@ def rounded_to_fp16(module: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Lowered:
+class LoweredPart:
     """A finished program: its file, its precision, and what was seen in it."""
 
     data: bytes
     precision: str
     program: Program
+
+
+def library_changed(package: str, known_version: str, problem: str) -> ExportError:
+    """The error for a library whose undocumented parts are no longer as a backend knows them.
+
+    Args:
+        package: Name of the distribution.
+        known_version: The version that the backend was written for.
+        problem: What cannot be done now, or what was expected and is missing.
+    """
+    return ExportError(
+        f"{problem}; this relies on undocumented parts of {package} {known_version}, and {version(package)} is "
+        f"installed: pip install {package}=={known_version}"
+    )

@@ -1,4 +1,17 @@
-"""The LiteRT backend: programs are ``.tflite`` files with float32 input and outputs."""
+"""The LiteRT backend: programs are ``.tflite`` files with float32 inputs and outputs.
+
+What is relied on here and documented nowhere, with the versions that it was seen with:
+
+- litert-torch 0.10.0 names inputs after the arguments of ``forward`` and outputs after the keys of its result
+  (:class:`_Named`); an engine refuses a program with other names.
+- litert-torch 0.10.0 keeps the bits of weights and the order of means, by which trained ranges find their layers in the
+  file (:func:`_matched`, :func:`_static`); a layer that is not found is an error.
+- ai-edge-quantizer 0.10.0 addresses operators by the names of their outputs (:func:`_quantise_operator`); an operator
+  that it misses stays in float, which :func:`check_precision` refuses.
+- ai-edge-litert 2.3.0 lists the operators of a loaded program (:func:`delegates`).
+
+Files are edited in :mod:`armlet_export.backends.tflite_file`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +28,24 @@ from torch import Tensor, fx, nn
 from armlet_runtime.errors import ExportError
 
 from ..quantise import WEIGHT_MAX, LayerRanges, Range, capture, layer_ranges, weighted_nodes
-from .base import Lowered, Part, Signature
+from .base import LoweredPart, Part, Signature, library_changed
 from .program import check_precision
 from .tflite_file import FLOAT32, WEIGHTED, Operator, TfliteFile, keep_integer, read, read_tflite, without_copies
 
+LITERT_TORCH, AI_EDGE_LITERT = "0.10.0", "2.3.0"
+"""The versions whose undocumented behaviour this module knows."""
+
 # They move values and compute nothing: input and output share one range.
 _MOVES = {"RESHAPE", "TRANSPOSE", "PAD", "SQUEEZE", "EXPAND_DIMS"}
-# So do these, in an incremental encoder, where all that is cut and joined is columns of one layer.
+# So do these in an incremental encoder, where they cut and join columns of one layer only.
 _CUTS_AND_JOINS = {"SLICE", "STRIDED_SLICE", "CONCATENATION"}
 
 
 class _Named(nn.Module):
-    """A captured graph under the names of its signature, as litert-torch takes them from arguments and dict keys."""
+    """A captured graph whose inputs and outputs have the names of a signature.
+
+    litert-torch takes the names of inputs from the arguments of ``forward``, hence one subclass for each set of inputs.
+    """
 
     def __init__(self, graph: nn.Module, signature: Signature) -> None:
         super().__init__()
@@ -60,8 +79,8 @@ _NAMED: dict[tuple[str, ...], type[_Named]] = {
 }
 
 
-def lower(part: Part) -> Lowered:
-    """A ``.tflite`` with float32 input and outputs.
+def lower(part: Part) -> LoweredPart:
+    """The ``.tflite`` program of a part.
 
     litert-torch cannot convert the PT2E graph to integer kernels. So for int8 the float module is converted with the
     trained weights, and ai-edge-quantizer rounds it with the ranges that training learnt, weights' scales included; it
@@ -87,10 +106,10 @@ def lower(part: Part) -> Lowered:
         data = _weights_only(tool, data, graph, part.precision)
     file = read_tflite(data)
     if any(file.types[index] != FLOAT32 for index in (*file.inputs, *file.outputs)):
-        raise ExportError("the .tflite should take and give float32")
+        raise ExportError("the .tflite file has inputs or outputs that are not float32")
     program = read(data)
     check_precision(program, part.precision, part.layers)
-    return Lowered(data, part.precision, program)
+    return LoweredPart(data, part.precision, program)
 
 
 def _converted(graph: fx.GraphModule, signature: Signature) -> bytes:
@@ -109,7 +128,8 @@ def _converted(graph: fx.GraphModule, signature: Signature) -> bytes:
 def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> dict[int, str]:
     """Which operators (by position) are the layers with these weights.
 
-    They are told by the weights themselves, which the converter only reorders; equal ones go in the order of the graph.
+    The converter drops the names of layers, so they are matched by the bytes of their weights, which litert-torch
+    0.10.0 only reorders (TFLite wants channels last). Layers with equal weights are taken in the order of the graph.
 
     Raises:
         ExportError: A layer is not in the file as it was trained.
@@ -133,9 +153,11 @@ def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> d
                 found[place] = free[0]
     missing = set(names) - set(found.values())
     if missing:
-        raise ExportError(
-            f"the layers of {', '.join(sorted(missing))} are others in the file that litert-torch made, which trained "
-            "ranges do not fit"
+        raise library_changed(
+            "litert-torch",
+            LITERT_TORCH,
+            f"the weights of {', '.join(sorted(missing))} are not in the converted .tflite file, so their trained "
+            "ranges cannot be applied",
         )
     return found
 
@@ -143,7 +165,7 @@ def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> d
 def _static(
     tool: Any, data: bytes, graph: fx.GraphModule, layers: Sequence[LayerRanges], moves: Collection[str]
 ) -> bytes:
-    """int8 with the ranges that training learnt, which operators of the kinds ``moves`` pass on."""
+    """The int8 file, with the ranges that training learnt; operators of the kinds ``moves`` pass them on."""
     from ai_edge_quantizer import qtyping
 
     file = read_tflite(data)
@@ -152,8 +174,11 @@ def _static(
     places = {place: by_weight[name] for place, name in _matched(file, graph, list(by_weight)).items()}
     found_means = [place for place, operator in enumerate(file.operators) if operator.kind == "MEAN"]
     if len(found_means) != len(means):
-        raise ExportError(
-            f"litert-torch made {len(found_means)} means of {len(means)}, which trained ranges do not fit"
+        raise library_changed(
+            "litert-torch",
+            LITERT_TORCH,
+            f"the converted .tflite file has {len(found_means)} means, the trained graph {len(means)}, so their ranges "
+            "cannot be applied",
         )
     places |= {place: layer for place, layer in zip(found_means, means, strict=True) if layer.input is not None}
     activations: dict[int, Range] = {}
@@ -184,7 +209,7 @@ def _static(
 
 
 def _weights_only(tool: Any, data: bytes, graph: fx.GraphModule, precision: str) -> bytes:
-    """``dynamic`` and ``fp16``."""
+    """The file with only its weights rounded: ``dynamic`` and ``fp16``."""
     from ai_edge_quantizer import qtyping
 
     file = read_tflite(data)
@@ -197,7 +222,7 @@ def _weights_only(tool: Any, data: bytes, graph: fx.GraphModule, precision: str)
 def _quantise_operator(
     tool: Any, file: TfliteFile, operator: Any, precision: Any, activation_bits: int | None = None
 ) -> None:
-    """Tell ai-edge-quantizer to round one operator, by the names of its outputs."""
+    """Have ai-edge-quantizer round one operator, which it addresses by the names of the operator's outputs."""
     from ai_edge_quantizer import qtyping, quantizer
 
     integer = precision == qtyping.ComputePrecision.INTEGER
@@ -248,7 +273,7 @@ def _spread(file: TfliteFile, activations: dict[int, Range], moves: Sequence[Ope
 
 def _join(file: TfliteFile, activations: dict[int, Range], index: int, wanted: Range) -> None:
     if activations.setdefault(index, wanted) != wanted:
-        raise ExportError(f"the tensor '{file.names[index]}' would need two ranges, {activations[index]} and {wanted}")
+        raise ExportError(f"tensor '{file.names[index]}' has two trained ranges, {activations[index]} and {wanted}")
 
 
 def delegates(data: bytes) -> int:
@@ -257,4 +282,9 @@ def delegates(data: bytes) -> int:
 
     interpreter = Interpreter(model_content=data, num_threads=1)
     interpreter.allocate_tensors()
-    return [operator["op_name"] for operator in interpreter._get_ops_details()].count("DELEGATE")
+    try:
+        operators = interpreter._get_ops_details()
+    except AttributeError as error:
+        problem = f"the operators of a loaded program cannot be listed ({error})"
+        raise library_changed("ai-edge-litert", AI_EDGE_LITERT, problem) from error
+    return [operator["op_name"] for operator in operators].count("DELEGATE")

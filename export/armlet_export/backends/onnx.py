@@ -1,4 +1,9 @@
-"""The ONNX Runtime backend: programs are ``.onnx`` files; int8 ones have QuantizeLinear and DequantizeLinear nodes."""
+"""The ONNX Runtime backend: programs are ``.onnx`` files; int8 ones have QuantizeLinear and DequantizeLinear nodes.
+
+Relied on here and documented nowhere: which nodes the exporter of torch 2.13.0 writes around an integer layer
+(:func:`_round_biases`; another pattern is an error), and which pattern of biases ONNX Runtime 1.20 to 1.32 fuses into
+integer kernels (a test looks at its optimised graph).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,11 @@ from torch import nn
 from armlet_runtime.errors import ExportError
 
 from ..quantise import capture, convert
-from .base import Lowered, Part, rounded_to_fp16
+from .base import LoweredPart, Part, library_changed, rounded_to_fp16
 from .program import Node, Program, Value, check_precision
+
+TORCH = "2.13.0"
+"""The version of torch whose exporter this module knows."""
 
 OPSET = 18
 """What ONNX Runtime has had since 1.14 (2023), so also the Jetson builds; torch 2.13 exports it without conversion."""
@@ -23,8 +31,8 @@ _ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "
 _ONNX_WEIGHTED = {"Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"}
 
 
-def lower(part: Part) -> Lowered:
-    """An ``.onnx`` of opset :data:`OPSET`; int8 as QDQ: QuantizeLinear and DequantizeLinear around the layers.
+def lower(part: Part) -> LoweredPart:
+    """The ``.onnx`` program of a part, of opset :data:`OPSET`.
 
     Raises:
         ExportError: The exporter's file is not well-formed, or stayed in float.
@@ -60,17 +68,20 @@ def lower(part: Part) -> Lowered:
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the ONNX exporter made a file that is not well-formed: {error}") from error
+        raise ExportError(f"the ONNX exporter of torch wrote a malformed file: {error}") from error
     data = model.SerializeToString()
     program = read(data)
     check_precision(program, part.precision, part.layers)
-    return Lowered(data, part.precision, program)
+    return LoweredPart(data, part.precision, program)
 
 
 def _round_biases(model: Any) -> None:
-    """Biases of integer layers as int32 in steps of input scale times weight scale.
+    """Store the biases of integer layers as int32, in steps of input scale times weight scale.
 
-    With a float bias ONNX Runtime would leave the layer in float.
+    With a float bias ONNX Runtime leaves the layer in float.
+
+    Raises:
+        ExportError: The exporter wrote a bias that is not a stored tensor.
     """
     from onnx import helper, numpy_helper
 
@@ -78,11 +89,14 @@ def _round_biases(model: Any) -> None:
     stored = {item.name: item for item in graph.initializer}
     made = {name: node for node in graph.node for name in node.output}
     for node in list(graph.node):
-        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in stored:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
             continue
         ends: list[Any] = [made.get(name) for name in node.input[:2]]
         if any(end is None or end.op_type != "DequantizeLinear" for end in ends):
             continue
+        if node.input[2] not in stored:
+            problem = f"the bias of {node.name or node.output[0]} is computed, so ONNX Runtime would leave it in float"
+            raise library_changed("torch", TORCH, problem)
         source, weight = (numpy_helper.to_array(stored[end.input[1]]).astype(np.float64) for end in ends)
         bias = numpy_helper.to_array(stored[node.input[2]])
         scale = np.broadcast_to((source * weight).astype(np.float32).reshape(-1), bias.shape)
@@ -125,7 +139,7 @@ def _part_zero_points(model: Any) -> None:
 
 
 def _store_as_fp16(model: Any) -> None:
-    """Weights as fp16, each with a ``Cast`` to float32 behind it."""
+    """Store weights as fp16, each with a ``Cast`` to float32 behind it."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
@@ -135,14 +149,14 @@ def _store_as_fp16(model: Any) -> None:
             continue
         half = values.astype(np.float16)
         if not np.array_equal(half.astype(np.float32), values):
-            continue  # a constant of a rewrite, which is no weight
+            continue  # a constant of a graph rewrite, not a weight
         name = item.name
         item.CopyFrom(numpy_helper.from_array(half, f"{name}_fp16"))
         graph.node.insert(0, helper.make_node("Cast", [f"{name}_fp16"], [name], to=TensorProto.FLOAT))
 
 
 def _dynamic_onnx(model: Any) -> Any:
-    """Linear layers in integers, those apart that take the mean of their input."""
+    """The model with its linear layers in dynamic int8, but for those that compute the mean of their input."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -161,7 +175,7 @@ def _dynamic_onnx(model: Any) -> Any:
 
 
 def _strip_notes(model: Any) -> None:
-    """Take out the exporter's notes: source lines and paths of the machine that it ran on."""
+    """Remove the exporter's notes: source lines and paths of this machine."""
     del model.metadata_props[:]
     model.doc_string = ""
     graph = model.graph

@@ -88,7 +88,7 @@ class Program:
     def weights(self) -> list[Value]:
         """The weights of convolutions, linear layers and products with constants, each once.
 
-        A float row that takes the mean of its input, as norms are computed, is none.
+        A float row that computes the mean of its input (as norms do) is not counted.
         """
         return [
             self.values[name]
@@ -160,12 +160,12 @@ class Program:
 
 
 def check_precision(program: Program, precision: str, layers: int = 0) -> None:
-    """Let pass a program that is what it was asked to be.
+    """Refuse a program that is not in the precision that was asked for.
 
     Args:
         program: What is in its file.
-        precision: What it should be.
-        layers: How many layers were trained to be int8.
+        precision: The precision that was asked for.
+        layers: How many layers were trained for int8.
 
     Raises:
         ExportError: A part is outside of the delegate, or an int8 program stayed in float.
@@ -173,7 +173,8 @@ def check_precision(program: Program, precision: str, layers: int = 0) -> None:
     if program.format == "pte" and (program.outside or program.delegates != 1):
         left = "; ".join(f"{kind}: {why}" for kind, why in program.outside.items()) or f"{program.delegates} delegates"
         raise ExportError(
-            f"the .pte is not one XNNPACK delegate ({left}); see armlet_export.quantise.graph_rewrites for rewrites"
+            f"the .pte file is not one XNNPACK delegate ({left}); replace the operator in the model, or write a "
+            "rewrite for it in armlet_export.quantise.graph_rewrites"
         )
     if precision not in ("int8", "dynamic"):
         return
@@ -181,18 +182,20 @@ def check_precision(program: Program, precision: str, layers: int = 0) -> None:
     if share < MIN_INT8_SHARE:
         kept = _kinds(node for node in program.nodes if node.weight and program.values[node.weight].type != "int8")
         raise ExportError(
-            f"the .{program.format} should be {precision}, and it stayed in float: {share:.1%} of its weight bytes are "
-            f"int8, {MIN_INT8_SHARE:.0%} are asked for; in float are {kept}"
+            f"the .{program.format} file should be {precision}, but it stayed in float: {share:.1%} of its weight "
+            f"bytes are int8, at least {MIN_INT8_SHARE:.0%} are required; in float are {kept}"
         )
     if precision == "int8":
         integer = [node for node in program.nodes if node.weight and program.values[node.weight].type == "int8"]
         if len(integer) < layers:
-            raise ExportError(f"the .{program.format} has {len(integer)} int8 layers, and {layers} were trained to be")
+            raise ExportError(
+                f"the .{program.format} file has {len(integer)} int8 layers, but {layers} were trained for int8"
+            )
         for node in integer:
             ends = (node.inputs[0], node.outputs[0])
             floats = any(name in program.values and program.values[name].type.startswith("float") for name in ends)
             if floats and program.format != "onnx":  # there the integer kernel is made when the program is loaded
-                raise ExportError(f"the .{program.format} should be int8, and its {node.kind} runs on float")
+                raise ExportError(f"the .{program.format} file should be int8, but its {node.kind} runs on float")
 
 
 def _kinds(nodes: Iterable[Node]) -> str:

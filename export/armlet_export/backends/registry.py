@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import executorch, litert, onnx, tflite_file
-from .base import Lowered, Part
+from .base import LoweredPart, Part
 from .program import Program
 
 
@@ -22,7 +22,7 @@ class Backend:
     """
 
     suffix: str
-    lower: Callable[[Part], Lowered]
+    lower: Callable[[Part], LoweredPart]
     read: Callable[[bytes], Program]
 
 
@@ -34,7 +34,7 @@ BACKENDS = {
 """Engine to its backend, in the order in which a board prefers the engines."""
 
 
-def lower_part(engine: str, part: Part) -> Lowered:
+def lower_part(engine: str, part: Part) -> LoweredPart:
     """The program of a part for an engine of :data:`BACKENDS`.
 
     Raises:

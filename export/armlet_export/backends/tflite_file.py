@@ -1,4 +1,9 @@
-"""Files of TFLite's format, read and edited with the flatbuffer tools that ai-edge-litert ships."""
+"""Files of TFLite's format, read and edited with the flatbuffer tools that ai-edge-litert ships.
+
+The tools (``ai_edge_litert.tools.flatbuffer_utils``) are not documented; they are known from ai-edge-litert 2.3.0. The
+edits make good what litert-torch 0.10.0 and ai-edge-quantizer 0.10.0 do; where a later version no longer does it, they
+find nothing to edit, and what is left in float is refused by :func:`armlet_export.backends.program.check_precision`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from armlet_runtime.errors import ExportError
 
 from .program import Node, Program, Value
 
@@ -40,12 +47,22 @@ class TfliteFile:
     outputs: list[int]
 
 
+def _subgraph(model: Any) -> Any:
+    if len(model.subgraphs) != 1:
+        raise ExportError(f"the .tflite file has {len(model.subgraphs)} subgraphs; exactly one is supported")
+    return model.subgraphs[0]
+
+
 def read_tflite(data: bytes) -> TfliteFile:
-    """Read a ``.tflite`` file of one subgraph."""
+    """Read a ``.tflite`` file.
+
+    Raises:
+        ExportError: It has more than one subgraph.
+    """
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(data)
-    (subgraph,) = model.subgraphs
+    subgraph = _subgraph(model)
 
     def array(values: Any, dtype: type) -> Any:
         return None if values is None or len(values) == 0 else np.asarray(values, dtype)
@@ -103,16 +120,16 @@ def read(data: bytes) -> Program:
 
 
 def without_copies(data: bytes) -> bytes:
-    """Each layer once.
+    """The file with each layer once.
 
-    Where the values before a ReLU are wanted, too (an embedding that is an output), litert-torch computes the layer
-    twice, once with the ReLU in it. Such a copy becomes a RELU of the first.
+    Where the values before a ReLU are used, too (an embedding that is an output), litert-torch 0.10.0 computes the
+    layer twice, once with the ReLU fused into it. Such a copy becomes a RELU of the first.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(data)
-    (subgraph,) = model.subgraphs
+    subgraph = _subgraph(model)
     layers: dict[tuple[object, ...], list[Any]] = defaultdict(list)
     for operator in subgraph.operators:
         kind = flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex)
@@ -148,16 +165,16 @@ def without_copies(data: bytes) -> bytes:
 
 
 def keep_integer(data: bytes) -> bytes:
-    """Feed integer operators from int8 values, not from their float copies, and give float outputs as they are.
+    """The file with integer operators fed from int8 values, not from float copies of them, and with float outputs.
 
     Where an output of the program is also the input of a layer (the embedding is that of the head), ai-edge-quantizer
-    0.10 gives the layer the dequantised copy, and the layer does not run as int8. If the output is a float value, it
-    gives the layer's int8 copy of it as the output.
+    0.10.0 feeds the layer the dequantised copy, and the layer does not run as int8. If the output is a float value, it
+    makes the layer's int8 copy of it the output.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(data)
-    (subgraph,) = model.subgraphs
+    subgraph = _subgraph(model)
     types = [tensor.type for tensor in subgraph.tensors]
     source: dict[str, dict[int, int]] = {"DEQUANTIZE": {}, "QUANTIZE": {}}
     for operator in subgraph.operators:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from armlet_runtime.bundle import (
     MANIFEST,
     MANIFEST_SCHEMA,
     Certificate,
+    Confidence,
     EnginePrograms,
     GoldenRef,
     HiddenMarkov,
@@ -33,7 +34,7 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.model import FLOAT_TOLERANCE
 from armlet_runtime.signals import Normalisation, WindowSpec
 
-from ..backends import BACKENDS, NEXT_STATE, Lowered, Signature
+from ..backends import BACKENDS, NEXT_STATE, LoweredPart, Signature
 from ..streaming import StepPlan
 from .sbom import cyclonedx, made_with
 
@@ -91,7 +92,7 @@ class Description:
         return {step_of(name): name for name in self.steps}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Draft:
     """A bundle in the making: its members, and the manifest over them."""
 
@@ -100,33 +101,41 @@ class Draft:
     members: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the members that there are, and the manifest, as a draft for the check ``export_proof``."""
+        """Write the manifest and the members so far, as a draft for the check ``export_proof``."""
         for member, data in ({MANIFEST: encode_manifest(self.manifest)} | self.members).items():
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, data)
 
-    def add_proofs(
+    def with_confidence(self, confidence: Confidence) -> Draft:
+        """The draft with the temperatures and the threshold of ``unknown``."""
+        return replace(self, manifest=msgspec.structs.replace(self.manifest, confidence=confidence))
+
+    def with_proofs(
         self, golden: Mapping[str, Float32], logits: Mapping[str, Float32], certificate: Certificate
-    ) -> None:
-        """Add what only a run of the programs can give.
+    ) -> Draft:
+        """The draft with what only a run of the programs can give.
 
         Args:
             golden: Modality name to golden windows (n, channels, samples), normalised.
             logits: Engine name to its own logits on them, (subsets, n, labels).
             certificate: What was measured on the programs.
         """
-        for modality, windows in golden.items():
-            self.members[self.manifest.golden.windows[modality]] = npy(windows)
-        for engine, array in logits.items():
-            self.members[self.manifest.golden.logits[engine]] = npy(array)
-        self.members[CERTIFICATE] = msgspec.json.format(msgspec.json.encode(certificate), indent=1) + b"\n"
+        refs = self.manifest.golden
+        members = {refs.windows[modality]: npy(windows) for modality, windows in golden.items()}
+        members |= {refs.logits[engine]: npy(array) for engine, array in logits.items()}
+        members[CERTIFICATE] = msgspec.json.format(msgspec.json.encode(certificate), indent=1) + b"\n"
+        return replace(self, members=self.members | members)
 
-    def add_bank(self, tokens: Float32) -> None:
-        """Add what new classes are held against, (windows, modalities * token_dim); nothing if there is no window."""
-        if len(tokens):
-            self.members[BANK] = npy(tokens, np.float16)
-            self.manifest = msgspec.structs.replace(self.manifest, bank=BANK)
+    def with_bank(self, tokens: Float32) -> Draft:
+        """The draft with the tokens that new classes are held against, (windows, modalities * token_dim).
+
+        Without any window the draft stays as it is.
+        """
+        if not len(tokens):
+            return self
+        manifest = msgspec.structs.replace(self.manifest, bank=BANK)
+        return replace(self, manifest=manifest, members=self.members | {BANK: npy(tokens, np.float16)})
 
 
 MIXED_STEPS = 4
@@ -136,7 +145,7 @@ last bits differ there, and a value that lies between two steps may fall to the 
 
 def make_draft(
     description: Description,
-    programs: Mapping[str, Mapping[str, Lowered]],
+    programs: Mapping[str, Mapping[str, LoweredPart]],
     mask_tokens: Float32,
     logit_step: float,
 ) -> Draft:
@@ -207,7 +216,7 @@ def _file_name(description: Description, part: str) -> str:
     return part if part == AGGREGATOR else f"encoder_{part}"
 
 
-def _tolerance(programs: Iterable[Lowered], logit_step: float) -> float:
+def _tolerance(programs: Iterable[LoweredPart], logit_step: float) -> float:
     """How far the golden logits may be off on another machine."""
     if not any(lowered.program.float_nodes() for lowered in programs):
         return 0.0  # integer from end to end

@@ -29,12 +29,12 @@ def run(args: argparse.Namespace) -> int:
     from armlet_runtime.files import write_atomic, write_json
 
     from ..demo import stages as demo
-    from ..quiet import quiet
+    from ..tool_log import output_to_log
 
     console = Console()
     seconds = demo.run(args.out, "quick" if args.quick else "demo", console)
     report = args.out / "report.html"
-    with quiet(args.out / "tools.log"):
+    with output_to_log(args.out / "tools.log"):
         from ..demo import collect, make_report, make_table
 
         figures = collect(args.out, seconds)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from ..pipeline import ExportReport, Material, ProgramReport
+    from armlet_train.engine import run_folder
+
+    from ..pipeline import ProgramReport
 
 NAME = "export"
 HELP = "Quantise a fine-tuned run, make programs for the engines, prove each one, and sign them as a bundle."
@@ -84,9 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, or explain; the tool chains' own words go to ``RUN/export/tools.log``."""
+    """Export, or explain; the output of the tool chains goes to ``RUN/export/tools.log``."""
     from armlet_runtime.errors import UsageError
-    from armlet_train.engine import run_folder as runs
+    from armlet_train.engine import run_folder
 
     if args.out is None and not args.explain:
         raise UsageError("give the bundle to write with --out, or --explain")
@@ -96,37 +96,40 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--explain writes no bundle: leave out --out")
     if args.explain and not Path(args.run).is_dir():
         return _explain_bundle(args)
-    runs.pick_device("cpu")  # graphs are captured, trained and lowered there, on one thread
-    trained = runs.load_run(Path(args.run), "finetune")
-    return _explain_run(args, trained) if args.explain else _export(args, trained)
+    run_folder.pick_device("cpu")  # graphs are captured, trained and lowered there, on one thread
+    fine_tuned = run_folder.load_run(Path(args.run), "finetune")
+    return _explain_run(args, fine_tuned) if args.explain else _export(args, fine_tuned)
 
 
-def _export(args: argparse.Namespace, trained: Any) -> int:
+def _export(args: argparse.Namespace, fine_tuned: run_folder.TrainedRun) -> int:
     from armlet_runtime.files import write_json
+
+    from .export_summary import print_summary
 
     key = _signing_key(args.key)
     with _tools(Path(args.run) / "export") as (work, terminal):
-        from ..pipeline import export_model
+        from ..pipeline import export_model, load_trained
 
-        material = _material(
-            trained, args.certify_split, args.precision, args.incremental, args.boards, args.expires_days
+        trained = load_trained(
+            fine_tuned, args.certify_split, args.precision, args.incremental, args.boards, args.expires_days
         )
-        report = export_model(material, args.engine.split(","), key, work, args.out, _Progress(terminal))
-    _show(report)
+        report = export_model(trained, args.engine.split(","), key, work, args.out, _Progress(terminal))
+    print_summary(report)
     if args.json:
         write_json(args.json, report)
     return 0
 
 
-def _explain_run(args: argparse.Namespace, trained: Any) -> int:
+def _explain_run(args: argparse.Namespace, fine_tuned: run_folder.TrainedRun) -> int:
     with _tools(Path(args.run) / "export") as (_, terminal):
         from ..explain import explain_run
+        from ..pipeline import load_trained
 
-        material = _material(trained, "validation", args.precision, args.incremental)
-        engines, description = args.engine.split(","), material.description
+        trained = load_trained(fine_tuned, precision=args.precision, is_incremental=args.incremental)
+        engines, description = args.engine.split(","), trained.description
         count = len(engines) * (len(description.parts) + len(description.step_parts))
         with _Progress(terminal).stage("Lower", count) as step:
-            reports = explain_run(material, engines, step)
+            reports = explain_run(trained, engines, step)
     _show_programs(args, reports)
     return 0
 
@@ -149,17 +152,17 @@ def _explain_bundle(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _tools(work: Path) -> Iterator[tuple[Path, Any]]:
-    """The work folder and the terminal, while what the tool chains say goes to a log."""
+    """The work folder and the terminal, while the output of the tool chains goes to a log."""
     from armlet_runtime.errors import ExportError
 
-    from ..quiet import quiet
+    from ..tool_log import output_to_log
 
     log = work / "tools.log"
     try:
-        with quiet(log) as terminal:
+        with output_to_log(log) as terminal:
             yield work, terminal
     except ExportError as error:
-        raise ExportError(f"{error} (the tool chains' own words: {log})") from error
+        raise ExportError(f"{error} (output of the tool chains: {log})") from error
 
 
 def _show_programs(args: argparse.Namespace, reports: Sequence[ProgramReport]) -> None:
@@ -188,75 +191,6 @@ def _signing_key(path: Path | None) -> Ed25519PrivateKey:
     return key
 
 
-def _material(
-    trained: Any,
-    certify_split: str,
-    precision: str | None,
-    is_incremental: bool,
-    boards: Sequence[str] = (),
-    expires_days: int | None = None,
-) -> Material:
-    from datetime import datetime, timedelta, timezone
-
-    from armlet_runtime.bundle import AGGREGATOR
-    from armlet_train.data import corpus as data
-    from armlet_train.data import steps_per_epoch
-    from armlet_train.engine import finetune
-    from armlet_train.models import fold_batchnorm
-
-    from ..bundle import Description, smoothing_of
-    from ..choose_precision import resolve
-    from ..pipeline import Material
-    from ..quantise import STAGE
-    from ..streaming import plans
-
-    recipe = trained.recipe
-    corpus = data.load_corpus(recipe.data, "train")
-    validation = data.score_windows(data.load_corpus(recipe.data, "validation"), trained.normalisation)
-    certify = validation
-    if certify_split != "validation":
-        certify = data.score_windows(data.load_corpus(recipe.data, certify_split), trained.normalisation)
-    now = datetime.now(timezone.utc).replace(microsecond=0)
-    model = fold_batchnorm(trained.model)
-    steps = {}
-    if is_incremental or recipe.export.incremental:
-        steps = plans(model.encoders, trained.modalities, trained.window)
-    return Material(
-        model=model,
-        description=Description(
-            name=trained.info.recipe,
-            version=now.strftime("%Y%m%d.%H%M%S"),
-            created=_written(now),
-            modalities=trained.modalities,
-            window=trained.window,
-            normalisation=trained.normalisation,
-            labels=trained.labels,
-            token_dim=model.token_dim,
-            embedding_dim=model.embedding_dim,
-            presence=recipe.presence,
-            expires=None if expires_days is None else _written(now + timedelta(days=expires_days)),
-            boards=tuple(boards),
-            smoothing=smoothing_of(recipe.export, corpus, trained.window),
-            steps=steps,
-        ),
-        precision=resolve(
-            recipe.export.precision, [*(modality.name for modality in trained.modalities), AGGREGATOR], precision
-        ),
-        max_auto_loss=recipe.export.max_auto_loss,
-        batches=lambda epoch: finetune.batches(corpus, trained.normalisation, recipe.finetune, epoch, stage=STAGE),
-        batch_count=steps_per_epoch(corpus, recipe.finetune.batch, labelled=True),
-        validation=validation,
-        certify=certify,
-        certify_name=f"{recipe.data.name} {certify_split}",
-        qat=recipe.qat,
-        max_unknown=recipe.export.max_unknown,
-    )
-
-
-def _written(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 class _Progress:
     """Bars and notes on the terminal; :class:`armlet_export.pipeline.Progress`."""
 
@@ -278,74 +212,3 @@ class _Progress:
     def note(self, text: str) -> None:
         """A line above the bar."""
         self._console.print(text, highlight=False)
-
-
-def _show(report: ExportReport) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from armlet_runtime.bundle import AGGREGATOR, step_of
-
-    sizes: dict[str, int] = {}
-    for program in report.programs:
-        sizes[program.engine] = sizes.get(program.engine, 0) + program.bytes
-    table = Table(
-        "engine", "subset", "macro-F1", "interval", "PyTorch", "agree", "QAT", "RMSE",
-        title=f"Proven on {report.certificate.windows} windows of {report.certificate.data}",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    for column in table.columns[2:]:
-        column.justify = "right"
-    kinds: dict[str, set[str]] = {program.engine: set() for program in report.programs}
-    for program in report.programs:
-        kinds[program.engine].add(program.precision)
-    shown = ""
-    for row in report.certificate.rows:
-        first = row.engine != shown
-        shown = row.engine
-        table.add_row(
-            row.engine if first else "",
-            row.subset,
-            f"{row.macro_f1:.4f}",
-            f"{row.macro_f1_low:.2f}-{row.macro_f1_high:.2f}",
-            f"{row.macro_f1_pytorch:.4f}",
-            f"{row.agreement:.2%}",
-            f"{row.quantised_agreement:.2%}",
-            f"{row.quantised_rmse:.2g}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"interval: {report.certificate.interval}; agree: same label as the float model; QAT, RMSE: "
-        "against the model with its rounding simulated",
-        highlight=False,
-        soft_wrap=True,
-    )
-    programs = ", ".join(
-        f"{engine} {'/'.join(sorted(kinds[engine]))} {size / 1000:.0f} kB" for engine, size in sizes.items()
-    )
-    console.print(f"programs: {programs}", highlight=False, soft_wrap=True)
-    if report.engines_agree:
-        pairs = "; ".join(f"{pair} {share:.2%}" for pair, share in report.engines_agree.items())
-        console.print(f"same label in the worst subset: {pairs}", highlight=False, soft_wrap=True)
-    if any(proof.steps is not None for proof in report.proofs):
-        parts = dict.fromkeys(program.part for program in report.programs)
-        steps = [part for part in parts if step_of(part) in parts]
-        short = [part for part in parts if part not in (AGGREGATOR, *steps, *map(step_of, steps))]
-        apart = ", ".join(f"{proof.engine} {proof.steps:.2g}" for proof in report.proofs)
-        left = f"; windows too short for steps: {', '.join(short)}" if short else ""
-        console.print(
-            f"incremental: {', '.join(steps)}{left}; largest difference from whole windows: {apart}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    engine = report.certificate.rows[0].engine
-    errors = ", ".join(
-        f"{row.subset} {row.ece_uncalibrated:.3f} -> {row.ece:.3f}"
-        for row in report.certificate.rows
-        if row.engine == engine
-    )
-    console.print(f"calibration error on {engine}: {errors}", highlight=False, soft_wrap=True)
-    made = f"bundle: {report.bundle} ({report.bytes / 1000:.0f} kB), signed by {report.key_id}"
-    console.print(made, highlight=False, soft_wrap=True)

@@ -1,13 +1,13 @@
-"""The gate: a program exists when it ran (rule 1 of the house).
+"""The gate: a program counts as made once it ran.
 
 Each engine runs the draft of a bundle in a fresh process without torch, on validation windows in every subset, and on
-odd inputs (:data:`armlet_runtime.model.golden_run.ODD_INPUTS`). It is held against two PyTorch models on the same
-windows:
+odd inputs (:data:`armlet_runtime.model.golden_run.ODD_INPUTS`). Its logits are compared with those of two PyTorch
+models on the same windows:
 
-- the float model, which says what quality was lost;
-- the model with the rounding of its parts simulated (for int8 the fake-quantised one that training ended with): there
-  the programs may differ by rounding only. A wrong kernel, zero point or weight shows here even where the quality would
-  hide it.
+- the float model, for the quality that was lost;
+- the model with the rounding of its parts simulated (for int8 the fake-quantised graphs that training ended with),
+  from which the programs may differ by rounding only. A wrong kernel, zero point or weight shows here even where the
+  quality would hide it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from armlet_runtime.install import check_command, reason_of
 from armlet_runtime.metrics import confusion_matrix, f1_per_class, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_train.data import Scored
-from armlet_train.models import ArmletModel
 from armlet_train.recipes import QatRecipe
+
+from ..backends import Part
+from .reference import Reference
 
 FLOAT_DISTANCE = 1e-4
 """Largest difference of a logit of an fp32 program from PyTorch: float32 sums in another order (seen: 2e-6)."""
@@ -73,12 +75,12 @@ class GateRow(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Proof:
-    """What an engine gave in its own process, and what it said of itself.
+    """The answers of an engine in its own process.
 
     Attributes:
         logits: (subsets, n, labels).
         tokens: Modality name to (n, token_dim).
-        report: Of the process.
+        report: What the process reports of the engine.
     """
 
     logits: Float32
@@ -99,15 +101,15 @@ def run_engine(source: Path, windows: Mapping[str, Float32], engine: str, key: P
         ExportError: The process failed, or the programs failed robustness checks.
     """
     with tempfile.TemporaryDirectory() as folder:
-        given, got = Path(folder) / "windows.npz", Path(folder) / "logits.npz"
-        np.savez(given, **{name: np.ascontiguousarray(array, np.float32) for name, array in windows.items()})  # type: ignore[arg-type]
+        inputs, outputs = Path(folder) / "windows.npz", Path(folder) / "logits.npz"
+        np.savez(inputs, **{name: np.ascontiguousarray(array, np.float32) for name, array in windows.items()})  # type: ignore[arg-type]
         command = check_command(
-            "export_proof", source, given, got, "--engine", engine, *(("--key", key) if key else ())
+            "export_proof", source, inputs, outputs, "--engine", engine, *(("--key", key) if key else ())
         )
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0 or not got.exists():
-            raise ExportError(f"the programs for {engine} failed in a process of their own: {reason_of(done)}")
-        with np.load(got, allow_pickle=False) as result:
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode != 0 or not outputs.exists():
+            raise ExportError(f"the programs for {engine} failed in a process of their own: {reason_of(process)}")
+        with np.load(outputs, allow_pickle=False) as result:
             report = msgspec.json.decode(str(result["report"]), type=ProofReport)
             proof = Proof(result["logits"], {name: result[f"tokens_{name}"] for name in windows}, report)
     if report.failed:
@@ -128,12 +130,13 @@ def compare(
     classes = logits.shape[2]
     rows = []
     for place, subset in enumerate(subsets(names)):
-        there = scored.having(names, subset)
-        if not there.any():
+        present = scored.having(names, subset)
+        if not present.any():
             continue
-        mine, reference, quantised = logits[place][there], float_logits[place][there], quantised_logits[place][there]
-        truth = scored.truth[there]
-        low, high = interval(truth, mine.argmax(1), scored.people[there], classes)
+        mine, reference = logits[place][present], float_logits[place][present]
+        quantised = quantised_logits[place][present]
+        truth = scored.truth[present]
+        low, high = interval(truth, mine.argmax(1), scored.people[present], classes)
         rows.append(
             GateRow(
                 engine=engine,
@@ -174,68 +177,64 @@ def interval(
     return float(low), float(high)
 
 
-def rmse(mine: Float32, reference: Float32) -> float:
+def rmse(values: Float32, reference: Float32) -> float:
     """Root of the mean squared difference."""
-    return float(np.sqrt(np.mean(np.square(mine.astype(np.float64) - reference))))
+    return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - reference))))
 
 
-def cosine(mine: Float32, reference: Float32) -> float:
+def cosine(values: Float32, reference: Float32) -> float:
     """Cosine of the angle between two arrays, each seen as one vector; 1 for two that are zero."""
-    one, other = mine.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
-    length = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / length if length else float(np.array_equal(one, other))
+    first, second = values.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    length = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / length if length else float(np.array_equal(first, second))
 
 
-def program_rows(
-    engine: str, precisions: Mapping[str, str], windows: Mapping[str, Float32], proof: Proof, simulated: ArmletModel
-) -> list[ProgramRow]:
+def program_rows(engine: str, parts: Mapping[str, Part], proof: Proof, reference: Reference) -> list[ProgramRow]:
     """Each program of an engine against its own PyTorch module with the rounding simulated, on the same inputs.
 
     Args:
         engine: Engine name.
-        precisions: Part to precision.
-        windows: Modality name to (n, channels, samples), normalised.
-        proof: What the engine made of them.
-        simulated: The model with the rounding of its parts simulated.
+        parts: Part name to what its program was made of.
+        proof: The engine's answers to the reference's windows.
+        reference: PyTorch's answers to them.
     """
-    rows = []
-    names = list(windows)
+    names = list(reference.people.windows)
+    tokens = reference.simulated_tokens(parts)
+    rows = [_program_row(engine, name, parts[name].precision, proof.tokens[name], tokens[name]) for name in names]
+    masks = reference.model.mask_tokens.detach().numpy()
+    aggregator = reference.module(AGGREGATOR, parts[AGGREGATOR])
+    logits = []
     with torch.no_grad():
-        for name in names:
-            wanted = simulated.encoders[name](torch.from_numpy(windows[name])).numpy()
-            rows.append(_program_row(engine, name, precisions[name], proof.tokens[name], wanted))
-        masks = simulated.mask_tokens.detach().numpy()
-        made = []
         for subset in subsets(names):
-            parts = [
+            inputs = [
                 proof.tokens[name] if name in subset else np.broadcast_to(masks[place], proof.tokens[name].shape)
                 for place, name in enumerate(names)
             ]
-            made.append(simulated.aggregator(torch.from_numpy(np.concatenate(parts, axis=1)))[0].numpy())
-    wanted = np.stack(made)
-    row = _program_row(engine, AGGREGATOR, precisions[AGGREGATOR], proof.logits, wanted)
-    agreement = float(np.mean(proof.logits.argmax(2) == wanted.argmax(2)))
+            logits.append(aggregator(torch.from_numpy(np.concatenate(inputs, axis=1)))[0].numpy())
+    simulated = np.stack(logits)
+    row = _program_row(engine, AGGREGATOR, parts[AGGREGATOR].precision, proof.logits, simulated)
+    agreement = float(np.mean(proof.logits.argmax(2) == simulated.argmax(2)))
     return [*rows, msgspec.structs.replace(row, agreement=agreement)]
 
 
-def _program_row(engine: str, part: str, precision: str, mine: Float32, wanted: Float32) -> ProgramRow:
+def _program_row(engine: str, part: str, precision: str, values: Float32, reference: Float32) -> ProgramRow:
     return ProgramRow(
         engine=engine,
         part=part,
         precision=precision,
-        cosine=cosine(mine, wanted),
-        rmse=rmse(mine, wanted),
-        max_distance=float(np.abs(mine - wanted).max()),
+        cosine=cosine(values, reference),
+        rmse=rmse(values, reference),
+        max_distance=float(np.abs(values - reference).max()),
     )
 
 
 def check(rows: Sequence[GateRow], recipe: QatRecipe, logit_step: float) -> None:
-    """Let pass what keeps the recipe.
+    """Refuse rows that break the recipe's bounds.
 
     Args:
         rows: From :func:`compare`.
-        recipe: What int8 may cost.
-        logit_step: Scale of the logits of the rounded programs.
+        recipe: The bounds.
+        logit_step: Step in which the logits of rounded programs go.
 
     Raises:
         ExportError: A row breaks a bound; the message names the first.
@@ -245,25 +244,26 @@ def check(rows: Sequence[GateRow], recipe: QatRecipe, logit_step: float) -> None
         if row.precision == "fp32":
             if not row.max_distance <= FLOAT_DISTANCE:
                 raise ExportError(
-                    f"{where}: a logit is {row.max_distance:.2g} away from PyTorch, and {FLOAT_DISTANCE:g} is allowed"
+                    f"{where}: a logit differs from PyTorch by {row.max_distance:.2g}; "
+                    f"at most {FLOAT_DISTANCE:g} is allowed"
                 )
             continue
         steps = row.quantised_mean_distance / logit_step
         if not steps <= QUANTISED_STEPS:
             raise ExportError(
-                f"{where}: the program is not the model that was trained: its logits are {steps:.2f} steps from it "
-                f"in the mean ({QUANTISED_STEPS:g} allowed)"
+                f"{where}: the program is not the model that was trained: its logits differ from it by {steps:.2f} "
+                f"steps in the mean; at most {QUANTISED_STEPS:g} is allowed"
             )
         loss = row.macro_f1_pytorch - row.macro_f1
         if not loss <= recipe.max_f1_loss:
             raise ExportError(
-                f"{where}: {row.precision} costs {100 * loss:.2f} points of macro-F1, and "
-                f"{100 * recipe.max_f1_loss:g} are allowed; train longer with [qat] epochs in the recipe, or take "
+                f"{where}: {row.precision} costs {100 * loss:.2f} points of macro-F1; at most "
+                f"{100 * recipe.max_f1_loss:g} are allowed: train longer with [qat] epochs in the recipe, or use "
                 "--precision auto"
             )
         if not row.agreement >= recipe.min_agreement:
             raise ExportError(
-                f"{where}: {row.precision} decides as the float model on {row.agreement:.2%} of the windows, "
-                f"and {recipe.min_agreement:.2%} are asked for; train longer with [qat] epochs in the recipe, or take "
+                f"{where}: {row.precision} decides as the float model on {row.agreement:.2%} of the windows; at least "
+                f"{recipe.min_agreement:.2%} are required: train longer with [qat] epochs in the recipe, or use "
                 "--precision auto"
             )
