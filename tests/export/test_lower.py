@@ -168,3 +168,8 @@ def test_weights_that_a_converter_changes_are_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(litert_torch, "convert", scaled)
     with pytest.raises(ExportError, match=r"weights of head\.weight are not in .*litert-torch 0\.10\.0"):
         litert.lower(tiny_part("Plain", "int8"))
+
+
+def test_the_bytes_of_a_tflite_do_not_depend_on_where_our_code_lies(tiny: Tiny) -> None:
+    data = tiny("Plain", "int8", "litert").data
+    assert b"armlet_export.lower._Encoder" in data and b"armlet_export.backends" not in data

@@ -37,7 +37,7 @@ def test_the_recipe_s_table_and_the_command_line() -> None:
     assert resolve({}, PARTS, "auto") == dict.fromkeys(PARTS, "auto")
     with pytest.raises(ExportError, match="names 'mag'; the model has acc, gyro, aggregator"):
         resolve({"mag": "int8"}, PARTS, None)
-    with pytest.raises(ExportError, match="no precision 'int4'; there are int8, dynamic, fp16, fp32 and auto"):
+    with pytest.raises(ExportError, match="no precision 'int4'; choose int8, dynamic, fp16, fp32 or auto"):
         resolve({}, PARTS, "int4")
 
 

@@ -45,7 +45,11 @@ class _Named(nn.Module):
     """A captured graph whose inputs and outputs have the names of a signature.
 
     litert-torch takes the names of inputs from the arguments of ``forward``, hence one subclass for each set of inputs.
+    It writes the qualified name of the class into the names of tensors; the module's part of it is fixed, so that the
+    bytes of a file do not change when this code moves.
     """
+
+    __module__ = "armlet_export.lower"
 
     def __init__(self, graph: nn.Module, signature: Signature) -> None:
         super().__init__()
@@ -58,16 +62,22 @@ class _Named(nn.Module):
 
 
 class _Encoder(_Named):
+    __module__ = _Named.__module__
+
     def forward(self, window: Tensor) -> dict[str, Tensor]:
         return self._outputs(window)
 
 
 class _Aggregator(_Named):
+    __module__ = _Named.__module__
+
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         return self._outputs(tokens)
 
 
 class _Step(_Named):
+    __module__ = _Named.__module__
+
     def forward(self, window: Tensor, state: Tensor) -> dict[str, Tensor]:
         return self._outputs(window, state)
 

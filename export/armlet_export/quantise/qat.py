@@ -192,12 +192,13 @@ def train(
         for number, batch in enumerate(batches(epoch)):
             progress = (epoch * batch_count + number) / (recipe.epochs * batch_count)
             losses.append(_training_step(student, model, optimiser, recipe, batch, progress))
+            # At once, because fake quantisers refuse the weights that the next step would meet.
+            if not math.isfinite(losses[-1]):
+                raise ExportError(
+                    f"the loss of quantisation-aware training is not finite in epoch {epoch + 1}; lower [qat] "
+                    "learning_rate in the recipe"
+                )
             advance()
-        if not math.isfinite(sum(losses)):
-            raise ExportError(
-                f"the loss of quantisation-aware training is not finite in epoch {epoch + 1}; lower [qat] "
-                "learning_rate in the recipe"
-            )
         _learn_ranges(student, False)  # validation people must not move the ranges
         reports.append(_validate(student, validation, float_logits, reports, sum(losses) / len(losses)))
         if reports[-1].best:
