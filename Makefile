@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-full test-bluez test-board lint bench bench-goals clean
 
-demo: $(VENV)/.installed
+# An environment that is complete serves as it is; without one only what the demo needs is installed.
+demo: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.demo)
 	$(BIN)/armlet demo --out demo
 
 # Both cores are at work, then the tests that measure have the machine to themselves.
@@ -46,23 +47,30 @@ bench: $(VENV)/.installed
 bench-goals: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks --goals --benchmark-json benchmarks.json
 
+$(VENV)/.installed: pyproject.toml | $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet -e '.[all]'
+	touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	touch $@
+
 # What is missing is said in one sentence, before anything is written. torch is named first and pinned, so that its CPU
 # build is taken (uv asks PyTorch's own index for the build that fits this machine's GPU, or none) and not the newest one with
 # CUDA, of several GB; where that index is out of reach, pip's own comes next. TORCH=cpu or TORCH=cu130 chooses the build.
 TORCH ?= auto
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.torch:
 	@[ -n "$(PYTHON)" ] || { echo "armlet needs Python 3.11 to 3.13, and there is none: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "armlet's development side needs Python 3.11 to 3.13; set PYTHON=... ($(PYTHON) is another)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv module with pip: apt-get install $$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; exit 1; }
 	@command -v g++ >/dev/null || { echo "there is no C++ compiler: apt-get install g++"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
 	$(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != "2.13.0")' 2>/dev/null || \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) torch==2.13.0 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e '.[all]'
 	touch $@
 
 clean:
