@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from armlet_bridge.boards.target import LinkError, Target, login
+from armlet_bridge.boards.target import PREFIX, LinkError, Target, connect, login
+from armlet_bridge.boards.wheels import path_of
+from armlet_runtime.errors import DeployError
 from tests.support.sshd import Sshd
 
 from .test_boards import sshd as sshd  # the fixture
@@ -94,6 +97,36 @@ async def test_a_new_key_goes_where_the_configuration_says(person: Person, sshd:
     assert line.startswith(f"[127.0.0.1]:{sshd.port} ssh-ed25519 ")
     assert await person.hello() == await person.hello(sshd.fingerprint) == "42"
     assert len((person.ssh / "boards").read_text().splitlines()) == 1
+
+
+async def test_a_new_key_is_not_joined_to_a_last_line_without_an_end(person: Person, sshd: Sshd) -> None:
+    person.config(f"  IdentityFile {sshd.key}")
+    person.known.write_text(
+        "other.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPx5hxxXPqLz2H1JqBjTZ9nXbbjYqpCSvgBHjWzhq3Bk"
+    )
+    assert await person.hello(sshd.fingerprint) == "42"
+    assert len(person.known.read_text().splitlines()) == 2
+    assert await person.hello() == "42"
+
+
+async def test_a_board_of_an_earlier_armlet_is_to_be_set_up_again(person: Person, sshd: Sshd, host_key: Path) -> None:
+    """Its agent is a module of another name: the interpreter of its environment does not find ours."""
+    person.config(f"  IdentityFile {sshd.key}")
+    person.believe(host_key)
+    old = sshd.home / PREFIX / "venv"
+    (old / "bin").mkdir(parents=True)
+    (old / "site" / "armlet_runtime").mkdir(parents=True)
+    (old / "site" / "armlet_runtime" / "__init__.py").touch()
+    python = old / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={old}/site exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(DeployError, match="another version of armlet: run 'armlet board setup ssh://board' again"):
+        async with connect(BOARD) as board:
+            await board.hello()
+
+
+def test_the_address_of_a_folder_with_a_blank_is_its_path() -> None:
+    assert path_of("file:///home/pi/my%20armlet") == "/home/pi/my armlet"
 
 
 async def test_no_known_hosts_is_no_trust_in_anybody(person: Person, sshd: Sshd) -> None:

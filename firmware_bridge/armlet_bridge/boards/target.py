@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -218,8 +219,12 @@ async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[
             with contextlib.suppress(TimeoutError, asyncssh.Error):
                 ended = await asyncio.wait_for(process.wait(), 1.0)
                 said = bytes(ended.stderr or b"").decode(errors="replace").strip().splitlines()
-                if ended.exit_status in (126, 127) or any("No module named" in line for line in said):
+                if ended.exit_status in (126, 127):
                     raise DeployError(f"{target} has no armlet yet: 'armlet board setup {target}'") from error
+                if any("No module named" in line for line in said):
+                    raise DeployError(
+                        f"{target} was set up by another version of armlet: run 'armlet board setup {target}' again"
+                    ) from error
             raise
         finally:
             process.close()
@@ -364,8 +369,12 @@ def _remember(files: Sequence[Path], name: str, key: Any) -> None:
         raise LinkError("your ~/.ssh/config says 'UserKnownHostsFile none', so the host key cannot be remembered")
     path = files[0]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(f"{name} {key.export_public_key('openssh').decode().strip()}\n")
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a last line without an end would be joined to the new one
+                file.write(b"\n")
+        file.write(f"{name} {key.export_public_key('openssh').decode().strip()}\n".encode())
 
 
 class Deployed(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ import tarfile
 import tempfile
 from importlib.metadata import distribution, requires
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import msgspec
 
@@ -181,8 +183,13 @@ def _own_wheel(root: Path, probe: Probe) -> Path | str:
     where = json.loads(found.read_text("direct_url.json") or "{}").get("url", "")
     if not where.startswith("file://"):
         return f"armlet=={found.version}"
-    _uv(["build", "--wheel", "--out-dir", str(root), where.removeprefix("file://")], probe)
+    _uv(["build", "--wheel", "--out-dir", str(root), path_of(where)], probe)
     return next(root.glob("armlet-*.whl"))
+
+
+def path_of(url: str) -> str:
+    """The path of a ``file://`` address, in which blanks and other characters are escaped."""
+    return url2pathname(urlsplit(url).path)
 
 
 def _uv(arguments: list[str], probe: Probe) -> None:
