@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -277,7 +278,7 @@ def test_csv_whose_names_tell_what_it_holds(
     header: str, first: str, second: str, streams: dict[str, tuple[str, ...]] | None, began: int | None
 ) -> None:
     cut = ";" if ";" in header else ","
-    text = f"{header}\n{first}{cut}1{cut}2{cut}9.80665\n\n{second}{cut}1.5{cut}{cut}nan\n"
+    text = f"{header}\n{first}{cut}0.1{cut}0.2{cut}0.98\n\n{second}{cut}1.5{cut}{cut}nan\n"
     recording = read_samples(text.encode("utf-8-sig"), "walk.csv", "walk", "anna")
     found = {name: stream.modality.channels for name, stream in recording.streams.items()}
     if streams is not None:
@@ -303,11 +304,83 @@ def test_units_come_as_models_are_trained_in() -> None:
 
 def test_csv_as_a_phone_logs_it() -> None:
     # Named after its sensor, the time twice, and the axes in an order of their own.
-    text = b"time,seconds_elapsed,z,y,x\n1700000000000000000,0.0,3,2,1\n1700000000020000000,0.02,6,5,4\n"
+    text = b"time,seconds_elapsed,z,y,x\n1700000000000000000,0.0,0.9,0.2,0.1\n1700000000020000000,0.02,0.8,0.5,0.4\n"
     recording = read_samples(text, "Accelerometer.csv", "walk", "")
     ((name, stream),) = recording.streams.items()
     assert name == "acc" and stream.modality == Modality("acc", ("x", "y", "z"), "g", 50.0)
-    assert stream.values.tolist() == [[1, 2, 3], [4, 5, 6]] and recording.meta["assumed_units"] == "acc in g"
+    assert (
+        stream.values == pytest.approx(np.array([[0.1, 0.2, 0.9], [0.4, 0.5, 0.8]]))
+        and recording.meta["assumed_units"] == "acc in g"
+    )
+
+
+def test_samples_that_a_phone_hands_over_in_bursts_get_their_own_times() -> None:
+    """Taken every 10 ms and stamped when they are handed over: some together, none before it was taken."""
+    rng = np.random.default_rng(1)
+    taken = np.arange(3000) * 10.0 + 1_700_000_000_000
+    taken[2000:] += 5000  # a gap is not a burst, and stays
+    stamps = np.floor(np.maximum.accumulate(taken + rng.choice([0.0, 3.0, 60.0], 3000, p=[0.6, 0.38, 0.02]))).astype(
+        int
+    )
+    assert (np.diff(stamps) == 0).sum() > 100
+    rows = "".join(f"{stamp},{n},0,0,{n}\n" for n, stamp in enumerate(stamps))
+    recording = read_samples(f"time,x_gyro,y_gyro,z_gyro,hr\n{rows}".encode(), "phone.csv", "walk", "")
+    gyro = recording.streams["gyro"]
+    assert gyro.modality.channels == ("x", "y", "z") and gyro.modality.rate_hz == 100.0
+    assert gyro.values[:, 0].tolist() == list(range(3000)) and (np.diff(gyro.times_ns) > 0).all()
+    error_ms = (gyro.times_ns - gyro.times_ns[0]) / 1e6 - (taken - taken[0])
+    assert np.abs(error_ms - np.median(error_ms)).max() < 10 and np.percentile(np.abs(error_ms), 90) < 5
+    assert (
+        f"gyro: {(np.diff(stamps) == 0).sum()} of 3000 samples had the time of the one before"
+        in (recording.meta["rebuilt_times"])
+    )
+
+
+def test_two_modalities_that_take_turns_at_one_time_keep_it() -> None:
+    rows = "".join(f"{n / 50},{n},\n{n / 50},,{n}\n" for n in range(100))
+    recording = read_samples(f"time_s,gyro_x,temp\n{rows}".encode(), "walk.csv", "walk", "")
+    assert "rebuilt_times" not in recording.meta
+    for name in ("gyro", "temp"):
+        assert recording.streams[name].times_ns.tolist() == [n * 20_000_000 for n in range(100)]
+
+
+@pytest.mark.parametrize(("unit", "one_g"), [("1/64 g", 64), ("m/s2", 9.80665), ("mg", 1000)])
+def test_acceleration_that_cannot_be_in_g_is_asked_about(unit: str, one_g: float) -> None:
+    rows = "".join(f"{n / 50},0,{0.6 * one_g},{-0.8 * one_g}\n" for n in range(100))
+    text = f"time_s,ax,ay,az\n{rows}".encode()
+    with pytest.raises(DataError, match="does not tell the unit of 'acc'") as refused:
+        read_samples(text, "walk.csv", "walk", "")
+    assert f"in {unit} that would be 1 g" in str(refused.value)
+    told = read_samples(text, "walk.csv", "walk", "", [parse_stream(f"acc[{unit}]=ax,ay,az")])
+    assert told.streams["acc"].values[3] == pytest.approx([0, 0.6, -0.8], abs=1e-6) and "assumed_units" not in told.meta
+
+
+def test_acceleration_in_g_needs_no_unit() -> None:
+    rows = "".join(f"{n / 50},0,0.6,-0.81\n" for n in range(100))
+    recording = read_samples(f"time_s,ax,ay,az\n{rows}".encode(), "walk.csv", "walk", "")
+    assert recording.meta["assumed_units"] == "acc in g"
+
+
+PUBLISHED = Path(os.environ["ARMLET_DATA"]) / "as-published" if "ARMLET_DATA" in os.environ else None
+
+
+@pytest.mark.skipif(PUBLISHED is None, reason="ARMLET_DATA does not name a folder of published recordings")
+def test_published_recordings_are_imported() -> None:
+    assert PUBLISHED is not None
+    wrist = import_recording(PUBLISHED / "stress-predict/Raw_data/S02", "s02").streams
+    assert {name: len(one.times_ns) for name, one in wrist.items()} == {
+        "acc": 114054, "ppg": 228173, "eda": 14262, "temp": 14264, "hr": 3555, "rr": 360
+    }  # fmt: skip
+    head = import_recording(PUBLISHED / "eegmat/Subject00_1.edf", "s00").streams
+    assert head["eeg"].values.shape == (91000, 20) and head["ecg"].modality.unit == "mV"
+    phone = PUBLISHED / "tug-phone-watch/DATA/s01/s01_01_sp.csv"
+    columns = [parse_stream("acc[m/s2]=x_acc,y_acc,z_acc"), parse_stream("gyro[rad/s]=x_gyro,y_gyro,z_gyro")]
+    with pytest.raises(DataError, match="does not tell the unit of 'acc'"):
+        import_recording(phone, "s01", "", [parse_stream("acc=x_acc,y_acc,z_acc")])
+    recording = import_recording(phone, "s01", "", columns)
+    assert "acc: 108 of 1351 samples had the time of the one before" in recording.meta["rebuilt_times"]
+    acc = recording.streams["acc"]
+    assert acc.modality.channels == ("x", "y", "z") and 0.9 < np.median(np.linalg.norm(acc.values, axis=1)) < 1.1
 
 
 @pytest.mark.parametrize("cut", [";", "\t"])

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> dict[str, Any]:
     from ..errors import DataError, UsageError
-    from ..formats import ASSUMED, import_recording, parse_stream
+    from ..formats import ASSUMED, REBUILT, import_recording, parse_stream
     from ..signals import write_recording
 
     if args.out.suffix != ".mcap":
@@ -80,6 +80,8 @@ def _import(args: argparse.Namespace) -> dict[str, Any]:
     _show(about)
     if ASSUMED in recording.meta:
         print(f"The source tells no unit of these, and they were taken as {recording.meta[ASSUMED]}.")
+    if REBUILT in recording.meta:
+        print(f"Samples bear the time of their delivery, not their own. {recording.meta[REBUILT]}.")
     return about
 
 

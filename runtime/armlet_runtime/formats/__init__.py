@@ -4,7 +4,7 @@ Imports the root, the wearables and the signals.
 """
 
 from .exported_folder import ABOUT, LABEL_COLUMNS, LABELS, TIME
-from .foreign_table import parse_stream
+from .foreign_table import REBUILT, parse_stream
 from .recordings import export_recording, import_recording
 from .units import ASSUMED
 
@@ -13,6 +13,7 @@ __all__ = [
     "ASSUMED",
     "LABELS",
     "LABEL_COLUMNS",
+    "REBUILT",
     "TIME",
     "export_recording",
     "import_recording",

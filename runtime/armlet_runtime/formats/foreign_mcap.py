@@ -86,7 +86,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
     began = min(int(stream.times_ns[0]) for stream in streams.values())
     # Smaller than 1973 in nanoseconds: a clock that began with the machine or the recording.
     meta = {"source": file} | ({BEGAN: iso_text(began)} if began >= 10**17 else {})
-    meta |= assumed(stream for key, stream in streams.items() if key not in told)
+    meta |= assumed(file, (stream for key, stream in streams.items() if key not in told))
     since = {key: replace(one, times_ns=one.times_ns - began) for key, one in streams.items()}
     return Recording(name, person, meta, since)
 

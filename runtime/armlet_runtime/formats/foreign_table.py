@@ -20,8 +20,11 @@ from ..signals import BEGAN, Recording, Stream
 from ..wearables import UNITS, XYZ
 from .cell_table import Table, mistake, read_parquet, read_table
 from .exported_folder import TIME
-from .timestamps import iso_text, rate_of, times_ns
+from .timestamps import iso_text, not_later, rate_of, sampling_times, times_ns
 from .units import assumed, canonical, split_unit
+
+REBUILT = "rebuilt_times"
+"""Key of a recording's meta: modalities whose times in the file were those of their delivery, and what was done."""
 
 _TIMES = (
     TIME,
@@ -92,8 +95,8 @@ def read(
     if not table.rows:
         raise mistake(file, "has no rows of samples")
     table, clock = _clock(table, time)
-    times, absolute = times_ns(table, clock)
-    streams, told = streams_of(table, clock, times, wanted)
+    times, absolute = times_ns(table, clock, repeated=True)
+    streams, told, rebuilt = streams_of(table, clock, times, wanted)
     began = min(int(stream.times_ns[0]) for stream in streams)
     if not absolute and began < 0:
         raise table.wrong(0, clock, "times count from 0")
@@ -103,7 +106,7 @@ def read(
     return Recording(
         name,
         person,
-        {"source": file, **meta, **assumed(untold)},
+        {"source": file, **meta, **assumed(file, untold), **({REBUILT: "; ".join(rebuilt)} if rebuilt else {})},
         {one.modality.name: Stream(one.modality, one.times_ns - shift, one.values) for one in streams},
     )
 
@@ -131,19 +134,24 @@ def _clock(table: Table, time: str | None) -> tuple[Table, int]:
     return table, column
 
 
-def streams_of(table: Table, clock: int, times: Int64, wanted: Sequence[Columns] = ()) -> tuple[list[Stream], set[str]]:
-    """The streams that a table's columns hold, and the modalities whose unit it tells.
+def streams_of(
+    table: Table, clock: int, times: Int64, wanted: Sequence[Columns] = ()
+) -> tuple[list[Stream], set[str], list[str]]:
+    """The streams that a table's columns hold, the modalities whose unit it tells, and what was done about times.
 
-    A row in which a modality has no value is no sample of it.
+    Where two samples of a modality bear one time, its times are those of the delivery, and its
+    :func:`.sampling_times` are worked out from them. A row in which a modality has no value is no sample of it.
 
     A column is ``MODALITY_CHANNEL`` (or with a dot or a blank) or ``MODALITY``, each with its unit in brackets; what is
     usual is understood, such as ``ax`` or ``accelerometer.x``. Values come in the units that models are trained in.
 
     Raises:
-        DataError: A cell is no number, or no column tells what it holds.
+        DataError: A cell is no number, no column tells what it holds, or times cannot be worked out.
     """
     groups = {one.modality: one for one in wanted} or _told(table, clock)
-    streams, told = [], set()
+    streams: list[Stream] = []
+    told: set[str] = set()
+    rebuilt: list[str] = []
     for modality, one in groups.items():
         indices = [table.column(name) for name in one.names]
         for name, index in zip(one.names, indices, strict=True):
@@ -158,11 +166,24 @@ def streams_of(table: Table, clock: int, times: Int64, wanted: Sequence[Columns]
         there = ~np.isnan(values).all(axis=1)
         if not there.any():
             continue
-        known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_of(times[there]))
-        streams.append(Stream(known, times[there], values[there]))
+        taken = times[there]
+        again = np.flatnonzero(np.diff(taken) == 0)
+        if not len(again):
+            rate_hz = rate_of(taken)
+        else:
+            sampled = sampling_times(taken)
+            if sampled is None:
+                raise not_later(table, clock, int(np.flatnonzero(there)[again[0] + 1]))
+            stamps, (taken, rate_hz) = taken, sampled
+            rebuilt.append(
+                f"{modality}: {len(again)} of {len(taken)} samples had the time of the one before; taken at "
+                f"{rate_hz:g} Hz, they are up to {(stamps - taken).max() / 1e6:.0f} ms earlier"
+            )
+        known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_hz)
+        streams.append(Stream(known, taken, values[there]))
     if not streams:
         raise mistake(table.file, "has no samples")
-    return streams, told
+    return streams, told, rebuilt
 
 
 def _told(table: Table, clock: int) -> dict[str, Columns]:
@@ -204,6 +225,8 @@ def _parts(name: str) -> tuple[str, str]:
     if lower in _CALLED and len(lower) > 1:
         return _CALLED[lower], ""
     head, *tail = re.split(r"[_.\- ]", name, maxsplit=1)
+    if head.lower() in XYZ and tail and (tail[0].lower() in UNITS or tail[0].lower() in _CALLED):
+        head, tail = tail[0], [head.lower()]  # x_acc
     if tail and (head.lower() in UNITS or head.lower() in _CALLED):
         return _CALLED.get(head.lower(), head.lower()), tail[0]
     if lower[-1:] in XYZ and (lower[:-1] in UNITS or lower[:-1] in _CALLED):
@@ -218,7 +241,8 @@ def _word(name: str) -> str:
 
 def _channels(table: Table, modality: str, columns: Sequence[int], given: bool) -> tuple[str, ...]:
     names = [split_unit(table.names[index])[0] for index in columns]
-    if len(names) == 3 and [name[-1:].lower() for name in names] == list(XYZ):
+    last, parted = [name[-1:].lower() for name in names], [_parts(name)[1].lower() for name in names]
+    if list(XYZ) in (last, parted):
         return XYZ
     if len(names) == 1 and modality in _SINGLE:
         return (_SINGLE[modality],)

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 import numpy as np
 
 from ..arrays import Int64
+from ..errors import DataError
 from .cell_table import Table, mistake, shown
 from .units import split_unit
 
@@ -18,6 +19,10 @@ _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s*(Z|[+-]\d\d:?\d\d)?", re.ASCII | re.IGNORECASE
 )
 _EPOCH = datetime(1970, 1, 1)
+# How many samples apart stamps are compared for the period, and by how much of it samples may come quicker.
+_STRETCH = 100
+_SLACK = 0.005
+
 # Times are kept well inside int64, so that differences and offsets stay exact.
 _FARTHEST_NS = 1 << 62
 
@@ -52,11 +57,19 @@ def iso_text(unix_ns: int) -> str:
     return moment.replace(tzinfo=timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def times_ns(table: Table, column: int, falling: str = "keep one row of each time") -> tuple[Int64, bool]:
+def times_ns(
+    table: Table, column: int, falling: str = "keep one row of each time", repeated: bool = False
+) -> tuple[Int64, bool]:
     """A column of times in nanoseconds (rows,), and whether they count from 1970.
 
     ISO 8601, or numbers: their unit stands in the column's name (``time [ms]``, ``time_s``), or, of times since 1970,
-    shows in their size. ``falling``: what is to be done about a time that is not later than the one before.
+    shows in their size.
+
+    Args:
+        table: Holds the column.
+        column: Its index.
+        falling: What is to be done about a time that is not later than the one before.
+        repeated: Times may be equal to the one before; see :func:`sampling_times`.
 
     Raises:
         DataError: A cell is no time, their unit cannot be told, some name a time zone and some do not, or a time is
@@ -77,11 +90,41 @@ def times_ns(table: Table, column: int, falling: str = "keep one row of each tim
             what = "no time zone, unlike the first time" if zoned else "a time zone, unlike the first time"
             raise table.wrong(index, column, f"'{shown(text)}' names {what}")
         result[index] = time
-    falls = np.flatnonzero(np.diff(result) <= 0)
+    falls = np.flatnonzero(np.diff(result) < (0 if repeated else 1))
     if len(falls):
-        at = int(falls[0]) + 1
-        raise table.wrong(at, column, f"'{shown(texts[at])}' is not later than the time in the row before; {falling}")
+        raise not_later(table, column, int(falls[0]) + 1, falling)
     return result, absolute
+
+
+def not_later(table: Table, column: int, index: int, remedy: str = "keep one row of each time") -> DataError:
+    """The mistake of a row whose time is not later than that of the row before."""
+    text = shown(table.columns[column][index])
+    return table.wrong(index, column, f"'{text}' is not later than the time in the row before; {remedy}")
+
+
+def sampling_times(stamps: Int64) -> tuple[Int64, float] | None:
+    """When samples (n,) were taken whose stamps are those of their delivery, and the rate in Hz.
+
+    Android hands samples over in bursts, and several then bear one time. A sample is never later than its stamp, so the
+    times are the latest that are no later than any stamp and lie a period apart at least, less :data:`_SLACK` of it for
+    a sensor that is quicker than it was measured. The period is that of the usual stretch of :data:`_STRETCH` samples,
+    on which neither a burst nor a gap has much influence.
+
+    Args:
+        stamps: (n,) never falling.
+
+    Returns:
+        Times (n,), strictly rising, and the rate; None if the stamps do not tell a period.
+    """
+    stretch = min(_STRETCH, len(stamps) - 1)
+    if stretch < 1:
+        return None
+    period_ns = float(np.median(stamps[stretch:] - stamps[:-stretch])) / stretch
+    steps = np.rint(np.arange(len(stamps)) * period_ns * (1 - _SLACK)).astype(np.int64)
+    if period_ns * (1 - _SLACK) < 2:
+        return None
+    times: Int64 = np.minimum.accumulate((stamps - steps)[::-1])[::-1] + steps
+    return times, nominal_hz(1e9 / period_ns)
 
 
 def _decimal(text: str) -> Decimal | None:
@@ -128,7 +171,11 @@ def rate_of(times: Int64) -> float:
     """The nominal rate in Hz of samples at such times (n,): the usual distance, and a whole number if one is near."""
     if len(times) < 2:
         return 1.0
-    rate = 1e9 / float(np.median(np.diff(times)))
+    return nominal_hz(1e9 / float(np.median(np.diff(times))))
+
+
+def nominal_hz(rate: float) -> float:
+    """A whole number if one is near, else a measured rate to four digits."""
     if round(rate) > 0 and abs(rate / round(rate) - 1) < 0.01:
         return float(round(rate))
     return float(f"{rate:.4g}")
