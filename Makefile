@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.demo)
 	$(BIN)/armlet demo --out demo
 
-# Both cores are at work, then the tests that measure have the machine to themselves.
+# Both cores are at work, then the tests that measure have the machine to themselves, and are not traced.
 PYTEST := $(BIN)/python -m pytest --timeout 60 --durations=20 --durations-min=1
 WORKERS ?= 2
 
@@ -22,7 +22,7 @@ test: lint
 test-full: lint
 	rm -f .coverage .coverage.*
 	$(PYTEST) --cov --cov-report= -n $(WORKERS) -m "not alone"
-	$(PYTEST) --cov --cov-report= --cov-append -m alone
+	$(PYTEST) -m alone
 	$(BIN)/python -m coverage report --include='runtime/*' --fail-under=90
 	$(BIN)/python -m coverage report --include='firmware_bridge/*' --fail-under=90
 

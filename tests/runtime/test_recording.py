@@ -101,6 +101,7 @@ def test_refuses_streams_that_are_none(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.alone("measures processor time, which tracing for coverage doubles")
 def test_ten_minutes_of_two_streams_are_quick(tmp_path: Path) -> None:
     gyro = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)
     recording = Recording("r", "p", streams={m.name: _stream(m, 30_000) for m in (ACC, gyro)})
