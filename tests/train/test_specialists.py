@@ -32,9 +32,13 @@ def test_made_suite_shows_all_31_subsets_and_goes_on(tmp_path: Path) -> None:
     subsets = [row["subset"] for row in report["rows"]]
     assert len(set(subsets)) == 31
     assert (subsets[0], subsets[-1]) == ("ecg+ppg+rsp+eda+acc", "acc")
-    for row in report["rows"]:
-        assert 0 <= row["one"] <= 1 and 0 <= row["specialist"] <= 1
-        assert row["windows"] <= report["rows"][-1]["windows"] + 3
+    # Each of 32 trainings left figures of its own: macro-F1 above nothing, and not one number copied along.
+    for name in ("one", "specialist"):
+        values = [row[name] for row in report["rows"]]
+        assert all(0 < value < 1 for value in values) and len(set(values)) > 4, name
+    # Who lacks a modality of a subset lacks it in every larger one.
+    windows = {frozenset(row["subset"].split("+")): row["windows"] for row in report["rows"]}
+    assert all(windows[large] <= windows[small] for large in windows for small in windows if small < large)
     # Begun again, it trains nothing, and says the same.
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0
