@@ -358,8 +358,8 @@ print(a_call, a_load, started, *[m for m in ("torch", "executorch") if m in sys.
     assert int(started) == 0, "the engine started a thread pool"
 
 
-def test_shapes_are_worked_out_once(small_draft: Path) -> None:
-    """And still rightly after another program made the shared workspace grow, and after one was freed."""
+def test_programs_that_share_a_workspace_do_not_disturb_each_other(small_draft: Path) -> None:
+    """After another program made the shared workspace grow, and after one was freed."""
     engine = get_engine("executorch")
     if not isinstance(engine, executorch.ShimEngine):
         pytest.skip("executorch-numpy-runtime serves instead of the shim")
@@ -368,18 +368,14 @@ def test_shapes_are_worked_out_once(small_draft: Path) -> None:
     window = np.random.default_rng(0).standard_normal((1, 3, 50)).astype(np.float32)
     token = wide({"window": window})["token"]
     wide.close()
-    worked_out = engine._library.armlet_et_times_worked_out
-    before = worked_out()
     narrow = engine.load(programs / "two.pte", TWO_INPUTS, TWO_OUTPUTS)
     np.testing.assert_array_equal(narrow({"a": A, "b": B})["difference"], A - B)
     wide = engine.load(programs / "acc.pte", {"window": (1, 3, 50)}, {"token": (1, 16)})
     for _ in range(50):
         np.testing.assert_array_equal(wide({"window": window})["token"], token)
         np.testing.assert_array_equal(narrow({"a": B, "b": A})["difference"], B - A)
-    assert worked_out() - before == 2
     wide.close()
     np.testing.assert_array_equal(narrow({"a": A, "b": B})["difference"], A - B)
-    assert worked_out() - before == 2
 
 
 def test_quantised_kernels_are_there_when_a_program_needs_them(small_draft: Path) -> None:

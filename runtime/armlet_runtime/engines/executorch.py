@@ -102,8 +102,7 @@ class ShimEngine:
 
             build(wheel, path.parent, platform.machine())
         try:
-            # Global, so that the shim and the later libraries find these by name, wherever the wheel is installed. The
-            # shim comes before XNNPACK, where it leaves out work that every call would do again.
+            # Global, so that the shim and the later libraries find these by name, wherever the wheel is installed.
             for name in executorch_shim.LIBRARIES:
                 ctypes.CDLL(str(self._libraries / name), mode=ctypes.RTLD_GLOBAL)
             self._library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -145,7 +144,6 @@ def _declare(library: ctypes.CDLL) -> None:
     for name, result, arguments in (
         ("init", None, ()),
         ("share_workspace", ctypes.c_uint32, ()),
-        ("times_worked_out", ctypes.c_size_t, ()),
         ("message", ctypes.c_char_p, ()),
         ("load", handle, (ctypes.c_char_p, ctypes.c_size_t, error)),
         ("load_file", handle, (ctypes.c_char_p, error)),

@@ -12,19 +12,12 @@
 #include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/platform/platform.h>
 
-#include <dlfcn.h>
-
-#include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 using executorch::extension::BufferDataLoader;
@@ -135,92 +128,9 @@ bool readable_past_end(const void* data, size_t bytes) {
   return (end - 1) / kPage == (end + kSlack - 1) / kPage;
 }
 
-// ExecuTorch's delegate tells XNNPACK the shapes of the inputs before every run, and XNNPACK then works out all of its
-// operators again: an eighth of the time of a program of a few large ones, a third of that of many small ones. What comes
-// out hangs on the shapes alone. This library is loaded before XNNPACK, so the three xnn_ functions below stand before
-// those of the same name there, and leave out what would change nothing. (LiteRT's delegate does so by itself.)
-
-constexpr size_t kMaxDims = 6; // XNN_MAX_TENSOR_DIMS of xnnpack.h
-
-struct Shape {
-  size_t rank = 0;
-  std::array<size_t, kMaxDims> sizes{};
-};
-
-struct Shapes {
-  std::map<uint32_t, Shape> inputs; // by XNNPACK's number of the value
-  bool changed = true; // since the operators were worked out
-};
-
-std::mutex shapes_mutex;
-std::unordered_map<const void*, Shapes> shapes_of_runtime;
-size_t times_worked_out = 0;
-
-// XNNPACK's own function.
-template <typename Function>
-Function* of_xnnpack(const char* name) {
-  static void* library = dlopen("libexecutorch_backend_xnnpack.so", RTLD_LAZY | RTLD_NOLOAD);
-  void* found = library ? dlsym(library, name) : nullptr;
-  if (!found) { // it has called us, so it is there
-    fprintf(stderr, "armlet: XNNPACK has no %s\n", name);
-    abort();
-  }
-  return reinterpret_cast<Function*>(found);
-}
-
 } // namespace
 
 extern "C" {
-
-int xnn_reshape_external_value(void* runtime, uint32_t id, size_t rank, const size_t* sizes) {
-  static auto* own = of_xnnpack<decltype(xnn_reshape_external_value)>("xnn_reshape_external_value");
-  if (rank > kMaxDims) {
-    return own(runtime, id, rank, sizes); // it refuses that
-  }
-  Shape given;
-  given.rank = rank;
-  std::copy(sizes, sizes + rank, given.sizes.begin());
-  std::lock_guard<std::mutex> lock(shapes_mutex);
-  Shapes& shapes = shapes_of_runtime[runtime];
-  auto known = shapes.inputs.find(id);
-  if (known != shapes.inputs.end() && known->second.rank == rank && known->second.sizes == given.sizes) {
-    return 0;
-  }
-  int status = own(runtime, id, rank, sizes);
-  if (status == 0) {
-    shapes.inputs[id] = given;
-  }
-  shapes.changed = true;
-  return status;
-}
-
-int xnn_reshape_runtime(void* runtime) {
-  static auto* own = of_xnnpack<decltype(xnn_reshape_runtime)>("xnn_reshape_runtime");
-  std::lock_guard<std::mutex> lock(shapes_mutex);
-  Shapes& shapes = shapes_of_runtime[runtime];
-  if (!shapes.changed) {
-    return 0;
-  }
-  int status = own(runtime);
-  shapes.changed = status != 0;
-  times_worked_out++;
-  return status;
-}
-
-int xnn_delete_runtime(void* runtime) {
-  static auto* own = of_xnnpack<decltype(xnn_delete_runtime)>("xnn_delete_runtime");
-  {
-    std::lock_guard<std::mutex> lock(shapes_mutex);
-    shapes_of_runtime.erase(runtime);
-  }
-  return own(runtime);
-}
-
-// How often XNNPACK worked out the operators of a program: once for each, if this library stands before it.
-size_t armlet_et_times_worked_out() {
-  std::lock_guard<std::mutex> lock(shapes_mutex);
-  return times_worked_out;
-}
 
 // Call once before anything else.
 void armlet_et_init() {
