@@ -185,8 +185,10 @@ def write(path: Path, recording: Recording) -> None:
     rates = [stream.modality.rate_hz for stream in streams]
     record_s = next((s for s in _RECORD_S if all(abs(s * rate - round(s * rate)) < 1e-6 for rate in rates)), None)
     if record_s is None:
-        told = ", ".join(f"{one.modality.name} at {one.modality.rate_hz:g} Hz" for one in streams)
-        raise DataError(f"EDF+ needs a whole number of samples in some 1 to 60 s, and there are {told}: export CSV")
+        rates_text = ", ".join(f"{one.modality.name} at {one.modality.rate_hz:g} Hz" for one in streams)
+        raise DataError(
+            f"EDF+ needs a whole number of samples in some 1 to 60 s, and the rates are {rates_text}: export CSV"
+        )
     end_s = max(int(stream.times_ns[-1]) / 1e9 + 1 / stream.modality.rate_hz for stream in streams)
     records = max(1, -int(-end_s // record_s))
     signals, annotations = [], []

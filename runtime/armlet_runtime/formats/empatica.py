@@ -37,7 +37,7 @@ FILES = (*_SIGNALS, _BEATS, _TAGS)
 # A press of the button has no length; a label must have one.
 _PRESS_NS = 1_000_000
 
-# A session of 24 hours at 32 Hz is 30 MB; a zipped file that unpacks to more than this is none.
+# A session of 24 hours at 32 Hz is 30 MB; a zipped file that unpacks to more is not a session.
 _LARGEST_BYTES = 1 << 30
 
 
@@ -90,7 +90,7 @@ def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
     """A session from its files by name.
 
     Raises:
-        DataError: A file is not what the module's text says, or there is none with samples.
+        DataError: A file does not have the layout above, or no file has samples.
     """
     streams: dict[str, Stream] = {}
     for file, (key, channels, unit, factor) in _SIGNALS.items():

@@ -118,7 +118,7 @@ def _phone_times(table: Table) -> Int64:
 
 
 def _signal(table: Table) -> tuple[Sequence[int], int, float] | None:
-    """Columns, Polar's number of the measurement, and factor; None if it is none that has a sensor's time."""
+    """Columns, Polar's number of the measurement, and factor; None if the signal has no sensor's time."""
     for names, measurement, factor in _SIGNALS:
         columns = [table.column(name) for name in names]
         if None not in columns:

@@ -34,7 +34,7 @@ def import_recording(
         time: Of a CSV or Parquet file: the column of times.
 
     Raises:
-        DataError: It is none of these, or has a mistake; the message names file, row and column.
+        DataError: Its format is none of these, or it has a mistake; the message names file, row and column.
         MissingExtraError: The format needs a package that is not installed.
         UsageError: ``wanted`` or ``time`` were given for something that says itself what it holds.
     """

@@ -28,7 +28,7 @@ _FARTHEST_NS = 1 << 62
 
 
 def iso_ns(text: str) -> int | None:
-    """Nanoseconds since 1970 of a time in ISO 8601, of UTC if it names no zone; None if it is none."""
+    """Nanoseconds since 1970 of a time in ISO 8601, in UTC if it names no zone; None for any other text."""
     found = _ISO.fullmatch(text.strip())
     if found is None:
         return None

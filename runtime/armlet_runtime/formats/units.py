@@ -85,8 +85,8 @@ def assumed(file: str, streams: Iterable[Stream]) -> dict[str, str]:
     for stream in streams:
         if stream.modality.name == "acc" and len(stream.modality.channels) == 3:
             _check_gravity(file, stream)
-    told = ", ".join(f"{one.modality.name} in {one.modality.unit}" for one in streams if one.modality.unit)
-    return {ASSUMED: told} if told else {}
+    units = ", ".join(f"{one.modality.name} in {one.modality.unit}" for one in streams if one.modality.unit)
+    return {ASSUMED: units} if units else {}
 
 
 def _check_gravity(file: str, stream: Stream) -> None:

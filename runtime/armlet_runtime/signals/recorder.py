@@ -32,7 +32,7 @@ class Recorder:
 
     @property
     def path(self) -> Path | None:
-        """Where the recording is written that goes on; None if there is none."""
+        """Where the recording is written that goes on; None if nothing is being recorded."""
         return self._path
 
     def start(self, path: Path, meta: Mapping[str, str], opening: Iterable[Packet] = ()) -> None:
@@ -61,7 +61,7 @@ class Recorder:
             ended_ns: Up to when decisions were made, on the clock of the arrivals; None for now.
 
         Raises:
-            DataError: There is none.
+            DataError: Nothing is being recorded.
         """
         writer, path = self._writer, self._path
         if writer is None or path is None:

@@ -106,9 +106,9 @@ def decoded(line: bytes) -> Decision:
     """A decision of :attr:`Recording.decisions`.
 
     Raises:
-        DataError: It is none.
+        DataError: The line is not a valid decision.
     """
     try:
         return msgspec.json.decode(line, type=Decision)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"a decision is none: {error}") from error
+        raise DataError(f"a line is not a valid decision: {error}") from error

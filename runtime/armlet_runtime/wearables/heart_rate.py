@@ -121,7 +121,7 @@ class HeartRateDecoder:
         measurement = decode(data)
         valid = measurement.bpm > 0 and measurement.contact is not False
         batches = [Batch(HR_GROUP, {MODALITY.name: np.full((int(valid), 1), measurement.bpm, np.float32)})]
-        # An interval of 0 is none: two beats cannot be one.
+        # An interval of 0 is invalid: two beats cannot coincide.
         intervals = np.array([interval for interval in measurement.rr_s if interval > 0] if valid else [], np.float64)
         if len(intervals):
             after = intervals[::-1].cumsum()[::-1] - intervals

@@ -192,4 +192,4 @@ def _group(path: bytes) -> Group:
         if what in PATHS and rate in MOTION_RATES_HZ:
             modalities = tuple(Modality(name, XYZ, UNITS[name], rate) for name in PATHS[what])
             return Group("movesense.motion", modalities, COUNTERS)
-    raise PacketError(f"Movesense resource '{path.decode(errors='replace')}' is none that armlet reads")
+    raise PacketError(f"Movesense resource '{path.decode(errors='replace')}' is not one that armlet reads")

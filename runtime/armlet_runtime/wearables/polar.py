@@ -299,7 +299,7 @@ class PolarDecoder:
         if len(data) >= 2 and data[0] == START and data[1] in KINDS:
             rates = decode_settings(data[2:]).get(RATE, (KINDS[data[1]].rate_hz,))
             if not 0.1 <= rates[0] <= 10_000:
-                raise PacketError(f"a Polar measurement at {rates[0]:g} Hz is none")
+                raise PacketError(f"a Polar measurement cannot run at {rates[0]:g} Hz: 0.1 to 10,000 Hz are possible")
             self._asked_hz[data[1]] = rates[0]
 
     def _answered(self, answer: Answer) -> None:
