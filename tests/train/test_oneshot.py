@@ -69,7 +69,8 @@ def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> Non
     assert report.people == ("7", "15", "22", "28") and report.ways == 5 and report.shots == 1
     assert [row.name for row in report.rows] == [oneshot.HAND, *oneshot.ROWS]
     for row in report.rows:
-        assert 0.15 < row.accuracy < 0.95 and 0.005 < row.interval < 0.03
+        # Chance is 0.20, and these seconds of training tell more than that: three intervals above it.
+        assert 0.20 + 3 * row.interval < row.accuracy < 0.95 and 0.005 < row.interval < 0.03
         assert set(row.people) == set(report.people)
     assert said == sorted(said) and said[-1] == oneshot.PARTS * len(oneshot.ROWS)
     assert len(said) > 2 * len(oneshot.ROWS)
