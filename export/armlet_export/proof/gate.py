@@ -8,6 +8,9 @@ models on the same windows:
 - the model with the rounding of its parts simulated (for int8 the fake-quantised graphs that training ended with),
   from which the programs may differ by rounding only. A wrong kernel, zero point or weight shows here even where the
   quality would hide it.
+
+Macro-F1 and confusion matrices are the runtime's and not scikit-learn's: a board scores with the same code, and the
+bootstrap sums the people's matrices a thousand times.
 """
 
 from __future__ import annotations
