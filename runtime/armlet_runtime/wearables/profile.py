@@ -190,7 +190,8 @@ class Decoder(Protocol):
     """Decodes what one connection brings.
 
     Attributes:
-        groups: What the wearable sends, as far as is known from what was said until now.
+        groups: What the wearable sends, as far as is known from what was said until now. A new tuple after each packet
+            that a decoder must have had to decode later ones: recordings that begin later keep those packets.
     """
 
     groups: tuple[Group, ...]
