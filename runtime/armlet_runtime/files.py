@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -66,8 +69,39 @@ def write_json(path: Path, result: Any) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
+def free_name(path: Path) -> Path:
+    """``path``, or if there is something of that name the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... that is
+    free."""
+    names = (path.with_name(f"{path.stem}-{count}{path.suffix}") for count in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists() and not name.is_symlink())
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file that holds something, so that a new one can have its name.
+
+    Returns:
+        Its new name, which has the time of its last change; None if there is no such file, or it is empty or a device.
+
+    Raises:
+        UsageError: It cannot be renamed.
+    """
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return None
+        changed = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+        kept = free_name(path.with_name(f"{path.stem}-{changed:%Y%m%dT%H%M%SZ}{path.suffix}"))
+        path.rename(kept)
+    except OSError as error:
+        raise UsageError(f"cannot rename {path}, which exists already: {error.strerror}") from error
+    return kept
+
+
 class Lines:
-    """A file of lines that another program can follow; nothing if there is no path. A context manager."""
+    """A file of lines that another program can follow; nothing if there is no path. A context manager.
+
+    Attributes:
+        size: Bytes written.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """``path``: the file, which is replaced; None to write nothing.
@@ -76,6 +110,7 @@ class Lines:
             UsageError: The file cannot be written.
         """
         self._path = path
+        self.size = 0
         self._file: FileIO | None = None
         if path is not None:
             try:
@@ -87,15 +122,20 @@ class Lines:
         """Write one line at once.
 
         Raises:
-            UsageError: The line cannot be written, as on a full disk.
+            UsageError: The line cannot be written, as on a full disk; a file does not keep a part of it.
         """
-        if self._file is not None:
-            left = line + b"\n"
-            try:
-                while left:
-                    left = left[self._file.write(left) :]
-            except OSError as error:
-                raise UsageError(f"cannot write {self._path}: {error.strerror}") from error
+        if self._file is None:
+            return
+        left = line + b"\n"
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                self._file.truncate(self.size)
+                self._file.seek(self.size)
+            raise UsageError(f"cannot write {self._path}: {error.strerror}") from error
+        self.size += len(line) + 1
 
     def close(self) -> None:
         """Close the file."""

@@ -194,11 +194,12 @@ class Runtime:
 
 
 @contextmanager
-def running(slot: Path, played: Path, folder: Path) -> Iterator[Runtime]:
+def running(slot: Path, played: Path, folder: Path, *options: str) -> Iterator[Runtime]:
+    """``options``: of the virtual wearables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["wearables", "simulate", str(played), "--listen", f"tcp-server:127.0.0.1:{port}"]
+    command = ["wearables", "simulate", str(played), "--listen", f"tcp-server:127.0.0.1:{port}", *options]
     air = subprocess.Popen([*ARMLET, *command], stdout=subprocess.PIPE, text=True)
     runtime = None
     try:
@@ -257,6 +258,23 @@ def test_a_runtime_that_hangs_or_loses_its_deploy(
         with pytest.raises(ProbationError, match=r"it made 0 of 3 decisions"):
             deploy_to_slot(make_bundle(3, fault=Fault("nan", "strong")), slot)
         assert digest(slot) == old.digest
+
+
+def test_decisions_without_a_sensor_confirm_no_bundle(
+    make_bundle: MakeBundle, slot: Path, played: Path, tmp_path: Path
+) -> None:
+    """The runtime goes on deciding when all wearables are gone; a bundle shows nothing by that."""
+    old = deploy_to_slot(make_bundle(1), slot)
+    losses = ["--link-loss", "acc:6:300", "--link-loss", "gyro:6:300"]
+    with running(slot, played, tmp_path, *losses) as runtime:
+        runtime.wait_for(1)
+        while runtime.made()[-1]["reason"] != "no sensor":
+            time.sleep(0.1)
+        with pytest.raises(ProbationError, match="its scores on a golden signal are no numbers"):
+            deploy_to_slot(make_bundle(2, fault=Fault("nan", "live")), slot)
+        assert digest(slot) == old.digest
+        assert "3 decisions on golden windows" in deploy_to_slot(make_bundle(3), slot).live
+        assert runtime.process.poll() is None
 
 
 def test_a_runtime_that_never_decides_says_nothing_about_a_bundle(

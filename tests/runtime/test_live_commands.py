@@ -176,6 +176,30 @@ def test_a_full_disk_is_one_sentence(live: Path, small_bundle: SmallBundle) -> N
     assert full.stderr.splitlines() == ["armlet: cannot write /dev/full: No space left on device"]
 
 
+def test_a_full_disk_ends_no_live_run(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    with wearables(played, tmp_path, "--duration", "6") as bluetooth:
+        ran = armlet(
+            "run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth,
+            "--duration", "5", "--decisions", "/dev/full", "--json", tmp_path / "live.json",
+        )  # fmt: skip
+    assert ran.returncode == 0
+    (why,) = [line for line in ran.stderr.splitlines() if "/dev/full" in line]
+    assert why == "armlet: cannot write /dev/full: No space left on device: decisions are made, and not written there"
+    summary = json.loads((tmp_path / "live.json").read_text())
+    (report,) = summary["sinks"]
+    assert report["sink"] == "/dev/full" and report["lost"] == summary["decisions"] > 3
+
+
+def test_decisions_of_an_earlier_run_are_kept(live: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    decisions = tmp_path / "d.jsonl"
+    decisions.write_text("earlier\n")
+    model: list[str | Path] = [small_bundle.path, "--key", small_bundle.public_key_path]
+    done = armlet("replay", live / "live.mcap", *model, "--decisions", decisions)
+    (kept,) = tmp_path.glob("d-*.jsonl")
+    assert kept.read_text() == "earlier\n" and lines(decisions)
+    assert done.stderr == f"armlet: {decisions} held decisions of an earlier run, which are in {kept} now\n"
+
+
 def test_replay_at_a_speed_takes_as_long(live: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     recording = read_recording(live / "live.mcap")
     recording.packets = recording.packets[:120]

@@ -1,16 +1,25 @@
-"""What a run gives out: the tally in bounded memory."""
+"""What a run gives out: the tally in bounded memory, decision lines on a full disk and in a folder."""
 
 from __future__ import annotations
 
+import json
+import os
+import resource
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from armlet_runtime.decisions import Decision
+from armlet_runtime.errors import UsageError
+from armlet_runtime.files import set_aside
 from armlet_runtime.live.core import LiveCore
+from armlet_runtime.live.decision_lines import DecisionLines, LiveDecisionLines
 from armlet_runtime.live.open_bundle import Opened
+from armlet_runtime.live.output_folder import OutputFolder
 from armlet_runtime.live.run import Run
 from armlet_runtime.live.summary import MOST_TRANSITIONS, Summary, Tally
 from armlet_runtime.model.bundle_model import BundleModel
@@ -74,3 +83,102 @@ def test_a_tally_of_no_decision_and_of_one(opened: Opened) -> None:
     tally.decision(decided(0, latency_s=0.0))  # a clock may stand still
     spread = summary_of(tally, opened).latency_s
     assert spread is not None and spread.max == 0.0 and spread.p50 <= spread.p99 <= spread.max
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """As a disk that is full from there on: the kernel writes a part of a line, and then fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_lines_and_says_so_and_no_decision(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    lines = LiveDecisionLines(path)
+    line = len(decided(0).to_json()) + 1
+    lines.decision(decided(0))
+    assert lines.news() == () and lines.reports() == []
+    with no_file_larger_than(round(2.5 * line)):
+        for index in range(1, 5):
+            lines.decision(decided(index))
+        assert lines.news() == (f"cannot write {path}: File too large: decisions are made, and not written there",)
+        assert lines.news() == ()
+    lines.decision(decided(5))
+    assert lines.news() == (f"{path}: decisions are written again",)
+    lines.close()
+    assert [json.loads(line)["index"] for line in path.read_bytes().splitlines()] == [0, 1, 5], "no line is torn"
+    (report,) = lines.reports()
+    assert (report.sink, report.sent, report.lost) == (str(path), 3, 3) and "File too large" in report.problem
+
+
+def test_a_replay_ends_on_a_full_disk(tmp_path: Path) -> None:
+    lines = DecisionLines(tmp_path / "d.jsonl")
+    with no_file_larger_than(100), pytest.raises(UsageError, match="File too large"):
+        lines.decision(decided(0))
+    lines.close()
+
+
+def test_a_folder_has_a_file_for_each_start_and_keeps_within_its_size(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "decisions"
+    (tmp_path / "new").mkdir()
+
+    def run(first: int, count: int, embeddings: bool = False) -> None:
+        lines = LiveDecisionLines(OutputFolder(folder, "decisions", ".jsonl", 160_000), embeddings)
+        for index in range(first, first + count):
+            lines.decision(decided(index))
+        lines.close()
+
+    def kept() -> list[list[int]]:
+        files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        return [[json.loads(line)["index"] for line in path.read_bytes().splitlines()] for path in files]
+
+    run(0, 3)
+    run(3, 3)
+    assert sorted(kept()) == [[0, 1, 2], [3, 4, 5]], "a second start leaves what the first one wrote"
+    (folder / "notes.txt").write_text("mine")
+    first = next(folder.glob("decisions-*"))
+    assert b'"embedding":[]' in first.read_bytes()
+    run(6, 2000)
+    sizes = [path.stat().st_size for path in folder.glob("decisions-*")]
+    assert sum(sizes) <= 160_000 and len(sizes) > 10 and max(sizes) < 11_000
+    assert (folder / "notes.txt").exists()
+    (folder / "notes.txt").unlink()
+    indices = sorted(index for part in kept() for index in part)
+    assert indices == list(range(indices[0], 2006)) and indices[0] > 0, "the oldest went, and none between"
+    run(2006, 1, embeddings=True)
+    assert any(b"0.123456789" in path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        OutputFolder(tmp_path / "file" / "decisions", "decisions", ".jsonl", 1000)
+    folder = OutputFolder(tmp_path / "decisions", "decisions", ".jsonl", 100_000)
+    lines = LiveDecisionLines(folder, embeddings=False)
+    folder.path.rename(tmp_path / "away")
+    lines.decision(decided(0))
+    assert "No such file" in lines.news()[0]
+    (tmp_path / "away").rename(folder.path)
+    lines.decision(decided(1))
+    lines.close()
+    (report,) = lines.reports()
+    assert (report.sent, report.lost) == (1, 1)
+
+
+def test_what_an_earlier_run_wrote_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    assert set_aside(path) is None
+    path.touch()
+    assert set_aside(path) is None and set_aside(Path(os.devnull)) is None
+    names = []
+    for text in ("one", "two"):
+        path.write_text(text)
+        os.utime(path, (0, 0))
+        kept = set_aside(path)
+        assert kept is not None and kept.read_text() == text and not path.exists()
+        names.append(kept.name)
+    assert names == ["d-19700101T000000Z.jsonl", "d-19700101T000000Z-2.jsonl"]

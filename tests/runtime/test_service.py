@@ -164,6 +164,25 @@ def test_without_systemd_it_is_said(small_bundle: SmallBundle, capsys: pytest.Ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_service_gets_no_file_that_a_restart_would_spoil_and_no_password(
+    small_bundle: SmallBundle, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path), "--wearables", "Acc"]
+    for options, says in (
+        (("--record", "walk.mcap"), "give a folder, with a slash at its end: --record walk/"),
+        (("--decisions", "d.jsonl"), "give a folder, with a slash at its end: --decisions d/"),
+        (("--mqtt", "mqtt://ann:s3cret@host/topic"), "can be read by every user of this machine"),
+        (("--decisions", "new/", "--record", "there", "--mqtt", "mqtt://host/topic"), "no systemd runs for this user"),
+    ):
+        assert main(["service", "install", *model, *options]) == 2
+        error = capsys.readouterr().err
+        assert says in error and "s3cret" not in error, error
+
+
 # Run as PID 1 of namespaces of its own: a systemd for one user, with nothing of the machine's.
 SCRIPT = """
 set -u

@@ -23,8 +23,7 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = 40.0) ->
 
 
 def decided() -> int:
-    path = Path("decisions.jsonl")
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
+    return sum(len(path.read_bytes().splitlines()) for path in Path("decisions").glob("decisions-*.jsonl"))
 
 
 def main_process() -> int:
@@ -36,7 +35,7 @@ def main_process() -> int:
 
 def run(bundle: str, key: str, bluetooth: str) -> None:
     options = ["--bluetooth", bluetooth, "--wearables", "Armlet-Acc,Armlet-Gyro"]
-    options += ["--decisions", str(Path("decisions.jsonl").absolute())]
+    options += ["--decisions", "decisions/", "--record", "recordings/"]
     assert main(["service", "install", bundle, "--key", key, *options]) == 0
     assert state() == "active"  # it said READY=1: systemd has waited for it
     wait_for("decisions", lambda: decided() > 2)
@@ -54,6 +53,11 @@ def run(bundle: str, key: str, bluetooth: str) -> None:
     os.kill(first, signal.SIGSTOP)
     wait_for("the watchdog", lambda: int(properties()["NRestarts"]) >= 1)
     assert main_process() != first
+    # The new process has taken nothing from what the one before wrote, and writes beside it.
+    before = decided()
+    wait_for("decisions of the second process", lambda: decided() > before)
+    assert len(list(Path("decisions").iterdir())) == len(list(Path("recordings").iterdir())) == 2
+    assert b'"embedding":[]' in next(Path("decisions").iterdir()).read_bytes()
     assert main(["service", "remove"]) == 0
     assert state() == "none" and main(["service", "status"]) == 1
     # A run that cannot start is told at once, and leaves no unit behind.

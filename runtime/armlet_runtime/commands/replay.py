@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
+from .output_arguments import keep_earlier
 
 if TYPE_CHECKING:
     from ..live import Run
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from ..errors import DataError
-    from ..files import Lines, write_json
+    from ..files import write_json
     from ..live import Comparison, DecisionLines, LiveCore, Run, Tally, open_model, since_process_start_s
     from ..model import Policy
     from ..signals import decoded, packets_of, read_recording
@@ -83,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     with Run(opened, core) as run:
         tally = run.add(Tally(core))
         if args.decisions is not None:
-            run.add(DecisionLines(Lines(args.decisions)))
+            keep_earlier(args.decisions)
+            run.add(DecisionLines(args.decisions))
         comparison = run.add(Comparison(live))
         monitor = run.add(Monitor(core, live=False))
         view = run.add(LineView(opened.policy) if speed is None else make_view(monitor, modalities, opened.policy))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .bluetooth_arguments import add_bluetooth_arguments, chosen_names
 from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
+from .output_arguments import add_output_arguments, decision_lines, recording_folder
 
 if TYPE_CHECKING:
     from ..live import Opened
@@ -28,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_unknown_option(parser)
     add_bluetooth_arguments(parser)
     add_web_option(parser)
-    parser.add_argument(
-        "--record",
-        type=Path,
-        metavar="FILE",
-        help="record what arrives and what is decided (.mcap), for 'armlet replay'",
-    )
-    parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
+    add_output_arguments(parser)
     parser.add_argument(
         "--mqtt",
         metavar="URL",
@@ -62,10 +57,9 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
 
     from ..bluetooth import Session, drive, open_bluetooth
     from ..errors import WearableError
-    from ..files import Lines, write_json
+    from ..files import write_json
     from ..install import SCHEME
     from ..live import (
-        DecisionLines,
         LiveCore,
         Notifier,
         RecordingOutput,
@@ -94,13 +88,13 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         recorder = stack.enter_context(Recorder())
         run = stack.enter_context(Run(opened, core))
         tally = run.add(Tally(core))
-        if args.decisions is not None:
-            run.add(DecisionLines(Lines(args.decisions)))
-        run.add(RecordingOutput(recorder))
+        lines = run.add(decision_lines(args)) if args.decisions is not None else None
+        folder = recording_folder(args)
+        run.add(RecordingOutput(recorder, run, folder))
         sinks = open_sinks(args.mqtt, args.lsl, manifest.window.hop_s, core.labels)
         run.add(SinkOutput(sinks, core))
         if args.record is not None:
-            recorder.start(args.record, run.recording_meta())
+            run.start_recording(recorder, Path(args.record) if folder is None else folder.next_file())
         elif args.bundle.startswith(SCHEME):  # a recording is of one bundle, so that its replay is the run again
             run.add(SlotWatch(run, args.bundle, args.key, args.engine, recorder))
         session = Session(bluetooth, names, rates_hz, lambda: core.complete)
@@ -127,7 +121,8 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         run.finish()
     links = {name: (link.state, link.problem) for name, link in session.links.items()}
     ran_s = (run.newest_ns - began_ns) / 1e9
-    summary = tally.summary(run, ready_s, ran_s, links, session.dropped, sinks.close())
+    reports = [*sinks.close(), *(lines.reports() if lines is not None else ())]
+    summary = tally.summary(run, ready_s, ran_s, links, session.dropped, reports)
     if args.json:
         write_json(args.json, summary)
     view.end(summary)  # last: it waits for a terminal that is stalled

@@ -52,19 +52,30 @@ def _install(args: argparse.Namespace) -> int:
     from ..bundle import home
     from ..errors import UsageError
     from ..install import install, unit_path
+    from ..live import is_folder, mqtt_address, mqtt_login
     from . import run as live
 
     parser = argparse.ArgumentParser(prog="armlet service install", add_help=False)
     live.add_arguments(parser)
     words = [args.bundle, *args.options]
-    parsed = parser.parse_args(words)
+    options = parser.parse_args(words)
     # What cannot be used is said now, and not to the journal every two seconds.
-    if not wearable_names(parsed):
+    if not wearable_names(options):
         raise UsageError(
             "name the wearables that the service is to connect: armlet service install BUNDLE --wearables NAME,NAME; "
             "'armlet wearables scan' lists who is in reach"
         )
-    load_bundle(parsed)
+    load_bundle(options)
+    for name in ("record", "decisions"):
+        place = getattr(options, name)
+        if place is not None and not is_folder(place):
+            raise UsageError(
+                f"--{name} {place}: a service is started again and again, and each start needs a file of its own; "
+                f"give a folder, with a slash at its end: --{name} {Path(place).with_suffix('')}/"
+            )
+    if options.mqtt is not None:
+        mqtt_address(options.mqtt)
+        mqtt_login()
     environment = {"ARMLET_HOME": str(home().absolute()), "PYTHONUNBUFFERED": "1"}
     if "PATH" in os.environ:  # ExecuTorch's shim is built with the compiler that is found here
         environment["PATH"] = os.environ["PATH"]

@@ -188,6 +188,8 @@ def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = 
                 )
             if report.restarting:
                 return _trial_run(folder, keys, end)
+            if report.idle >= wanted > report.decisions:  # without a sensor it shows nothing of itself
+                return _trial_run(folder, keys, end)
             if report.decisions >= wanted:
                 return f"{report.decisions} live decisions, the slowest after {report.latency_s * 1e3:.0f} ms"
         if not _is_live(folder):
@@ -296,12 +298,16 @@ class Follower:
         return bundle
 
     def decided(self, latency_s: float) -> None:
-        """Count a decision with the bundle in use."""
+        """Count a decision with the bundle in use that rests on a sensor."""
         self._report = msgspec.structs.replace(
             self._report,
             decisions=self._report.decisions + 1,
             latency_s=max(self._report.latency_s, latency_s),
         )
+
+    def idled(self) -> None:
+        """Count a window in which the bundle in use had nothing to decide."""
+        self._report = msgspec.structs.replace(self._report, idle=self._report.idle + 1)
 
     def failed(self, why: str) -> None:
         """The bundle in use cannot be run."""

@@ -77,10 +77,11 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         digest: The bundle's.
-        decisions: Decisions made with it.
+        decisions: Decisions made with it that rest on a sensor.
         restarting: Whether the runtime ends to be started anew, as the bundle is for other signals or windows.
         latency_s: Longest time from a window's end to its decision being out.
         failed: Why it cannot be used; empty as long as it can.
+        idle: Windows in which it had nothing to decide, for want of a sensor or because of the user's floor.
     """
 
     digest: str
@@ -88,6 +89,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restarting: bool = False
     latency_s: float = 0.0
     failed: str = ""
+    idle: int = 0
 
 
 class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

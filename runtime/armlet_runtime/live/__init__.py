@@ -4,13 +4,16 @@ Imports the root, the signals, the bundle, the model and the install wing.
 """
 
 from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
+from .decision_lines import DecisionLines, LiveDecisionLines
 from .enrol_recording import Stretch, found_elsewhere, recorded_windows
 from .open_bundle import Opened, layer_path, load_programs, open_model
-from .outputs import Comparison, DecisionLines, Output, RecordingOutput, ServiceOutput, SinkOutput
+from .output_folder import OutputFolder, is_folder
+from .outputs import Comparison, Output, ServiceOutput, SinkOutput
 from .page_controls import RunControls
+from .recording_output import RecordingOutput
 from .run import Run
 from .sd_notify import Notifier
-from .sinks import open_sinks
+from .sinks import mqtt_address, mqtt_login, open_sinks
 from .slot_watch import RESTART, SlotWatch
 from .summary import Summary, Tally, since_process_start_s
 
@@ -21,9 +24,11 @@ __all__ = [
     "Comparison",
     "DecisionLines",
     "LiveCore",
+    "LiveDecisionLines",
     "Notifier",
     "Opened",
     "Output",
+    "OutputFolder",
     "RecordingOutput",
     "Run",
     "RunControls",
@@ -34,8 +39,11 @@ __all__ = [
     "Summary",
     "Tally",
     "found_elsewhere",
+    "is_folder",
     "layer_path",
     "load_programs",
+    "mqtt_address",
+    "mqtt_login",
     "open_model",
     "open_sinks",
     "recorded_windows",

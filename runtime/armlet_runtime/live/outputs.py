@@ -10,8 +10,7 @@ from ..signals import decoded
 
 if TYPE_CHECKING:
     from ..decisions import Decision
-    from ..files import Lines
-    from ..signals import Packet, Recorder
+    from ..signals import Packet
     from .core import LiveCore
     from .open_bundle import Opened
     from .sd_notify import Notifier
@@ -45,50 +44,6 @@ class Output:
 
     def close(self) -> None:
         """Give back what is held; the last call, also of a run that failed."""
-
-
-class DecisionLines(Output):
-    """Writes decisions to a file of JSON lines."""
-
-    def __init__(self, lines: Lines) -> None:
-        """``lines``: the file, which is closed with the output."""
-        self._lines = lines
-
-    def decision(self, decision: Decision) -> None:
-        """Write one line."""
-        self._lines.write(decision.to_json())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
-
-
-class RecordingOutput(Output):
-    """Writes packets and decisions to the recording, while one goes on."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        """``recorder``: the run's."""
-        self._recorder = recorder
-        self._problem = ""
-
-    def packet(self, packet: Packet) -> None:
-        """Write a packet."""
-        self._recorder.write(packet)
-
-    def decision(self, decision: Decision) -> None:
-        """Write a decision."""
-        if self._recorder.path is not None:
-            self._recorder.decision(decision.decided_ns, decision.to_json())
-
-    def news(self) -> Sequence[str]:
-        """That the recording cannot be written any more."""
-        before, self._problem = self._problem, self._recorder.problem
-        return () if self._problem in ("", before) else (self._problem,)
-
-    def finish(self, ended_ns: int) -> None:
-        """End the recording."""
-        if self._recorder.path is not None:
-            self._recorder.stop(ended_ns)
 
 
 class SinkOutput(Output):

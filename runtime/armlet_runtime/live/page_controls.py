@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,8 +49,7 @@ class RunControls:
             DataError: One goes on already, or the file cannot be made.
         """
         path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
-        openings = (wearable.opening for wearable in self._run.core.wearables.values())
-        self._recorder.start(path, self._run.recording_meta(), chain.from_iterable(openings))
+        self._run.start_recording(self._recorder, path)
         return f"Recording to {path}."
 
     def stop(self) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from .outputs import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..decisions import Decision
-    from ..signals import Packet
+    from ..signals import Packet, Recorder
     from .core import LiveCore
     from .open_bundle import Opened
 
@@ -79,6 +82,15 @@ class Run:
     def recording_meta(self) -> dict[str, str]:
         """What a recording of this run says of the bundle, by which a replay knows that it is the same."""
         return {"bundle": self.opened.bundle.digest, "engine": self.opened.model.engine.name}
+
+    def start_recording(self, recorder: Recorder, path: Path) -> None:
+        """Begin a recording of this run, with what a replay needs to decode the packets to come.
+
+        Raises:
+            DataError: One goes on already, the file exists, or it cannot be made.
+        """
+        openings = (wearable.opening for wearable in self.core.wearables.values())
+        recorder.start(path, self.recording_meta(), chain.from_iterable(openings))
 
     def problem(self, sentence: str) -> None:
         """Show a person what went wrong; the run goes on."""

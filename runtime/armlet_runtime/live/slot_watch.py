@@ -87,9 +87,11 @@ class SlotWatch(Output):
                 self._run.core.set_layer(layer)
 
     def decision(self, decision: Decision) -> None:
-        """Count a decision for the probation."""
-        if decision.reason != NOT_A_NUMBER and decision.latency_s is not None:
+        """Count a decision for the probation, which asks for some that rest on a sensor."""
+        if decision.label is not None and decision.latency_s is not None:
             self._follower.decided(decision.latency_s)
+        elif decision.reason != NOT_A_NUMBER:
+            self._follower.idled()
 
     def close(self) -> None:
         """Follow no longer."""

@@ -94,7 +94,8 @@ class Summary(msgspec.Struct, frozen=True):
     dropped_packets: int
     """Packets that were lost in this process because it was too busy."""
     sinks: list[SinkReport]
-    """What became of the decisions that MQTT and the Lab Streaming Layer were given; empty in a replay."""
+    """What became of the decisions that MQTT and the Lab Streaming Layer were given, and of those for a file if some
+    are not in it; empty in a replay."""
     machine: machine.Machine
     transitions_left_out: int = 0
     """How many earlier changes of the subset there were."""
