@@ -20,12 +20,15 @@ from armlet_runtime.live.core import LiveCore
 from armlet_runtime.live.decision_lines import DecisionLines, LiveDecisionLines
 from armlet_runtime.live.open_bundle import Opened
 from armlet_runtime.live.output_folder import OutputFolder
+from armlet_runtime.live.recording_output import RecordingOutput
 from armlet_runtime.live.run import Run
 from armlet_runtime.live.summary import MOST_TRANSITIONS, Summary, Tally
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
+from armlet_runtime.signals import Recorder, read_recording
 
 from .conftest import SmallBundle
+from .test_live import both
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +185,27 @@ def test_what_an_earlier_run_wrote_is_kept(tmp_path: Path) -> None:
         assert kept is not None and kept.read_text() == text and not path.exists()
         names.append(kept.name)
     assert names == ["d-19700101T000000Z.jsonl", "d-19700101T000000Z-2.jsonl"]
+
+
+def test_a_recording_in_a_folder_is_in_parts_that_each_replay(opened: Opened, tmp_path: Path) -> None:
+    packets = both(60.0)
+    folder = OutputFolder(tmp_path / "recordings", "recording", ".mcap", 1_000_000)
+    folder.part_bytes = 20_000
+    core = LiveCore(opened.model)
+    with Recorder() as recorder, Run(opened, core) as run:
+        run.add(RecordingOutput(recorder, run, folder))
+        run.start_recording(recorder, folder.next_file())
+        for packet in packets:
+            run.turn([packet], packet.arrival_ns)
+        run.finish()
+    parts = sorted(folder.path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert len(parts) >= 3
+    recordings = [read_recording(part) for part in parts]
+    # No packet of data is in two parts, or in none.
+    sent = [packet.data for packet in packets if packet.kind == "data"]
+    kept = [packet.data for recording in recordings for packet in recording.packets if packet.kind == "data"]
+    assert kept == sent
+    for recording in recordings[1:]:
+        again = LiveCore(opened.model)
+        replayed = [decision for packet in recording.packets for decision in again.packet(packet)]
+        assert any(decision.label is not None for decision in replayed), "a later part decodes by itself"
