@@ -46,5 +46,5 @@ def test_the_recipe_chooses() -> None:
     assert made.transitions[0][0] == pytest.approx((49 + 1) / (50 + 3))
     assert all(share > 0 for row in made.transitions for share in row)  # never seen is not impossible
     assert made.prior[2] < made.prior[0] < made.prior[1]
-    with pytest.raises(ValueError, match="majority_windows is a whole number"):
+    with pytest.raises(ValueError, match="majority_windows must lie from 1 to 1000"):
         ExportRecipe(majority_windows=0)

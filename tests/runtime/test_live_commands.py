@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_sentence(live: Path, small_bundle: SmallBundle) -> N
 def test_a_full_disk_ends_no_live_run(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     with wearables(played, tmp_path, "--duration", "6") as bluetooth:
         ran = armlet(
-            "run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth,
+            "run", small_bundle.path, "--key", small_bundle.public_key_path, "--bluetooth", bluetooth, *ANY,
             "--duration", "5", "--decisions", "/dev/full", "--json", tmp_path / "live.json",
         )  # fmt: skip
     assert ran.returncode == 0

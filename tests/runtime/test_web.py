@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -64,9 +66,18 @@ async def page(
 
 
 @pytest.fixture
-def run(small_bundle: SmallBundle, armlet_home: Path) -> Iterator[Run]:
+def own_bundle(small_bundle: SmallBundle, tmp_path: Path) -> SmallBundle:
+    """A copy of the small bundle: classes that a test enrols are kept beside it, and must not meet other tests."""
+    path = tmp_path / "bundle" / small_bundle.path.name
+    path.parent.mkdir()
+    shutil.copy(small_bundle.path, path)
+    return dataclasses.replace(small_bundle, path=path)
+
+
+@pytest.fixture
+def run(own_bundle: SmallBundle, armlet_home: Path) -> Iterator[Run]:
     """A run of the small bundle, as 'armlet run' makes it."""
-    opened = open_model(str(small_bundle.path), [small_bundle.public_key_path], "litert")
+    opened = open_model(str(own_bundle.path), [own_bundle.public_key_path], "litert")
     with Run(opened, LiveCore(opened.model, policy=opened.policy)) as made:
         yield made
     opened.model.close()
@@ -136,11 +147,11 @@ async def test_pages_of_others_may_not_look(origin: str | None, small_draft: Pat
 
 
 async def test_what_a_page_shows_and_asks_for(
-    small_draft: Path, small_bundle: SmallBundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_draft: Path, own_bundle: SmallBundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with Recorder() as recorder:
-        controls = RunControls(run, str(small_bundle.path), "litert", recorder)
+        controls = RunControls(run, str(own_bundle.path), "litert", recorder)
         async with page(small_draft, "127.0.0.1:0", controls, run.core) as (served, host), live(host) as connection:
             hello = json.loads(await connection.recv())["hello"]
             assert [one["name"] for one in hello["modalities"]] == ["acc", "gyro"] and hello["can_enrol"]
@@ -288,12 +299,12 @@ async def test_strangers_bytes_do_no_harm(small_draft: Path, capsys: pytest.Capt
 
 async def test_the_page_in_a_browser(
     played: Path,
-    small_bundle: SmallBundle,
+    own_bundle: SmallBundle,
     tmp_path: Path,
     armlet_home: Path,
 ) -> None:
     with wearables(played, tmp_path, "--link-loss", "gyro:5:9") as bluetooth:
-        command = ["run", str(small_bundle.path), "--key", str(small_bundle.public_key_path), "--bluetooth", bluetooth]
+        command = ["run", str(own_bundle.path), "--key", str(own_bundle.public_key_path), "--bluetooth", bluetooth]
         command += ["--wearables", "any"]
         process = subprocess.Popen(
             [*ARMLET, *command, "--web", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
@@ -337,7 +348,7 @@ async def test_the_page_in_a_browser(
     for text in ("small 1", "Armlet-Acc", "streaming", "ppm", "acc+gyro", "<b>jump</b>", "0.50"):
         assert text in shown, shown
     (recording,) = tmp_path.glob("armlet-*.mcap")
-    model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+    model = [str(own_bundle.path), "--key", str(own_bundle.public_key_path)]
     assert main(["replay", str(recording), *model, "--decisions", str(tmp_path / "d.jsonl")]) == 0
     subsets = {"+".join(line["subset"]) for line in lines(tmp_path / "d.jsonl")}
     assert "acc+gyro" in subsets  # begun when all links were up already, and yet decoded
@@ -383,8 +394,8 @@ async def test_behind_a_proxy_that_adds_tls(small_draft: Path, armlet_home: Path
         server.close()
 
 
-async def test_a_replay_on_a_page(small_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
-    command = ["replay", str(played), str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+async def test_a_replay_on_a_page(own_bundle: SmallBundle, played: Path, tmp_path: Path) -> None:
+    command = ["replay", str(played), str(own_bundle.path), "--key", str(own_bundle.public_key_path)]
     process = subprocess.Popen(
         [*ARMLET, *command, "--speed", "10", "--web", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
     )

@@ -141,11 +141,11 @@ def test_other_constants_have_other_shapes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"patch": 21}, "multiple of stride"),
-        ({"groups": 3}, "multiple of groups"),
+        ({"patch": 21}, "divisible by stride"),
+        ({"groups": 3}, "divisible by groups"),
         ({"heads": 3}, "heads must be even"),
         ({"positions": (4, 3)}, "odd"),
-        ({"layers": 0}, "from 1 on"),
+        ({"layers": 0}, "must be at least 1"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(change: dict[str, object], words: str) -> None:
