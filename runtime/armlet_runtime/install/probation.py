@@ -250,7 +250,6 @@ class Follower:
             BundleError: The slot cannot be written to.
         """
         self._folder, self._keys = folder, tuple(keys)
-        self._digest = bundle.digest
         self._seen: tuple[str | None, int] = (None, 0)  # another may be in use by now: the first look tells
         self._report = Report(bundle.digest)
         try:
@@ -275,27 +274,38 @@ class Follower:
         except FileNotFoundError:
             return None, 0
 
-    def look(self, deciding: bool) -> Bundle | None:
-        """The bundle that is in use now, if it is another than when this was last asked; None if not.
+    def may_differ(self, deciding: bool) -> bool:
+        """Whether :meth:`look` may find another bundle in use, or a probation to end. Reads a few bytes only.
 
         ``deciding``: whether there have been decisions.
 
         Raises:
-            BundleError: It cannot be trusted or used.
+            BundleError: The slot's state cannot be read.
         """
         if deciding and not self._is_first:
             self._take_lock()
+        return read_state(self._folder).probation is not None or self._in_use() != self._seen
+
+    def look(self) -> Bundle | None:
+        """The bundle that is in use now, verified, if it is another than the one that is followed; None if not.
+
+        Takes as long as the disk does, so that a live run calls this in a thread.
+
+        Raises:
+            BundleError: The bundle cannot be trusted or used; not again until the slot changes once more.
+            DeployError: The slot cannot be taken back to its previous bundle.
+        """
         settle(self._folder)
         seen = self._in_use()
         if seen == self._seen or seen[0] is None:
             return None
         self._seen = seen
         bundle = open_bundle(self._folder / seen[0] / BUNDLE, trusted_keys(self._keys))
-        if bundle.digest == self._digest:
-            return None
-        self._digest = bundle.digest
+        return None if bundle.digest == self._report.digest else bundle
+
+    def follow(self, bundle: Bundle) -> None:
+        """Count decisions for this bundle from now on."""
         self._report = Report(bundle.digest)
-        return bundle
 
     def decided(self, latency_s: float) -> None:
         """Count a decision with the bundle in use that rests on a sensor."""

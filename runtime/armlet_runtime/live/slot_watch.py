@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import ArmletError
 from ..install import SCHEME, Follower
 from ..model import LayerWatch
 from .core import NOT_A_NUMBER
-from .open_bundle import layer_path, load_programs
+from .open_bundle import Opened, layer_path, load_programs
 from .outputs import Output
 
 if TYPE_CHECKING:
+    from ..bundle import Bundle
     from ..decisions import Decision
+    from ..model import Policy
     from ..signals import Recorder
     from .run import Run
+
+log = logging.getLogger(__name__)
+
+_Candidate: TypeAlias = "tuple[Bundle, Opened | ArmletError]"
+"""A verified bundle with its loaded programs, or why they do not load."""
 
 LOOK_NS = 200_000_000
 """How often the slot is looked at."""
@@ -26,17 +36,21 @@ RESTART = 75
 
 
 class SlotWatch(Output):
-    """Looks at a slot, and reports to its probation how a run fares with its bundle."""
+    """Takes up what is new in a slot, and reports to its probation how a run fares with its bundle.
+
+    Bundles are verified and loaded in a thread, because the event loop stamps packets with their arrival times and must
+    not wait. They are taken up on the event loop, between two windows.
+    """
 
     def __init__(self, run: Run, path: str, keys: Sequence[Path], engine: str | None, recorder: Recorder) -> None:
-        """For one run.
+        """Watch the slot of one run.
 
         Args:
             run: The run; it decides with the bundle that is in use in the slot.
             path: ``file:FOLDER``.
             keys: Public keys to trust; empty for those of this home.
-            engine: As it was given to the run.
-            recorder: The run's: a recording is of one bundle, so nothing is taken up while one goes on.
+            engine: As given to the run.
+            recorder: The recorder of the run: a recording is of one bundle, so nothing is taken up during a recording.
 
         Raises:
             BundleError: The slot cannot be written to.
@@ -45,9 +59,11 @@ class SlotWatch(Output):
         self._follower = Follower(Path(path.removeprefix(SCHEME)), run.opened.bundle, keys)
         self._layers = LayerWatch()
         self._looked_ns: int | None = None
+        self._opening: asyncio.Task[_Candidate | None] | None = None
+        self._problem = ""
 
     def tick(self, now_ns: int) -> None:
-        """Take up what is new in the slot, if it is time to look.
+        """Take up what is new in the slot, every :data:`LOOK_NS`. Needs a running event loop.
 
         Raises:
             SystemExit: The bundle there is for other signals or windows.
@@ -57,24 +73,64 @@ class SlotWatch(Output):
         if self._recorder.path is not None or now_ns - self._looked_ns < LOOK_NS:
             return
         self._looked_ns = now_ns
-        self._take_bundle()
+        self._watch_bundle()
         self._take_classes()
 
-    def _take_bundle(self) -> None:
+    def _watch_bundle(self) -> None:
         run = self._run
         try:
-            bundle = self._follower.look(run.core.start_ns is not None)
-            if bundle is not None:
-                opened = load_programs(self._path, bundle, self._engine, run.core.policy)
-                if not run.core.can_become(opened.model):
-                    # What this run was started with does not fit; whoever keeps it going starts it anew.
-                    self._follower.report(restarting=True)
-                    raise SystemExit(RESTART)
-                run.become(opened)
+            if self._opening is None:
+                if self._follower.may_differ(run.core.start_ns is not None):
+                    self._opening = asyncio.ensure_future(asyncio.to_thread(self._open, run.core.policy))
+            elif self._opening.done():
+                opening, self._opening = self._opening, None
+                self._take_up(opening.result())
+                self._problem = ""
         except ArmletError as error:
             self._follower.failed(str(error))
-            run.problem(f"{error}; going on with {run.opened.model.manifest.version}")
+            if self._problem != str(error):
+                self._problem = str(error)
+                run.problem(f"{error}; going on with {run.opened.model.manifest.version}")
         self._follower.report()
+
+    def _open(self, policy: Policy) -> _Candidate | None:
+        """Verify and load the bundle in use if it is another one. Runs in a thread.
+
+        Raises:
+            ArmletError: As of :meth:`~armlet_runtime.install.Follower.look`.
+        """
+        began = time.monotonic()
+        bundle = self._follower.look()
+        if bundle is None:
+            return None
+        name = f"{bundle.manifest.name} {bundle.manifest.version}"
+        try:
+            opened = load_programs(self._path, bundle, self._engine, policy)
+        except ArmletError as error:
+            log.info("%s is in use in %s and does not load: %s", name, self._path, error)
+            return bundle, error
+        log.info("%s is in use in %s; verified and loaded in %.2f s", name, self._path, time.monotonic() - began)
+        return bundle, opened
+
+    def _take_up(self, candidate: _Candidate | None) -> None:
+        """Decide with the bundle from the next window on.
+
+        Raises:
+            ArmletError: The bundle cannot be used.
+            SystemExit: The bundle is for other signals or windows.
+        """
+        if candidate is None:
+            return
+        bundle, opened = candidate
+        self._follower.follow(bundle)
+        if isinstance(opened, ArmletError):
+            raise opened
+        if not self._run.core.can_become(opened.model):
+            # The run's links and grid do not fit; the service manager starts the run again.
+            log.info("%s is for other signals or windows: ending to be started again", self._path)
+            self._follower.report(restarting=True)
+            raise SystemExit(RESTART)
+        self._run.become(opened)
 
     def _take_classes(self) -> None:
         bundle = self._run.opened.bundle
@@ -94,5 +150,7 @@ class SlotWatch(Output):
             self._follower.idled()
 
     def close(self) -> None:
-        """Follow no longer."""
+        """End the watch; a bundle that is being loaded is not taken up."""
+        if self._opening is not None and not self._opening.cancel() and not self._opening.cancelled():
+            self._opening.exception()  # asked for, so that asyncio reports no error that nobody retrieved
         self._follower.close()
