@@ -101,10 +101,10 @@ def test_the_certificate_of_the_subset_is_shown(
     model: CountingModel,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    view = LineView(Policy(certified=ROWS))
+    view = LineView(Policy(certified=ROWS, certified_on="hapt validation"))
     view.decision(feed(LiveCore(model), both(3.0))[-1])
-    assert "(certified macro-F1 0.90 [0.80, 0.95])" in capsys.readouterr().out
-    assert certified_text(None) == "" and certified_text(ROWS["acc"]) == "certified macro-F1 0.70"
+    assert "(certified macro-F1 0.90 [0.80, 0.95] on hapt validation)" in capsys.readouterr().out
+    assert certified_text(None, "hapt") == "" and certified_text(ROWS["acc"], "") == "certified macro-F1 0.70"
 
 
 def test_a_certificate_of_schema_1_is_read() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -125,6 +126,8 @@ def test_replay_gives_the_live_decisions_byte_for_byte(live: Path, small_bundle:
         assert done.returncode == 0, done.stderr
         count = len(lines(live / "live.jsonl"))
         assert f"\n{count} of the live run's {count} decisions are the same here\n" in done.stdout
+        assert re.search(r"acc\+gyro -> .*\(certified macro-F1 [\d.]+.* on random numbers\)", done.stdout)
+        assert "certified figures hold for sensors worn as in random numbers\n" in done.stdout
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     assert read_recording(live / "live.mcap").decisions == (live / "live.jsonl").read_bytes().splitlines()
     timed = [{**decision, "latency_s": None, "compute_s": None} for decision in lines(live / "live.jsonl")]

@@ -56,7 +56,7 @@ def replayed(
         values = np.sin(times[:, None] / 1e9 * np.array([1.0, 3.0, 7.0])).astype(np.float32)
         streams[modality.name] = Stream(modality, times, values)
     row = CertificateRow("acc", "litert", 0.5, 0.5, 0.0, 0.0, 1.0, 0.44, 0.56)
-    core = core or LiveCore(model, policy=Policy(certified={"acc": row}))
+    core = core or LiveCore(model, policy=Policy(certified={"acc": row}, certified_on="hapt validation"))
     monitor = Monitor(core, live=False)
     packets, _ = packets_of(Recording("walk", "anna", streams=streams), model.manifest.modalities)
     for packet in packets:
@@ -99,7 +99,7 @@ def test_what_is_shown_of_a_replay(model: BundleModel) -> None:
     lines = [line.plain for line in frame(monitor, model.manifest.modalities, end_ns, 80, 24)]
     text = "\n".join(lines)
     assert lines[0].startswith(" small 1 on litert") and "replay" in lines[0]
-    assert "on acc  (certified macro-F1 0.50 [0.44, 0.56])" in text
+    assert "on acc  (certified macro-F1 0.50 [0.44, 0.56] on hapt validation)" in text
     (subsets,) = (line for line in lines if line.startswith("subsets"))
     assert set(subsets.split()[1]) == {"=", "-"} and subsets.split()[1].startswith("=====") and subsets.endswith("-")
     acc, gyro = (next(line for line in lines if line.startswith(name)) for name in ("acc ", "gyro "))

@@ -328,7 +328,9 @@ async def test_the_page_in_a_browser(
                 await tab.wait_for("state.labels.length === 5")
                 await tab.evaluate("document.getElementById('record').click()")
                 await tab.wait_for("document.getElementById('notice').textContent.startsWith('Recorded in')")
-                await tab.wait_for("document.body.innerText.includes('on acc+gyro (certified macro-F1 0.50)')")
+                await tab.wait_for(
+                    "document.body.innerText.includes('on acc+gyro (certified macro-F1 0.50 on random numbers)')"
+                )
                 shown = await tab.evaluate("document.body.innerText")
                 # Traces and lanes are drawn, in more than one colour.
                 drawn = await tab.evaluate(

@@ -65,8 +65,7 @@ def load_programs(path: str, bundle: Bundle, engine: str | None, policy: Policy)
     model = BundleModel.from_bundle(bundle, engine)
     certificate = decode_certificate(bundle.read(bundle.manifest.certificate))
     stored_under, _ = programs_of(bundle.manifest, model.engine.name)
-    certified = {row.subset: row for row in certificate.rows if row.engine == stored_under}
-    return Opened(model, bundle, policy.for_bundle(certified, layer))
+    return Opened(model, bundle, policy.for_bundle(certificate, stored_under, layer))
 
 
 def layer_path(bundle: str, digest: str) -> Path:

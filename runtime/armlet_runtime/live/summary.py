@@ -98,7 +98,9 @@ class Summary(msgspec.Struct, frozen=True):
     are not in it; empty in a replay."""
     machine: machine.Machine
     transitions_left_out: int = 0
-    """How many earlier changes of the subset there were."""
+    """Number of earlier changes of the subset."""
+    certified_on: str = ""
+    """The data that the certificate was measured on; it holds for sensors worn as in them."""
 
 
 MOST_TRANSITIONS = 1000
@@ -202,6 +204,7 @@ class Tally(Output):
             sinks=list(sinks),
             machine=machine.describe(),
             transitions_left_out=self._changes - len(self._transitions),
+            certified_on=policy.certified_on,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ..bundle import UNKNOWN, CertificateRow, Manifest
+from ..bundle import UNKNOWN, Certificate, CertificateRow, Manifest
 from ..errors import UsageError
 from ..modalities import subset_name, subsets
 from .enrolled_classes import SCHEMA, Layer
@@ -21,6 +21,7 @@ class Policy:
         unknown_below: A window whose highest probability is below this is ``unknown``; 0 for never, None for the
             bundle's own threshold.
         certified: Subset to its row of the bundle's certificate, for the engine that runs.
+        certified_on: The data that the certificate was measured on.
         layer: The classes that were enrolled for the bundle.
 
     Raises:
@@ -30,6 +31,7 @@ class Policy:
     floor: float | None = None
     unknown_below: float | None = None
     certified: Mapping[str, CertificateRow] = field(default_factory=dict)
+    certified_on: str = ""
     layer: Layer = field(default_factory=lambda: Layer(SCHEMA, ""))
 
     def __post_init__(self) -> None:
@@ -38,9 +40,13 @@ class Policy:
         if self.unknown_below is not None and not 0 <= self.unknown_below <= 1:
             raise UsageError(f"unknown below {self.unknown_below:g}: a probability lies between 0 and 1")
 
-    def for_bundle(self, certified: Mapping[str, CertificateRow], layer: Layer) -> Policy:
-        """The same wishes of the person, for a bundle with this certificate and these enrolled classes."""
-        return replace(self, certified=certified, layer=layer)
+    def for_bundle(self, certificate: Certificate, engine: str, layer: Layer) -> Policy:
+        """The same floor and threshold, for a bundle with this certificate and these enrolled classes.
+
+        ``engine``: the name under which the manifest and the certificate list the engine that runs.
+        """
+        certified = {row.subset: row for row in certificate.rows if row.engine == engine}
+        return replace(self, certified=certified, certified_on=certificate.data, layer=layer)
 
     def with_layer(self, layer: Layer) -> Policy:
         """The same policy with other enrolled classes."""

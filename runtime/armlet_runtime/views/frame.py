@@ -83,7 +83,7 @@ def _decision(state: State, width: int) -> list[Text]:
     style = "bold yellow" if newest.label == UNKNOWN else "bold green"
     label = (newest.label, style) if newest.label else (newest.reason or "", "bold red")
     lines = [Text.assemble(" ", label)]
-    certified = certified_text(state.certified)
+    certified = certified_text(state.certified, state.certified_on)
     first, *rest = newest.subset or ("none",)
     pieces = [f"  on {first}", *(f"+{name}" for name in rest)]
     pieces += [f"  ({certified})"] if certified else []

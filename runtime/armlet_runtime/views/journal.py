@@ -9,7 +9,6 @@ from ..modalities import subset_name
 from .line_writer import LineWriter
 from .lines import LineView
 from .printable import one_line
-from .summary_text import certified_text
 
 if TYPE_CHECKING:
     from ..model import Policy
@@ -47,7 +46,7 @@ class JournalView(LineView):
             return
         subset = subset_name(decision.subset)
         if decision.reason is None:
-            certified = certified_text(self._certified.get(subset))
+            certified = self._certified_text(subset)
             self._writer.line(f"{self._NOTICE}Deciding on {subset}{f' ({certified})' if certified else ''}.")
         else:
             self._writer.line(f"{self._WARNING}No decision on {subset}: {decision.reason}.")

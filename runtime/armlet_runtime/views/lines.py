@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from ..decisions import Decision
 from ..live import Output
 from ..modalities import subset_name
+from ..model import Policy
 from .line_writer import DirectWriter, LineWriter
 from .state import LinkView
 from .summary_text import certified_text, summary_lines
 
 if TYPE_CHECKING:
     from ..live import Opened, Summary
-    from ..model import Policy
 
 
 class LineView(Output):
@@ -31,7 +31,7 @@ class LineView(Output):
         self._states: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None
         self._first_end_ns: int | None = None
-        self._certified = policy.certified if policy else {}
+        self._policy = policy or Policy()
         self._writer: LineWriter = writer or DirectWriter()
 
     def links(self, links: Mapping[str, LinkView]) -> None:
@@ -53,11 +53,14 @@ class LineView(Output):
         if self._is_new_subset(decision):
             at_s = (decision.window_end_ns - self._first_end_ns) / 1e9
             subset = subset_name(decision.subset)
-            certified = certified_text(self._certified.get(subset))
+            certified = self._certified_text(subset)
             self._writer.line(
                 f"{at_s:8.2f} s  window {decision.index}: {subset} -> {decision.label or decision.reason}"
                 + (f"  ({certified})" if certified else "")
             )
+
+    def _certified_text(self, subset: str) -> str:
+        return certified_text(self._policy.certified.get(subset), self._policy.certified_on)
 
     def _is_new_subset(self, decision: Decision) -> bool:
         before, self._subset = self._subset, decision.subset
@@ -65,7 +68,7 @@ class LineView(Output):
 
     def became(self, opened: Opened) -> None:
         """Another bundle decides from now on."""
-        self._certified = opened.policy.certified
+        self._policy = opened.policy
         manifest = opened.bundle.manifest
         self.say(f"{manifest.name} {manifest.version} is in use from now on")
 

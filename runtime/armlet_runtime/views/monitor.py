@@ -89,6 +89,7 @@ class Monitor(Output):
             latency_s=newest.latency_s if newest else None,
             compute_s=newest.compute_s if newest else None,
             certified=self.certified.get(subset_name(newest.subset)) if newest else None,
+            certified_on=self._core.policy.certified_on,
             signals=tuple(map(self._signal, manifest.modalities)),
             wearables=tuple(self._wearable(name, now_ns) for name in names),
             problems=dict(self._core.problems),

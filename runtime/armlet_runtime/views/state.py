@@ -87,6 +87,7 @@ class State(msgspec.Struct, frozen=True):
     latency_s: float | None
     compute_s: float | None
     certified: CertificateRow | None
+    certified_on: str
     signals: tuple[SignalState, ...]
     wearables: tuple[WearableState, ...]
     problems: dict[str, str]

@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from ..live import Summary
 
 
-def certified_text(row: CertificateRow | None) -> str:
-    """The certified figure of a subset, to put beside a decision; empty if the certificate has none."""
+def certified_text(row: CertificateRow | None, data: str) -> str:
+    """The certified figure of a subset with the data that it was measured on; empty if the certificate has no row.
+
+    The data are named because the figure says nothing of sensors that are worn elsewhere than in them.
+    """
     if row is None:
         return ""
     interval = ""
     if row.macro_f1_low is not None and row.macro_f1_high is not None:
         interval = f" [{row.macro_f1_low:.2f}, {row.macro_f1_high:.2f}]"
-    return f"certified macro-F1 {row.macro_f1:.2f}{interval}"
+    return f"certified macro-F1 {row.macro_f1:.2f}{interval}{f' on {data}' if data else ''}"
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -27,7 +30,9 @@ def summary_lines(summary: Summary) -> list[str]:
         f"engine {summary.engine} {summary.engine_version}: {summary.engine_detail}",
     ]
     for name, row in summary.certified.items():
-        lines.append(f"on {name}: {certified_text(row)}")
+        lines.append(f"on {name}: {certified_text(row, summary.certified_on)}")
+    if summary.certified and summary.certified_on:
+        lines.append(f"certified figures hold for sensors worn as in {summary.certified_on}")
     if summary.undecided:
         lines.append("no decision: " + ", ".join(f"{why} {count}" for why, count in summary.undecided.items()))
     if summary.latency_s is not None and summary.compute_s is not None:
