@@ -70,11 +70,10 @@ def explain_run(
 
 def table(reports: Sequence[ProgramReport]) -> Any:
     """The programs as a table for rich."""
-    from rich import box
-    from rich.table import Table
+    from armlet_runtime.views import figures_table
 
     headings = ("engine", "part", "type", "kB", "int8", "MACs", "live", "plan", "inside")
-    shown = Table(*headings, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = figures_table(*headings, left=3)
     for report in reports:
         shown.add_row(
             report.engine,
@@ -87,8 +86,6 @@ def table(reports: Sequence[ProgramReport]) -> Any:
             "-" if report.planned_bytes is None else f"{report.planned_bytes / 1000:.1f}",
             "-" if report.delegates is None else str(report.delegates),
         )
-    for column in shown.columns[3:]:
-        column.justify = "right"
     return shown
 
 

@@ -16,6 +16,7 @@ from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import write_bundle
 from armlet_runtime.bundle.manifest import named_members
 from armlet_runtime.checks.export_proof import Draft
+from armlet_runtime.modalities import subset_name, subsets
 
 
 def armlet(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -39,6 +40,35 @@ def test_inspect_shows_what_is_in_it(small_bundle: Any, key: tuple[str, Path], t
     assert written["sizes"] == opened.sizes
     assert written["manifest"]["labels"] == ["lying", "sitting", "standing", "walking"]
     assert len(written["certificate"]["rows"]) == 9
+
+
+def test_names_of_four_sensors_are_whole_in_80_columns(small_draft: Path, tmp_path: Path) -> None:
+    """rich cut them, so that rows of the same first sensors could not be told apart."""
+    names = ["phone_acc", "phone_gyro", "watch_acc", "watch_gyro", "a_modality_with_a_name_of_thirty_c"]
+    rows = [
+        {"subset": subset_name(subset), "engine": "executorch", "macro_f1": 0.9876, "macro_f1_pytorch": 0.9877}
+        | {"max_distance": 0.0123, "mean_distance": 0.001, "agreement": 0.9999, "rmse": 0.0123}
+        | {"macro_f1_low": 0.97, "macro_f1_high": 0.99}
+        for subset in subsets(names)
+    ]
+    draft = Draft(small_draft)
+    members = {name: draft.read(name) for name in named_members(draft.manifest)}
+    certificate = json.dumps({"data": "numbers", "people": ["nobody"], "windows": 5, "rows": rows}).encode()
+    path = tmp_path / "four.armlet"
+    signer = keys.generate(tmp_path / "k")
+    write_bundle(path, draft.manifest, members | {draft.manifest.certificate: certificate}, [signer])
+    done = armlet("inspect", path, "--key", tmp_path / "k.pub")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.index(" subset ") :].splitlines()[2:]
+    table = table[: next(number for number, line in enumerate(table) if not line.strip())]
+    assert max(map(len, table)) <= 80 and "\u2026" not in done.stdout
+    shown: list[str] = []
+    for line in table:
+        if " executorch " in line:
+            shown.append("")
+        shown[-1] += line[1:].split(" ", 1)[0]
+    assert shown == [row["subset"] for row in rows]
+    assert sum(" executorch 0.9876 0.97-0.99 0.9877" in " ".join(line.split()) for line in table) == len(rows)
 
 
 def test_verify_says_that_it_is_whole(small_bundle: Any, key: tuple[str, Path], tmp_path: Path) -> None:

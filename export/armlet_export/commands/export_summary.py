@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from armlet_runtime.bundle import AGGREGATOR, step_of
+from armlet_runtime.views import SubsetCell, figures_table
 
 from ..pipeline import ExportReport
 
@@ -22,18 +22,15 @@ def print_summary(report: ExportReport) -> None:
 
 
 def _table(report: ExportReport) -> Table:
-    table = Table(
+    table = figures_table(
         "engine", "subset", "macro-F1", "interval", "PyTorch", "agree", "QAT", "RMSE",
         title=f"Proven on {report.certificate.windows} windows of {report.certificate.data}",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
-    for column in table.columns[2:]:
-        column.justify = "right"
     previous = ""
     for row in report.certificate.rows:
         table.add_row(
             row.engine if row.engine != previous else "",
-            row.subset,
+            SubsetCell(row.subset),
             f"{row.macro_f1:.4f}",
             f"{row.macro_f1_low:.2f}-{row.macro_f1_high:.2f}",
             f"{row.macro_f1_pytorch:.4f}",

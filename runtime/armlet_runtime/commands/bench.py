@@ -29,13 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and show."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from ..checks import measure_engines
     from ..files import write_json
     from ..install import bundle_path
+    from ..views import figures_table
 
     report = measure_engines(
         bundle_path(args.bundle),
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"{name}: not measured, {reason}", soft_wrap=True)
 
     first = report.engines[0].engine
-    latency = Table("part", "engine", "p50 us", "p90 us", "p99 us", f"p50 / {first}", "calls", box=box.SIMPLE_HEAD)
+    latency = figures_table("part", "engine", "p50 us", "p90 us", "p99 us", f"p50 / {first}", "calls")
     for part in report.engines[0].timings:
         for figures in report.engines:
             timing = figures.timings[part]
@@ -65,11 +64,9 @@ def run(args: argparse.Namespace) -> int:
                 part, figures.engine, f"{timing.p50_us:.1f}", f"{timing.p90_us:.1f}", f"{timing.p99_us:.1f}",
                 f"{figures.ratios[part]:.2f}", str(timing.calls),
             )  # fmt: skip
-    for column in latency.columns[2:]:
-        column.justify = "right"
     console.print(latency)
 
-    fresh = Table("engine", "cold start s", "resident MiB", "of it engine MiB", "peak MiB", box=box.SIMPLE_HEAD)
+    fresh = figures_table("engine", "cold start s", "resident MiB", "of it engine MiB", "peak MiB", left=1)
     for figures in report.engines:
         start = figures.fresh
         fresh.add_row(
@@ -79,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
             f"{(start.resident_bytes - start.before_engine_bytes) / 2**20:.1f}",
             f"{start.peak_bytes / 2**20:.1f}",
         )
-    for column in fresh.columns[1:]:
-        column.justify = "right"
     console.print(fresh)
     if args.json:
         write_json(args.json, report)

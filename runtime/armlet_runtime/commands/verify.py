@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             f"{result.windows} windows, {result.precision}, largest difference {result.max_difference:.3g}, "
             f"allowed {result.tolerance:g}"
             + (f"; steps differ by {result.steps:.3g} from whole windows" if result.steps is not None else "")
-            + "".join(f"; not stood: {what}" for what in result.failed)
+            + "".join(f"; failed: {check}" for check in result.failed)
         )
     for name, reason in skipped.items():
         print(f"golden run on {name}: not done, {reason}")

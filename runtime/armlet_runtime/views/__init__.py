@@ -8,6 +8,17 @@ from .lines import LineView
 from .monitor import Monitor
 from .page_address import parse_address
 from .stdout_view import make_view
+from .tables import SubsetCell, figures_table
 from .web import Page, serve_page
 
-__all__ = ["BackgroundWriter", "LineView", "Monitor", "Page", "make_view", "parse_address", "serve_page"]
+__all__ = [
+    "BackgroundWriter",
+    "LineView",
+    "Monitor",
+    "Page",
+    "SubsetCell",
+    "figures_table",
+    "make_view",
+    "parse_address",
+    "serve_page",
+]

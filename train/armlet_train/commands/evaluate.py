@@ -170,22 +170,20 @@ def _evaluation(
 
 def _show(evaluation: Evaluation) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        title=f"{evaluation.source} on {evaluation.engine}, {evaluation.split} people, {evaluation.windows} windows"
-    )
+    from armlet_runtime.views import SubsetCell, figures_table
+
+    title = f"{evaluation.source} on {evaluation.engine}, {evaluation.split} people, {evaluation.windows} windows"
     if evaluation.few_label:
-        for heading in ("labelled windows a class", "macro-F1", "deviation over seeds"):
-            table.add_column(heading, justify="right")
+        table = figures_table("labelled windows a class", "macro-F1", "deviation over seeds", title=title, left=0)
         for few in evaluation.few_label:
             table.add_row(str(few.k), f"{few.macro_f1:.3f}", f"{few.deviation:.3f}")
     else:
-        for heading in ("subset", "macro-F1", "lowest person", "median person", "highest person"):
-            table.add_column(heading, justify="left" if heading == "subset" else "right")
+        headings = ("subset", "macro-F1", "lowest person", "median person", "highest person")
+        table = figures_table(*headings, title=title, left=1)
         for score in evaluation.subsets:
             people = sorted((value, person) for person, value in score.people.items())
             low, median, high = people[0], people[len(people) // 2], people[-1]
             shown = [f"{value:.3f} ({person})" for value, person in (low, median, high)]
-            table.add_row(score.subset, f"{score.macro_f1:.4f}", *shown)
+            table.add_row(SubsetCell(score.subset), f"{score.macro_f1:.4f}", *shown)
     Console().print(table)
