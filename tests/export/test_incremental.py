@@ -264,7 +264,7 @@ def test_a_step_program_that_goes_wrong_after_some_hops_is_refused(made: Made, t
     for name in made.bundle.sizes:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(replaced.get(name) or made.bundle.read(name))
-    with pytest.raises(ExportError, match="not so: step programs give the scores of whole windows"):
+    with pytest.raises(ExportError, match="failed robustness checks: step programs give the scores of whole windows"):
         run_engine(tmp_path, {name: array[:4] for name, array in made.material.validation.windows.items()}, "onnx")
     model = BundleModel(made.bundle.manifest, lambda name: replaced.get(name) or made.bundle.read(name), "onnx")
     result = run_golden(model, made.bundle.read)

@@ -91,6 +91,7 @@ def test_every_kind_of_model_is_among_them() -> None:
     assert {type(load_recipe(RECIPES / f"{name}.toml").model) for name, _, _ in PARTS} == kinds
 
 
+@pytest.mark.long(limit_s=240, reason="lowers an encoder of CBraMod's size for each engine")
 @pytest.mark.parametrize(("name", "part", "engines"), PARTS)
 def test_a_recipe_s_part_is_int8(name: str, part: str, engines: tuple[str, ...]) -> None:
     given = part_of(name, part, "int8")
