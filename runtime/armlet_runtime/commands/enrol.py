@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         packets = _packets(args, model) if args.recording is not None else None
         windows, source = _live(args, model) if packets is None else _recorded(args, model, packets)
         if (label := taken_for(model, windows)) is not None:
-            print(f"the model is sure that all of this is '{label}', and it will not be told from that")
+            print(f"the model is sure that all of this is '{label}': the two will not be told apart")
         example = make_example(model, bank, windows, source)
         if packets is not None:
             elsewhere = found_elsewhere(model, args.name, example, packets, args.at, args.length)

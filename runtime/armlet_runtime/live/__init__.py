@@ -1,4 +1,4 @@
-"""The live loop and what surrounds it: what is opened for it, where decisions go, what is counted.
+"""The live loop and its surroundings: the bundle it runs, its outputs, and the summary of a run.
 
 Imports the root, the signals, the bundle, the model and the install wing.
 """

@@ -10,17 +10,17 @@ stale; no longer than ``max_wait_s`` after the window's end. A stream covers a w
 after the window's last grid time.
 
 **Presence.** A modality is present when its newest sample at the window's end is not older than ``stale_after_s`` (or
-two of its periods, for slow ones) and its coverage is at least ``min_coverage``; one that was absent needs
+two of its periods, for slow modalities) and its coverage is at least ``min_coverage``; an absent modality returns at
 ``return_coverage``. At the start all are absent. A sample that is NaN or infinite counts as not received.
 
-**Windows** are cut hop by hop, each grid point once; :mod:`armlet_runtime.signals.window_cutter` has the rule.
+**Windows** are cut hop by hop, each grid point once (:mod:`armlet_runtime.signals.window_cutter`).
 
-**No decision.** Every window has its record; one without a label says why (``reason``).
+**No decision.** Every window has its record; a record without a label has a ``reason``.
 
 **Determinism.** Decisions are a pure function of the packets with their arrivals: before a packet that arrived at *a*
-is taken in, everything that fell due before *a* is decided; after it, everything due at *a* or earlier. Whoever feeds
-packets from a live link passes :meth:`LiveCore.advance` only times up to which it has passed on all packets. So a live
-run and its replay give the same decisions, but for ``latency_s`` and ``compute_s``, which only a live run has.
+is taken in, everything that fell due before *a* is decided; after it, everything due at *a* or earlier. The caller
+gives :meth:`LiveCore.advance` only times up to which all packets were passed on. So a live run and its replay give the
+same decisions, but for ``latency_s`` and ``compute_s``, which only a live run has.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from ..signals import RATE_TOLERANCE, Cut, Cutter, Packet, SampleRing, Wearable
 if TYPE_CHECKING:
     from ..model import Layer
 
-# Beyond the window and the wait, samples are kept for so long, for windows that a busy host decides late.
+# Samples are kept for this long beyond the window and the wait, for windows that a busy host decides late.
 KEEP_MARGIN_NS = 1_000_000_000
 
-# So many windows' tokens are kept for an example that somebody wants to enrol.
 RECENT_WINDOWS = 64
+"""Number of windows whose tokens are kept for enrolment."""
 
 NO_SENSOR, BELOW_FLOOR, NOT_A_NUMBER = "no sensor", "below floor", "not a number"
-"""Why a window has no label."""
+"""Reasons for a window without a label."""
 
 MADE = "made"
-"""Name of the wearable whose samples did not come as packets."""
+"""Name of the wearable of samples that did not come as packets."""
 
-# Packets of a recording that are further apart are not of one run: the clock they are stamped with was another one.
+# Packets of a recording that are further apart are of different runs, stamped with different clocks.
 LONGEST_SILENCE_NS = 7 * 24 * 3600 * 1_000_000_000
 
 
 @dataclass
 class _Slot:
-    """What the loop knows of one of the model's modalities."""
+    """State of one of the model's modalities."""
 
     modality: Modality
     samples: int
@@ -79,11 +79,11 @@ class _Slot:
 
 
 class LiveCore:
-    """The live loop for one model; see the module's text for its rules.
+    """The live loop for a model, by the rules above.
 
     Attributes:
-        wearables: By name, in order of appearance: their links and counts.
-        problems: Why a wearable's modality is not used, by ``wearable/modality``.
+        wearables: Wearables by name, in order of appearance, with their links and counts.
+        problems: ``wearable/modality`` to the reason for which that modality is not used.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LiveCore:
         Args:
             model: The model to run.
             clock_ns: The clock that arrivals are stamped with, for ``latency_s``; None for a replay.
-            policy: What decides whether and how scores become a decision; None for the bundle's own rules.
+            policy: Rules by which scores become decisions; None for the bundle's own rules.
 
         Raises:
             UsageError: The policy's threshold would take the name of one of the model's classes.
@@ -128,10 +128,10 @@ class LiveCore:
         self._newest_arrival_ns: int | None = None
 
     def packet(self, packet: Packet) -> list[Decision]:
-        """Take in a packet, and give what fell due before it and because of it.
+        """Take in a packet; the decisions that fell due before it and because of it.
 
         Raises:
-            DataError: It arrived before the one before it, or (in a replay) a week after it.
+            DataError: The packet arrived before its predecessor, or (in a replay) a week after it.
             EngineError: The engine failed.
         """
         decisions = self._arrived(packet.arrival_ns, packet.wearable)
@@ -141,9 +141,9 @@ class LiveCore:
     def samples(
         self, arrival_ns: int, modality: Modality, times_ns: NDArray[np.int64], values: Float32
     ) -> list[Decision]:
-        """Take in samples (n, channels) that did not come as a packet, such as made ones; else as :meth:`packet`.
+        """Take in samples (n, channels) that did not come as a packet, such as simulated samples; as :meth:`packet`.
 
-        ``times_ns``: (n,) when they were taken, on the clock of the arrivals.
+        ``times_ns``: (n,) sampling times on the clock of the arrivals.
         """
         decisions = self._arrived(arrival_ns, MADE)
         wearable = self.wearables.setdefault(MADE, Wearable(MADE, self._keep_ns))
@@ -153,18 +153,18 @@ class LiveCore:
         return decisions + self._decide_until(arrival_ns)
 
     def can_become(self, model: BundleModel) -> bool:
-        """Whether :meth:`become` can take that model: it reads the same signals in the same windows."""
+        """Whether :meth:`become` can take that model: it needs the same signals, windows and presence rules."""
         old, new = self._model.manifest, model.manifest
         return (old.modalities, old.window, old.presence) == (new.modalities, new.window, new.presence)
 
     def become(self, model: BundleModel, policy: Policy | None = None) -> None:
-        """Decide with another model from the next window on: links, samples and grid stay, so no decision is missed.
+        """Decide with another model from the next window on; links, samples and grid stay, so no decision is missed.
 
         ``policy``: as for the constructor.
 
         Raises:
-            UsageError: The policy's threshold would take the name of one of the model's classes; the model before
-                goes on.
+            UsageError: The policy's threshold would take the name of one of the model's classes; the present model
+                stays in use.
         """
         self._use(model, policy or Policy())
         self._recent.clear()
@@ -176,20 +176,20 @@ class LiveCore:
         self._refused = policy.refused_subsets(model.manifest)
         self._model, self._policy = model, policy
 
-    def _arrived(self, at: int, who: str) -> list[Decision]:
+    def _arrived(self, arrival_ns: int, wearable: str) -> list[Decision]:
         if self._newest_arrival_ns is not None:
-            silence_ns = at - self._newest_arrival_ns
+            silence_ns = arrival_ns - self._newest_arrival_ns
             if silence_ns < 0 or (self._clock_ns is None and silence_ns >= LONGEST_SILENCE_NS):
                 raise DataError(
-                    f"a packet of '{who}' arrived at {at} ns, and the one before it at "
+                    f"a packet of '{wearable}' arrived at {arrival_ns} ns, and its predecessor at "
                     f"{self._newest_arrival_ns} ns: packets must come in order of arrival, within a week"
                 )
-        decisions = self._decide_until(at - 1)
-        self._newest_arrival_ns = at
+        decisions = self._decide_until(arrival_ns - 1)
+        self._newest_arrival_ns = arrival_ns
         return decisions
 
     def advance(self, now_ns: int) -> list[Decision]:
-        """Give what fell due before ``now_ns``; every packet that arrived before must have been passed on.
+        """The decisions that fell due before ``now_ns``; all packets that arrived before must have been passed on.
 
         Raises:
             EngineError: The engine failed.
@@ -197,11 +197,11 @@ class LiveCore:
         return self._decide_until(now_ns - 1)
 
     def due_ns(self) -> int | None:
-        """When the next decision falls due if no packet arrives; None before the first sample."""
+        """The time at which the next decision falls due if no packet arrives; None before the first sample."""
         return self._due_ns
 
     def _find_due(self) -> None:
-        """Find out anew when that is: after a packet, and after a decision."""
+        """Update the due time: after a packet, and after a decision."""
         if self._start_ns is None:
             return
         self._due_ns = end_ns = self._end_ns()
@@ -225,18 +225,18 @@ class LiveCore:
 
     @property
     def policy(self) -> Policy:
-        """What decides whether and how its scores become a decision."""
+        """The rules by which its scores become decisions."""
         return self._policy
 
     def set_layer(self, layer: Layer) -> None:
-        """Go on with these enrolled classes; smoothing begins anew."""
+        """Use these enrolled classes from the next window on; smoothing begins anew."""
         self._use(self._model, self._policy.with_layer(layer))
 
     def recent(self, seconds: float) -> list[dict[str, Float32]]:
-        """Tokens of the newest windows that lie within so many seconds before the end of the last one, oldest first.
+        """Tokens of the windows within the last ``seconds`` before the end of the newest window, oldest first.
 
-        At least the last window, of at most :data:`RECENT_WINDOWS`; those without a sensor are left out. What an
-        example for :func:`armlet_runtime.model.prototypes.make_example` is made of.
+        At least the newest window, at most :data:`RECENT_WINDOWS`; windows without a sensor are left out. Input of
+        :func:`armlet_runtime.model.prototypes.make_example`.
         """
         if not self._recent:
             return []
@@ -249,7 +249,7 @@ class LiveCore:
         return all(slot.wearable is not None and slot.wearable.linked for slot in self._slots.values())
 
     def source(self, modality: str) -> Wearable | None:
-        """The wearable that one of the model's modalities comes from; None if none has brought it."""
+        """The wearable that one of the model's modalities comes from; None before any wearable brought it."""
         return self._slots[modality].wearable
 
     @property
@@ -258,7 +258,7 @@ class LiveCore:
         return self._start_ns
 
     def due_count(self, until_ns: int) -> int:
-        """How many windows must have been decided by ``until_ns``: those whose end and longest wait lie before it."""
+        """Number of windows due by ``until_ns``: those whose end and longest wait lie before it."""
         if self._start_ns is None:
             return 0
         return max(0, (until_ns - 1 - self._max_wait_ns - self._start_ns) // self._hop_ns + 1)
@@ -276,14 +276,14 @@ class LiveCore:
         self._find_due()
 
     def _claim(self, name: str, wearable: Wearable) -> None:
-        """The first wearable that brings a modality as the model wants it is its source, for good."""
+        """Make the first wearable that brings a modality as the model needs it its source, for good."""
         slot, ring = self._slots.get(name), wearable.rings[name]
         if slot is None or slot.ring is ring:
             return
         problem = self._mismatch(slot, wearable)
         if problem:
             self.problems[f"{wearable.name}/{name}"] = problem
-            if slot.wearable is wearable:  # it came back as something else
+            if slot.wearable is wearable:  # it came back with another format
                 slot.wearable, slot.ring, slot.cutter, slot.present = None, None, None, False
             return
         slot.wearable, slot.ring, slot.token = wearable, ring, None
@@ -293,7 +293,7 @@ class LiveCore:
 
     @staticmethod
     def _mismatch(slot: _Slot, wearable: Wearable) -> str:
-        """Why a wearable cannot be the source of a modality; empty if it can."""
+        """The reason for which a wearable cannot be the source of a modality; empty if it can."""
         want = slot.modality
         got = wearable.rings[want.name].modality
         if slot.wearable is not None and slot.wearable is not wearable:
@@ -379,5 +379,5 @@ class LiveCore:
 
 
 def stale_ns(presence: Presence, modality: Modality) -> int:
-    """From which age on a modality's newest sample is stale: ``stale_after_s``, or two periods of a slow modality."""
+    """The age in ns from which on a sample is stale: ``stale_after_s``, or two periods of a slow modality."""
     return round(max(presence.stale_after_s, 2 / modality.rate_hz) * 1e9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ..decisions import Decision
     from .output_folder import OutputFolder
 
+log = logging.getLogger(__name__)
+
 
 class DecisionLines(Output):
     """Writes the decisions of a replay to a file."""
@@ -25,7 +28,7 @@ class DecisionLines(Output):
         """Begin the file.
 
         Raises:
-            UsageError: It cannot be written.
+            UsageError: The file cannot be written.
         """
         self._lines = Lines(path)
 
@@ -33,7 +36,7 @@ class DecisionLines(Output):
         """Write one line.
 
         Raises:
-            UsageError: It cannot be written, as on a full disk.
+            UsageError: The line cannot be written, as on a full disk.
         """
         self._lines.write(decision.to_json())
 
@@ -46,11 +49,11 @@ class LiveDecisionLines(Output):
     """Writes the decisions of a live run. What cannot be written is lost, counted and reported; the run goes on."""
 
     def __init__(self, place: Path | OutputFolder, embeddings: bool = True) -> None:
-        """Begin.
+        """Begin the file; in a folder, with the first decision.
 
         Args:
             place: The file, or the folder that takes a file for each start and each part.
-            embeddings: Whether a line has its decision's embedding, which is most of it.
+            embeddings: Whether a line has its decision's embedding, which is most of the line.
 
         Raises:
             UsageError: The file cannot be written. (A file in a folder that cannot be written now may be later.)
@@ -70,13 +73,15 @@ class LiveDecisionLines(Output):
             self._file().write(decision.to_json())
         except (OSError, UsageError) as error:
             self._lost += 1
+            if not self._problem:
+                log.info("a decision is not written: %s", error)
             self._problem = self._newest_problem = str(error)
         else:
             self._written += 1
             self._problem = ""
 
     def _file(self) -> Lines:
-        """The file for the next line; a new one if there is none, or it has its size."""
+        """The file for the next line: a new file at the start and after each full part."""
         if self._lines is not None and (self._folder is None or self._lines.size < self._folder.part_bytes):
             return self._lines
         assert self._folder is not None
@@ -87,7 +92,7 @@ class LiveDecisionLines(Output):
         return following
 
     def news(self) -> Sequence[str]:
-        """That decisions cannot be written, or can again."""
+        """Report that decisions cannot be written, or can be written again."""
         before, self._reported = self._reported, self._problem
         if self._problem == before:
             return ()
@@ -96,7 +101,7 @@ class LiveDecisionLines(Output):
         return (f"{self._name}: decisions are written again",)
 
     def reports(self) -> list[SinkReport]:
-        """What was lost; empty if nothing was."""
+        """The number of lost lines; empty if none was lost."""
         if not self._lost:
             return []
         return [SinkReport(self._name, self._written, self._lost, self._newest_problem)]

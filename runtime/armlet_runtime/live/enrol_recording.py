@@ -1,9 +1,10 @@
-"""Examples of a new class in a recording: the windows of one, and where else in it the class is found."""
+"""Examples of a new class in a recording: their windows, and further occurrences of the class."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from ..arrays import Float32
@@ -13,12 +14,12 @@ from .core import LiveCore
 
 
 class Stretch(NamedTuple):
-    """Windows in which an example is found, and that follow each other, or with one left out.
+    """Consecutive windows that get the label of an example; a gap of a single window is allowed.
 
     Attributes:
-        begin_s: Where the first of them begins.
-        length_s: From there to the end of the last.
-        label: What most of them are without the example.
+        begin_s: Begin of the first window.
+        length_s: Time from there to the end of the last window.
+        label: The most frequent label of the windows without the example.
     """
 
     begin_s: float
@@ -35,10 +36,10 @@ def recorded_windows(
         model: The bundle's model.
         packets: Of the recording, in order of arrival.
         at_s: Seconds after the first packet at which the example begins.
-        length_s: How long it is; None for one window, which is also the least.
+        length_s: Length of the example; None for one window, which is also the minimum.
 
     Returns:
-        Of each window that lies in it, modality name to token.
+        For each window of the example, modality name to token.
 
     Raises:
         DataError: The packets are out of order.
@@ -47,17 +48,17 @@ def recorded_windows(
     core = LiveCore(model)
     window = model.manifest.window
     begin_ns, end_ns = _span_ns(window, packets, at_s, length_s)
-    found: list[dict[str, Float32]] = []
-    for decision in (one for packet in packets for one in core.packet(packet)):
+    tokens: list[dict[str, Float32]] = []
+    for decision in chain.from_iterable(map(core.packet, packets)):
         if decision.window_end_ns > end_ns:
             break
         if decision.window_end_ns - round(window.length_s * 1e9) >= begin_ns:
-            found += core.recent(0.0)
-    return found
+            tokens += core.recent(0.0)
+    return tokens
 
 
 def _span_ns(window: WindowSpec, packets: Sequence[Packet], at_s: float, length_s: float | None) -> tuple[int, int]:
-    """From when to when, on the clock of the arrivals, the windows of an example lie."""
+    """Begin and end of the windows of an example, on the clock of the arrivals."""
     begin_ns = packets[0].arrival_ns + round(at_s * 1e9)
     # A window more or less, because the grid of windows lies where the run's first sample put it.
     longest_s = max(length_s or 0.0, window.length_s) + window.hop_s
@@ -67,13 +68,13 @@ def _span_ns(window: WindowSpec, packets: Sequence[Packet], at_s: float, length_
 def found_elsewhere(
     model: BundleModel, name: str, example: Example, packets: Sequence[Packet], at_s: float, length_s: float | None
 ) -> list[Stretch]:
-    """Where in the rest of its recording an example is found.
+    """Occurrences of an example in the rest of its recording.
 
     Args:
         model: The bundle's model.
-        name: Of its class.
-        example: Made of the windows at ``at_s``.
-        packets, at_s, length_s: As for :func:`recorded_windows`; windows that have a part of the example are left out.
+        name: Name of the class.
+        example: The example, made of the windows at ``at_s``.
+        packets, at_s, length_s: As for :func:`recorded_windows`; windows that overlap the example are left out.
 
     Raises:
         DataError: The packets are out of order.
@@ -82,18 +83,18 @@ def found_elsewhere(
     labels, window = model.manifest.labels, model.manifest.window
     begin_ns, end_ns = _span_ns(window, packets, at_s, length_s)
     core = LiveCore(model, policy=Policy(layer=Layer(SCHEMA, "").enrol(name, example)))
-    found = []
-    for decision in (one for packet in packets for one in core.packet(packet)):
+    matches = []
+    for decision in chain.from_iterable(map(core.packet, packets)):
         window_ns = decision.window_end_ns - round(window.length_s * 1e9)
         if decision.raw_label == name and (decision.window_end_ns <= begin_ns or window_ns >= end_ns):
-            known = decision.scores[: len(labels)]
-            found.append(((window_ns - packets[0].arrival_ns) / 1e9, labels[known.index(max(known))]))
+            scores = decision.scores[: len(labels)]
+            matches.append(((window_ns - packets[0].arrival_ns) / 1e9, labels[scores.index(max(scores))]))
     groups: list[list[tuple[float, str]]] = []
-    for one in found:
-        if groups and one[0] - groups[-1][-1][0] < 2.5 * window.hop_s:
-            groups[-1].append(one)
+    for match in matches:
+        if groups and match[0] - groups[-1][-1][0] < 2.5 * window.hop_s:
+            groups[-1].append(match)
         else:
-            groups.append([one])
+            groups.append([match])
     return [
         Stretch(
             group[0][0],

@@ -6,18 +6,18 @@ import math
 from collections import Counter
 
 RESOLUTION = 0.01
-"""A percentile is at most this share of itself off."""
+"""Largest relative error of a percentile."""
 
 SHORTEST_S = 1e-6
-"""Shorter durations count as this one."""
+"""Shorter durations count as this."""
 
 
 class Histogram:
     """Counts durations in bins of equal ratio: 2,500 of them reach from a microsecond to a day.
 
     Attributes:
-        count: How many durations there were.
-        longest_s: The longest of them, exactly; 0 without any.
+        count: Number of durations.
+        longest_s: The longest duration, exactly; 0 without any.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""All of a bundle that a live run needs, opened and verified."""
+"""A bundle, opened and verified for a live run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Opened:
     """A bundle for a live run.
 
     Attributes:
-        model: Its model, on one engine.
-        bundle: Itself.
-        policy: What decides whether and how its scores become a decision: with its certificate for the engine that
-            runs, and the classes that were enrolled for it.
+        model: The model of the bundle on an engine.
+        bundle: The bundle.
+        policy: Rules by which scores become decisions: with the certificate for the engine that runs, and the classes
+            enrolled for the bundle.
     """
 
     model: BundleModel
@@ -40,7 +40,7 @@ def open_model(
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
-        DeployError: The slot cannot be taken back to what it had.
+        DeployError: The slot cannot be taken back to its previous bundle.
         EngineError: The engine cannot be used here.
         EnrolmentError: The classes enrolled for it cannot be read.
     """
@@ -51,10 +51,10 @@ def load_programs(path: str, bundle: Bundle, engine: str | None, policy: Policy)
     """Load the programs of a verified bundle.
 
     Args:
-        path: A file, or ``file:FOLDER`` for a slot: where the classes enrolled for the bundle lie.
+        path: A file, or ``file:FOLDER`` for a slot; the enrolled classes lie beside the file or in the slot.
         bundle: The bundle.
         engine: Engine to run on; None for the bundle's first that is usable here.
-        policy: Its floor and threshold are kept.
+        policy: The person's floor and threshold.
 
     Raises:
         BundleError: The bundle cannot be used.
@@ -69,11 +69,11 @@ def load_programs(path: str, bundle: Bundle, engine: str | None, policy: Policy)
 
 
 def layer_path(bundle: str, digest: str) -> Path:
-    """Where the layer of a bundle lies: in its slot, or beside its file.
+    """The file of the classes enrolled for a bundle: in its slot, or beside its file.
 
     Args:
-        bundle: What a person gave as BUNDLE: a file, or ``file:FOLDER`` for a slot.
-        digest: Of the bundle.
+        bundle: BUNDLE on the command line: a file, or ``file:FOLDER`` for a slot.
+        digest: Digest of the bundle.
 
     Raises:
         BundleError: The slot holds no bundle.

@@ -1,4 +1,4 @@
-"""Folders for what a service writes: a new file for each start and each part, named by time, within a size."""
+"""Output folders of a service: a new file for each start and each part, named by time, within a total size."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from ..errors import UsageError
 from ..files import free_name
 
 PARTS = 16
-"""A part is as large as this share of what a folder keeps: with the oldest file so much goes at once, and no more."""
+"""Number of full parts that a folder holds: removing the oldest file frees this share of its size."""
 
 
 def is_folder(text: str) -> bool:
-    """Whether what a person gave as a place for files is a folder: it ends with a slash, or is one already."""
+    """Whether a path on the command line names a folder: it ends with a slash, or the folder exists."""
     return text.endswith("/") or Path(text).is_dir()
 
 
 class OutputFolder:
-    """Gives names to files, and removes the oldest of them when all together are too large.
+    """Names new files, and removes the oldest files when all together are too large.
 
     Attributes:
         path: The folder.
-        part_bytes: From which size on a file is followed by the next one.
+        part_bytes: Size at which the next file begins.
     """
 
     def __init__(self, path: Path, stem: str, suffix: str, keep_bytes: int) -> None:
-        """Make the folder, if there is none.
+        """Create the folder unless it exists.
 
         Args:
             path: The folder.
-            stem: What its files' names begin with; files with other names are left alone.
-            suffix: What they end with.
-            keep_bytes: How large all of them may be together.
+            stem: Beginning of the names of its files; files with other names are left alone.
+            suffix: End of their names.
+            keep_bytes: Largest total size of the files.
 
         Raises:
-            UsageError: It cannot be made.
+            UsageError: The folder cannot be created.
         """
         self.path, self.part_bytes = path, keep_bytes // PARTS
         self._stem, self._suffix, self._keep_bytes = stem, suffix, keep_bytes
@@ -45,13 +45,13 @@ class OutputFolder:
             raise UsageError(f"cannot make the folder {path}: {error.strerror}") from error
 
     def next_file(self) -> Path:
-        """A name that no file has; the oldest files were removed so that there is room for it.
+        """Remove the oldest files to make room for a new file; a name that no file has.
 
         Raises:
             OSError: The folder cannot be read, or a file in it cannot be removed.
         """
         files = [(file.stat(), file) for file in self.path.glob(f"{self._stem}-*{self._suffix}")]
-        # By the time of the last change: names lie where a board begins without the right time.
+        # By the time of the last change: names mislead on a board that starts without the right time.
         files.sort(key=lambda entry: entry[0].st_mtime_ns, reverse=True)
         room = self._keep_bytes - self.part_bytes
         for status, file in files:

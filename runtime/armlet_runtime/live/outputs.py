@@ -1,4 +1,4 @@
-"""The outputs of a run: what takes its packets and decisions. Views are outputs too (:mod:`armlet_runtime.views`)."""
+"""Outputs of a run, which receive its packets and decisions. Views are outputs too (:mod:`armlet_runtime.views`)."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """Takes what happens in a run. Each method does nothing, unless an output has a use for it."""
+    """Receives the events of a run. Each method does nothing unless an output overrides it."""
 
     def packet(self, packet: Packet) -> None:
-        """A packet arrived; the live loop has not taken it in yet."""
+        """Receive a packet, before the live loop takes it in."""
 
     def decision(self, decision: Decision) -> None:
-        """A decision was made."""
+        """Receive a decision."""
 
     def became(self, opened: Opened) -> None:
-        """Another bundle decides from now on."""
+        """Note that another bundle decides from now on."""
 
     def news(self) -> Sequence[str]:
-        """Sentences on what this output cannot do, or can do again, since they were last asked for."""
+        """Sentences on problems of this output that began or ended since the last call."""
         return ()
 
     def problem(self, sentence: str) -> None:
-        """Show a person that something went wrong; the run goes on."""
+        """Show a problem to a person; the run goes on."""
 
     def tick(self, now_ns: int) -> None:
-        """All that fell due before ``now_ns`` is out; called as often as the loop turns."""
+        """Note the time, in each turn of the loop; all that fell due before ``now_ns`` is out."""
 
     def finish(self, ended_ns: int) -> None:
-        """The run ended in order at ``ended_ns``, on the clock of the arrivals; :meth:`close` follows."""
+        """Note that the run ended in order at ``ended_ns``, on the clock of the arrivals; :meth:`close` follows."""
 
     def close(self) -> None:
-        """Give back what is held; the last call, also of a run that failed."""
+        """Release resources; the last call, also of a run that failed."""
 
 
 class SinkOutput(Output):
     """Gives decisions to MQTT and the Lab Streaming Layer."""
 
     def __init__(self, sinks: Sinks, core: LiveCore) -> None:
-        """``sinks``: closed with the output; ``core``: knows the names of the scores."""
+        """``sinks``: closed with the output; ``core``: for the names of the scores."""
         self._sinks, self._core = sinks, core
 
     def decision(self, decision: Decision) -> None:
@@ -58,42 +58,42 @@ class SinkOutput(Output):
         self._sinks.send(decision, self._core.labels)
 
     def news(self) -> Sequence[str]:
-        """What a sink cannot do now, or can do again."""
+        """Problems of sinks that began or ended."""
         return self._sinks.news()
 
     def close(self) -> None:
-        """End the sinks."""
+        """Close the sinks."""
         self._sinks.close()
 
 
 class ServiceOutput(Output):
-    """Tells systemd how the run does, and feeds its watchdog as long as no decision is overdue."""
+    """Reports the state of the run to systemd, and feeds its watchdog as long as no decision is overdue."""
 
     def __init__(self, manager: Notifier) -> None:
-        """The run is ready; ``manager``: closed with the output."""
+        """Report that the run is ready; ``manager``: closed with the output."""
         self._manager = manager
         manager.ready()
         manager.status("no wearable has sent yet")
 
     def decision(self, decision: Decision) -> None:
-        """Tell what decisions rest on, or why there is none."""
-        why = decision.reason
-        self._manager.status(f"no decision: {why}" if why else f"decides on {subset_name(decision.subset)}")
+        """Report the subset of a decision, or the reason for which there is no label."""
+        reason = decision.reason
+        self._manager.status(f"no decision: {reason}" if reason else f"decides on {subset_name(decision.subset)}")
 
     def tick(self, now_ns: int) -> None:
-        """Feed the watchdog: every decision that is due is out."""
+        """Feed the watchdog, because every due decision is out."""
         self._manager.alive()
 
     def close(self) -> None:
-        """Tell that the process is stopping."""
+        """Report that the process is stopping."""
         self._manager.close()
 
 
 class Comparison(Output):
-    """Counts the decisions of a replay that are those of the live run, but for times that only a live run has."""
+    """Counts decisions of a replay that equal those of the live run, except for times that only a live run has."""
 
     def __init__(self, live: Sequence[bytes]) -> None:
-        """``live``: the live run's decisions, as lines, from the first on."""
+        """``live``: the live run's decisions as JSON lines, from the first on."""
         self._live = live
         self.same = 0
 

@@ -1,8 +1,9 @@
-"""What the page of a live run may ask for: recordings, and new classes."""
+"""Commands of the page of a live run: recordings, and new classes."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +17,27 @@ if TYPE_CHECKING:
     from ..signals import Recorder
     from .run import Run
 
+log = logging.getLogger(__name__)
+
 
 class RunControls:
-    """Carries out what a page asks for."""
+    """Carries out the commands of a page."""
 
     def __init__(self, run: Run, path: str, engine: str | None, recorder: Recorder) -> None:
-        """Of one run.
+        """Control a run.
 
         Args:
             run: The run.
-            path: The bundle's, as it was given to the run.
-            engine: As it was given to the run.
-            recorder: The run's.
+            path: Path of the bundle, as given to the run.
+            engine: Engine, as given to the run.
+            recorder: Recorder of the run.
         """
         self._run, self._path, self._engine, self._recorder = run, path, engine, recorder
         self._learning = False
 
     @property
     def recording(self) -> str:
-        """Where the recording is written that goes on now; empty if there is none."""
+        """Path of the present recording; empty if no recording is being written."""
         return str(self._recorder.path or "")
 
     @property
@@ -43,31 +46,33 @@ class RunControls:
         return self._run.opened.bundle.manifest.bank is not None
 
     def record(self) -> str:
-        """Begin a recording in the folder that the run was started in.
+        """Begin a recording in the working directory of the run.
 
         Raises:
-            DataError: One goes on already, or the file cannot be made.
+            DataError: A recording is being written already, or the file cannot be created.
         """
         path = Path(f"armlet-{datetime.now():%Y%m%d-%H%M%S}.mcap").absolute()
         self._run.start_recording(self._recorder, path)
+        log.info("recording to %s, by a command of the page", path)
         return f"Recording to {path}."
 
     def stop(self) -> str:
         """End the recording.
 
         Raises:
-            DataError: There is none.
+            DataError: No recording is being written.
         """
         path = self._recorder.stop()
+        log.info("the recording %s ended, by a command of the page", path)
         if self._recorder.problem:
             return f"{self._recorder.problem} {self._recorder.lost} packets and decisions are lost."
         return f"Recorded in {path}."
 
     async def enrol(self, name: str, seconds: float) -> str:
-        """Learn a class from the windows of the last so many seconds, while decisions go on.
+        """Learn a class from the windows of the last ``seconds``, while decisions go on.
 
         Raises:
-            EnrolmentError: It cannot be learned; the classes are as they were.
+            EnrolmentError: The class cannot be learned; the classes stay unchanged.
         """
         from ..model import check_name
 
@@ -75,32 +80,33 @@ class RunControls:
         check_name(name, bundle.manifest)
         windows = self._run.core.recent(seconds)
         if not windows:
-            raise EnrolmentError("there was no window with a sensor in it to learn from: wait for one")
+            raise EnrolmentError("no window with a sensor is there to learn from yet: wait until a sensor sends")
         if self._learning:
             raise EnrolmentError("another class is being learned: try again in a moment")
         self._learning = True
         try:
-            example, layer, known = await asyncio.to_thread(self._learn, bundle, name, windows)
+            example, layer, label = await asyncio.to_thread(self._learn, bundle, name, windows)
         finally:
             self._learning = False
         if self._run.opened.bundle.digest == bundle.digest:
             self._run.core.set_layer(layer)
-        said = f"Learned '{name}' from {example.windows} window{'s' if example.windows > 1 else ''}."
-        if known is not None:
-            said += f" But the model is sure that all of this is '{known}', and it will not be told from that."
-        return said
+        log.info("learned '%s' from %d windows", name, example.windows)
+        sentence = f"Learned '{name}' from {example.windows} window{'s' if example.windows > 1 else ''}."
+        if label is not None:
+            sentence += f" But the model is sure that all of this is '{label}': the two will not be told apart."
+        return sentence
 
     def _learn(self, bundle: Bundle, name: str, windows: list[dict[str, Float32]]) -> tuple[Example, Layer, str | None]:
-        """In a thread, on a model of its own: the run's serves one thread, and has decisions to make."""
+        """Learn in a thread, on a separate model: that of the run serves one thread only."""
         from ..model import Bank, BundleModel, change_layer, make_example, taken_for
         from .open_bundle import layer_path
 
         model = BundleModel.from_bundle(bundle, self._engine)
         try:
             example = make_example(model, Bank(bundle.manifest, bundle.read), windows, "live")
-            known = taken_for(model, windows)
+            label = taken_for(model, windows)
         finally:
             model.close()
         path = layer_path(self._path, bundle.digest)
         layer = change_layer(path, bundle.digest, bundle.manifest, lambda layer: layer.enrol(name, example))
-        return example, layer, known
+        return example, layer, label

@@ -1,7 +1,8 @@
-"""The recording of a run as one of its outputs: in one file, or in a folder for a run that goes on for months."""
+"""The recording of a run as an output: in one file, or in a folder for a run that goes on for months."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,22 @@ if TYPE_CHECKING:
     from .output_folder import OutputFolder
     from .run import Run
 
+log = logging.getLogger(__name__)
+
 RETRY_NS = 60_000_000_000
-"""After a part of a recording could not be written, the next one is tried so much later."""
+"""Pause after a part of a recording could not be written, before the next part is tried."""
 
 
 class RecordingOutput(Output):
-    """Writes packets and decisions to the recording, while one goes on; in a folder, to one part after the other."""
+    """Writes packets and decisions to the recording, if any is being written; in a folder, in successive parts."""
 
     def __init__(self, recorder: Recorder, run: Run, folder: OutputFolder | None = None) -> None:
         """Write nothing yet.
 
         Args:
-            recorder: The run's.
-            run: Begins the parts.
-            folder: Where the run's recording lies in parts; None for a recording of one file.
+            recorder: Recorder of the run.
+            run: The run, which begins the parts.
+            folder: Folder of the parts; None for a recording of one file.
         """
         self._recorder, self._run, self._folder = recorder, run, folder
         self._problem = self._reported = ""
@@ -38,7 +41,7 @@ class RecordingOutput(Output):
         self._recorder.write(packet)
 
     def decision(self, decision: Decision) -> None:
-        """Write a decision, and begin the next part if this one has its size or cannot be written."""
+        """Write a decision, and begin the next part if this part is full or cannot be written."""
         if self._recorder.path is not None:
             self._recorder.decision(decision.decided_ns, decision.to_json())
         self._problem = self._recorder.problem or self._problem
@@ -47,7 +50,7 @@ class RecordingOutput(Output):
 
     def _is_over(self, folder: OutputFolder) -> bool:
         path = self._recorder.path
-        if path is None:  # a part could not be begun; or a person ended the recording, which stays so
+        if path is None:  # a part could not be begun, or a person ended the recording, which is final
             return self._retry_ns > 0
         return bool(self._recorder.problem) or not path.exists() or path.stat().st_size >= folder.part_bytes
 
@@ -59,12 +62,13 @@ class RecordingOutput(Output):
             self._run.start_recording(self._recorder, folder.next_file())
             self._problem = self._reported = ""
         except (OSError, DataError) as error:
+            log.info("the next part of the recording cannot be begun: %s", error)
             self._problem, failed = str(error), True
         # A disk that is full now is not asked again at every decision.
         self._retry_ns = now_ns + RETRY_NS if failed else 0
 
     def news(self) -> Sequence[str]:
-        """That the recording cannot be written any more."""
+        """Report that the recording can no longer be written."""
         before, self._reported = self._reported, self._problem
         return () if self._problem in ("", before) else (self._problem,)
 

@@ -1,4 +1,4 @@
-"""One run: packets go into the live loop, and what comes out goes to every output. Live and in a replay alike."""
+"""A run, live or a replay: packets go into the live loop, and its decisions to every output."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ OutputT = TypeVar("OutputT", bound=Output)
 
 
 class Run:
-    """Feeds a live loop and its outputs. A context manager, which closes the outputs, the newest first.
+    """Feeds a live loop and its outputs. A context manager that closes the outputs, the newest first.
 
     Attributes:
         opened: The bundle that decides.
         core: The live loop.
-        newest_ns: Time of the last turn, on the clock of the arrivals: up to when there are decisions.
+        newest_ns: Time of the last turn, on the clock of the arrivals; all decisions up to it are out.
     """
 
     def __init__(self, opened: Opened, core: LiveCore) -> None:
-        """Begin without outputs; ``core``: runs the model of ``opened``."""
+        """Begin without outputs; ``core`` runs the model of ``opened``."""
         self.opened, self.core = opened, core
         self.newest_ns = 0
         self._outputs: list[Output] = []
 
     def add(self, output: OutputT) -> OutputT:
-        """Give one more output what happens from now on, after those that are there; the output itself."""
+        """Add an output behind the present ones; the output itself."""
         self._outputs.append(output)
         return output
 
     def turn(self, packets: Sequence[Packet], now_ns: int) -> int | None:
-        """Take in packets, and give out all that fell due.
+        """Take in packets, and give all due decisions to the outputs.
 
         Args:
-            packets: Those that arrived since the turn before, in order of arrival.
+            packets: Packets that arrived since the last turn, in order of arrival.
             now_ns: A time such that no later packet arrived before it, on the clock of the arrivals.
 
         Returns:
-            When the next decision falls due if no packet arrives; None before the first sample.
+            The time at which the next decision falls due if no packet arrives; None before the first sample.
 
         Raises:
             DataError: The packets are not in order of arrival.
@@ -61,7 +61,7 @@ class Run:
                 output.packet(packet)
             self._give(self.core.packet(packet))
         self._give(self.core.advance(now_ns))
-        self._pass_news_on()
+        self._report_news()
         for output in self._outputs:
             output.tick(now_ns)
         return self.core.due_ns()
@@ -70,8 +70,8 @@ class Run:
         """Decide with another bundle from the next window on.
 
         Raises:
-            UsageError: The run's threshold would take the name of one of the bundle's classes; the bundle before goes
-                on.
+            UsageError: The run's threshold would take the name of one of the bundle's classes; the present bundle stays
+                in use.
         """
         self.core.become(opened.model, opened.policy)
         self.opened.model.close()
@@ -80,30 +80,30 @@ class Run:
             output.became(opened)
 
     def recording_meta(self) -> dict[str, str]:
-        """What a recording of this run says of the bundle, by which a replay knows that it is the same."""
+        """Entries of a recording that identify the bundle and the engine, for a comparison with its replay."""
         return {"bundle": self.opened.bundle.digest, "engine": self.opened.model.engine.name}
 
     def start_recording(self, recorder: Recorder, path: Path) -> None:
-        """Begin a recording of this run, with what a replay needs to decode the packets to come.
+        """Begin a recording of this run with the packets that a replay needs to decode later ones.
 
         Raises:
-            DataError: One goes on already, the file exists, or it cannot be made.
+            DataError: A recording is being written already, or the file exists or cannot be created.
         """
         openings = (wearable.opening for wearable in self.core.wearables.values())
         recorder.start(path, self.recording_meta(), chain.from_iterable(openings))
 
     def problem(self, sentence: str) -> None:
-        """Show a person what went wrong; the run goes on."""
+        """Show a problem on every output; the run goes on."""
         for output in self._outputs:
             output.problem(sentence)
 
     def finish(self) -> None:
-        """The run ended in order: no packet and no decision follows."""
+        """Note that the run ended in order: no packet and no decision follows."""
         for output in self._outputs:
             output.finish(self.newest_ns)
-        self._pass_news_on()
+        self._report_news()
 
-    def _pass_news_on(self) -> None:
+    def _report_news(self) -> None:
         for output in self._outputs:
             for sentence in output.news():
                 self.problem(sentence)

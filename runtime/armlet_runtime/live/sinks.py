@@ -1,11 +1,12 @@
-"""Sinks: where decisions go to besides the terminal and files. MQTT and the Lab Streaming Layer.
+"""Sinks: destinations of decisions besides the terminal and files. MQTT and the Lab Streaming Layer.
 
-A sink never stops or delays decisions: what it cannot take is lost there, counted, and said in the summary. Packages of
-sinks are imported when one is opened.
+A sink never stops or delays decisions: those that it cannot take are lost there, counted, and listed in the summary.
+The package of a sink is imported when the sink is opened.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -23,15 +24,17 @@ from ..errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from ..decisions import Decision
 
+log = logging.getLogger(__name__)
+
 
 class SinkReport(msgspec.Struct, frozen=True):
-    """What became of the decisions that a sink was given.
+    """Numbers of the decisions that a sink delivered and lost.
 
     Attributes:
-        sink: Its kind and place.
-        sent: Those that arrived at it: acknowledged by the MQTT broker, or handed to the Lab Streaming Layer.
-        lost: Those that did not.
-        problem: What last went wrong; empty if nothing did.
+        sink: Kind and address of the sink.
+        sent: Decisions acknowledged by the MQTT broker, or handed to the Lab Streaming Layer.
+        lost: The other decisions.
+        problem: The last problem; empty if there was no problem.
     """
 
     sink: str
@@ -41,46 +44,45 @@ class SinkReport(msgspec.Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """Takes decisions; no method raises once it is open."""
+    """Takes decisions; no method of an open sink raises."""
 
     @property
     def name(self) -> str:
-        """Its kind and place."""
+        """Kind and address of the sink."""
 
     @property
     def problem(self) -> str:
-        """What is wrong with it at the moment; empty if nothing is."""
+        """The present problem; empty if the sink works."""
 
     def send(self, decision: Decision, labels: Sequence[str]) -> None:
-        """Take a decision, without waiting. ``labels``: names of its scores."""
+        """Take a decision without waiting. ``labels``: names of its scores."""
 
     def close(self) -> SinkReport:
-        """End it, after at most a few seconds for what is on the way."""
+        """Close the sink, after at most a few seconds for decisions under way."""
 
 
 class MqttSink:
-    """Publishes each decision as the JSON that ``--decisions`` has, quality of service 1.
+    """Publishes each decision with quality of service 1, as the JSON that ``--decisions`` writes.
 
-    The connection is made, kept and made anew in a thread. While it is down up to :data:`MAX_WAITING` decisions wait
-    for it; what is more is lost.
+    A thread keeps the connection up. While it is down, up to :data:`MAX_WAITING` decisions wait; further ones are lost.
     """
 
     def __init__(self, url: str) -> None:
         """Begin to connect.
 
         Args:
-            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities. User and password,
-                if the broker wants them, are those of :func:`mqtt_login`.
+            url: ``mqtt://HOST[:PORT]/TOPIC``, or ``mqtts://`` for TLS by the system's authorities. User and password
+                come from :func:`mqtt_login`.
 
         Raises:
-            UsageError: The URL is not of that kind, or the login cannot be read.
+            UsageError: The URL has another form, or the login cannot be read.
             MissingExtraError: paho-mqtt is not installed.
         """
         host, port, self._topic, tls = mqtt_address(url)
         login = mqtt_login()
         mqtt = _module("paho.mqtt.client", "mqtt")
         self.name = f"{'mqtts' if tls else 'mqtt'}://{host}:{port}/{self._topic}"
-        self._given = self._sent = 0
+        self._accepted = self._sent = 0
         self.problem = "not connected yet"
         self._acknowledged = threading.Condition()
         self._client = client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
@@ -98,36 +100,41 @@ class MqttSink:
         client.loop_start()
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        self.problem = f"the broker refused: {reason}" if reason.is_failure else ""
+        self._report(f"the broker refused: {reason}" if reason.is_failure else "")
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:
-        self.problem = "the broker cannot be reached"
+        self._report("the broker cannot be reached")
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure and not self.problem:
-            self.problem = f"the connection was lost: {reason}"
+            self._report(f"the connection was lost: {reason}")
 
     def _on_publish(self, client: Any, data: Any, mid: Any, reason: Any, properties: Any) -> None:
         with self._acknowledged:
             if reason.is_failure:
-                self.problem = f"the broker refused a decision: {reason}"
+                self._report(f"the broker refused a decision: {reason}")
             else:
                 self._sent += 1
             self._acknowledged.notify()
 
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            log.info("%s: %s", self.name, problem or "connected")
+        self.problem = problem
+
     def send(self, decision: Decision, labels: Sequence[str]) -> None:
         """Publish a decision."""
-        self._given += 1
-        # Without a connection it waits in the client's queue; if that is full, it is neither sent nor acknowledged.
+        self._accepted += 1
+        # Without a connection it waits in the client's queue; with a full queue it is neither sent nor acknowledged.
         self._client.publish(self._topic, decision.to_json(), qos=1)
 
     def close(self) -> SinkReport:
-        """Wait for what is on the way, and disconnect."""
+        """Wait for acknowledgements under way, and disconnect."""
         with self._acknowledged:
-            self._acknowledged.wait_for(lambda: self._sent == self._given or bool(self.problem), LAST_WAIT_S)
+            self._acknowledged.wait_for(lambda: self._sent == self._accepted or bool(self.problem), LAST_WAIT_S)
         self._client.disconnect()
         self._client.loop_stop()
-        lost = self._given - self._sent
+        lost = self._accepted - self._sent
         return SinkReport(self.name, self._sent, lost, self.problem)
 
 
@@ -135,7 +142,7 @@ MAX_WAITING = 1000
 """Decisions that wait for the broker: at three a second, five minutes."""
 
 LAST_WAIT_S = 3.0
-"""How long the end of a run waits for the broker's last acknowledgements."""
+"""Longest wait for the broker's last acknowledgements at the end of a run."""
 
 
 LOGIN_FILE = "mqtt.login"
@@ -143,10 +150,10 @@ LOGIN_FILE = "mqtt.login"
 
 
 def mqtt_address(url: str) -> tuple[str, int, str, bool]:
-    """Host, port, topic, and whether it is TLS.
+    """Host, port, topic, and whether TLS is used.
 
     Raises:
-        UsageError: It is not the URL of a topic to publish on, or holds a password, which is not repeated.
+        UsageError: ``url`` is not the URL of a topic to publish on, or holds a password, which the message leaves out.
     """
     if "@" in url.partition("://")[2].partition("/")[0] or ("@" in url and "://" not in url):
         raise UsageError(
@@ -169,10 +176,10 @@ def mqtt_address(url: str) -> tuple[str, int, str, bool]:
 
 
 def mqtt_login() -> tuple[str, str | None] | None:
-    """User and password for the broker; None if it asks for none.
+    """User and password for the broker; None for a broker without a login.
 
-    They are ``ARMLET_MQTT_USER`` and ``ARMLET_MQTT_PASSWORD`` of the environment, else what stands in the file
-    :data:`LOGIN_FILE` of the home of keys.
+    They come from ``ARMLET_MQTT_USER`` and ``ARMLET_MQTT_PASSWORD`` of the environment, else from the file
+    :data:`LOGIN_FILE` in the home of keys.
 
     Raises:
         UsageError: The file cannot be read, other users may read it, or it does not hold ``USER:PASSWORD``.
@@ -199,15 +206,15 @@ class LslSink:
     """Two streams of the Lab Streaming Layer: scores, and labels as markers.
 
     ``NAME`` (type ``Scores``) has a channel for each label, which is NaN where there is no decision; ``NAME labels``
-    (type ``Markers``) has the label, or in brackets why there is none. Both are stamped with the window's end.
+    (type ``Markers``) has the label, or in brackets the reason for no label. Both are stamped with the window's end.
     """
 
     def __init__(self, name: str, hop_s: float, labels: Sequence[str]) -> None:
         """Announce the streams.
 
         Args:
-            name: Of the streams.
-            hop_s: From decision to decision, in seconds.
+            name: Name of the streams.
+            hop_s: Time between two decisions in seconds.
             labels: Names of the scores.
 
         Raises:
@@ -244,7 +251,7 @@ class LslSink:
         try:
             if tuple(labels) != self._labels:  # a class was enrolled, or another bundle taken up
                 self._open(labels)
-            # The layer's clock counts from another moment than the decisions', which are on the monotonic one.
+            # The layer's clock has another origin than the monotonic clock of the decisions.
             stamp = self._lsl.local_clock() - (time.monotonic_ns() - decision.window_end_ns) / 1e9
             scores = list(decision.scores) or [math.nan] * len(self._labels)
             self._scores.push_sample(scores, stamp)
@@ -253,19 +260,21 @@ class LslSink:
             self.problem = ""
         except Exception as error:  # whatever the library does, decisions go on
             self._lost += 1
+            if not self.problem:
+                log.info("%s takes no decision", self.name, exc_info=True)
             self.problem = f"{type(error).__name__}: {error}"
 
     def close(self) -> SinkReport:
-        """Take the streams away."""
+        """End the streams."""
         del self._scores, self._markers
         return SinkReport(self.name, self._sent, self._lost, self.problem)
 
 
 def _module(name: str, extra: str) -> ModuleType:
-    """A sink's package.
+    """Import the package of a sink.
 
     Raises:
-        MissingExtraError: It is not installed, or does not load.
+        MissingExtraError: The package is not installed, or does not load.
     """
     import importlib
 
@@ -282,33 +291,33 @@ class Sinks:
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self._sinks = list(sinks)
-        self._told = dict.fromkeys((sink.name for sink in sinks), "")
+        self._reported = dict.fromkeys((sink.name for sink in sinks), "")
         self._reports: list[SinkReport] = []
 
     def send(self, decision: Decision, labels: Sequence[str]) -> None:
-        """Give a decision to all of them; ``labels``: names of its scores."""
+        """Give a decision to all sinks; ``labels``: names of its scores."""
         for sink in self._sinks:
             sink.send(decision, labels)
 
     def news(self) -> list[str]:
-        """A sentence on each sink whose problem is another than when this was last asked."""
-        told = []
+        """A sentence on each sink whose problem has changed since the last call."""
+        sentences = []
         for sink in self._sinks:
             problem = sink.problem
-            if problem != self._told[sink.name]:
-                self._told[sink.name] = problem
-                told.append(f"{sink.name}: {problem or 'takes decisions'}")
-        return told
+            if problem != self._reported[sink.name]:
+                self._reported[sink.name] = problem
+                sentences.append(f"{sink.name}: {problem or 'takes decisions'}")
+        return sentences
 
     def close(self) -> list[SinkReport]:
-        """End all of them; what became of their decisions."""
+        """Close all sinks; their reports."""
         while self._sinks:
             self._reports.append(self._sinks.pop(0).close())
         return self._reports
 
 
 def open_sinks(mqtt: str | None, lsl: str | None, hop_s: float, labels: Sequence[str]) -> Sinks:
-    """The sinks that a command line names; arguments and errors as for :class:`MqttSink` and :class:`LslSink`."""
+    """Open the sinks of a command line; arguments and errors as for :class:`MqttSink` and :class:`LslSink`."""
     sinks: list[Sink] = []
     if lsl is not None:
         sinks.append(LslSink(lsl, hop_s, labels))

@@ -1,4 +1,4 @@
-"""Follows the slot of a run: another bundle in use there, and classes that 'armlet enrol' has changed, are taken up."""
+"""Watches the slot of a run: takes up another bundle put into use there, and classes changed by 'armlet enrol'."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Candidate: TypeAlias = "tuple[Bundle, Opened | ArmletError]"
 """A verified bundle with its loaded programs, or why they do not load."""
 
 LOOK_NS = 200_000_000
-"""How often the slot is looked at."""
+"""Time between two looks at the slot."""
 
 RESTART = 75
 """Exit code of a run whose slot has a bundle for other signals or windows now: start it again (EX_TEMPFAIL)."""
@@ -137,13 +137,13 @@ class SlotWatch(Output):
         try:
             layer = self._layers.look(layer_path(self._path, bundle.digest), bundle.digest, bundle.manifest)
         except ArmletError as error:
-            self._run.problem(f"{error}; going on with the classes that there are")
+            self._run.problem(f"{error}; going on with the present classes")
         else:
             if layer is not None:
                 self._run.core.set_layer(layer)
 
     def decision(self, decision: Decision) -> None:
-        """Count a decision for the probation, which asks for some that rest on a sensor."""
+        """Count a decision for the probation, which asks for decisions that rest on a sensor."""
         if decision.label is not None and decision.latency_s is not None:
             self._follower.decided(decision.latency_s)
         elif decision.reason != NOT_A_NUMBER:

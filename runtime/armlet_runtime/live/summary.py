@@ -1,4 +1,4 @@
-"""The summary of a live run or replay: what the ``--json`` of ``armlet run`` and ``armlet replay`` holds."""
+"""The summary of a live run or a replay, which ``--json`` of ``armlet run`` and ``armlet replay`` writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """A change of the subset: from the decision ``index`` on it is ``subset``."""
+    """A change of the subset, which is ``subset`` from the decision ``index`` on."""
 
     index: int
     window_end_ns: int
@@ -49,7 +49,7 @@ class LinkSummary(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What a live run or a replay did."""
+    """Figures of a live run or a replay."""
 
     bundle: str
     version: str
@@ -69,11 +69,11 @@ class Summary(msgspec.Struct, frozen=True):
     stepped: int
     """Windows of single modalities that a step program encoded from the one before; 0 without incremental encoders."""
     undecided: dict[str, int]
-    """Why there was no label, to how often."""
+    """Reason for no label, to its number of windows."""
     certified: dict[str, CertificateRow]
-    """Each subset that there was, to its row of the bundle's certificate for the engine."""
+    """Each subset that occurred, to its row of the bundle's certificate for the engine."""
     floor: float | None
-    """The macro-F1 below which no decision was asked for."""
+    """The certified macro-F1 below which there is no decision."""
     transitions: list[Transition]
     """The newest changes of the subset, at most :data:`MOST_TRANSITIONS`."""
     latency_s: Spread | None
@@ -90,31 +90,30 @@ class Summary(msgspec.Struct, frozen=True):
     """``resident_bytes`` at the end and ``peak_bytes`` of this process."""
     wearables: dict[str, LinkSummary]
     problems: dict[str, str]
-    """Why a wearable's modality was not used."""
+    """``wearable/modality`` to the reason for which it was not used."""
     dropped_packets: int
-    """Packets that were lost in this process because it was too busy."""
+    """Packets lost because this process was too busy."""
     sinks: list[SinkReport]
-    """What became of the decisions that MQTT and the Lab Streaming Layer were given, and of those for a file if some
-    are not in it; empty in a replay."""
+    """Decisions sent to MQTT and the Lab Streaming Layer, and those for a file if some were lost; empty in a replay."""
     machine: machine.Machine
     transitions_left_out: int = 0
     """Number of earlier changes of the subset."""
     certified_on: str = ""
-    """The data that the certificate was measured on; it holds for sensors worn as in them."""
+    """The data that the certificate was measured on; its figures hold for sensors worn as in these data."""
 
 
 MOST_TRANSITIONS = 1000
 """Changes of the subset that a summary lists: a loose contact makes thousands a day."""
 
-# A decision that is out later than this after the longest wait is late: the host was busy.
 LATE_S = 0.05
+"""A decision that is out later than this after the longest wait is late: the host was busy."""
 
 
 class Tally(Output):
     """Counts decisions as they come, in memory that does not grow with their number."""
 
     def __init__(self, core: LiveCore) -> None:
-        """``core``: makes the decisions."""
+        """``core``: the live loop that makes the decisions."""
         self.first_decision_s: float | None = None
         self._core = core
         self._latency_s, self._compute_s = Histogram(), Histogram()
@@ -159,7 +158,7 @@ class Tally(Output):
             ready_s: See :class:`Summary`.
             ran_s: See :class:`Summary`.
             links: Wearable name to state and problem; None for a replay.
-            dropped: Packets lost in this process.
+            dropped: Packets lost because this process was too busy.
             sinks: See :class:`Summary`.
         """
         core = run.core
