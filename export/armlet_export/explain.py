@@ -73,7 +73,7 @@ def table(reports: Sequence[ProgramReport]) -> Any:
     from armlet_runtime.views import figures_table
 
     headings = ("engine", "part", "type", "kB", "int8", "MACs", "live", "plan", "inside")
-    shown = figures_table(*headings, left=3)
+    shown = figures_table(*headings, aligned_left=3)
     for report in reports:
         shown.add_row(
             report.engine,

@@ -114,7 +114,7 @@ def test_what_is_shown_of_a_replay(model: BundleModel) -> None:
 def test_before_anything_was_heard(model: BundleModel) -> None:
     monitor = Monitor(LiveCore(model))
     text = "\n".join(line.plain for line in frame(monitor, model.manifest.modalities, 10**12, 80, 24))
-    assert "waiting for the first window" in text and "never" in text and text.endswith("\nnone heard yet")
+    assert "waiting for the first window" in text and "never" in text and text.endswith("\nno wearable heard yet")
 
 
 SHOW_BRACKETS = r"""

@@ -124,7 +124,7 @@ async def test_a_page_is_given_to_this_host_only(small_draft: Path) -> None:
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and f"connect-src 'self' ws://{host} wss://{host};" in policy
         assert headers["Cache-Control"] == "no-store" and "Server" not in headers
-        assert (await fetch(f"http://{host}/other"))[:2] == (404, "armlet: there is one page here, /\n")
+        assert (await fetch(f"http://{host}/other"))[:2] == (404, "armlet: the only page here is /\n")
         port = host.partition(":")[2]
         assert (await fetch(f"http://localhost:{port}/"))[0] == 200
         assert (await fetch(f"http://{host}/", Host="localhost:9000"))[0] == 200  # a tunnel from another port
@@ -177,7 +177,7 @@ async def test_what_a_page_shows_and_asks_for(
             assert (await answer(connection, {"do": "stop"}))["error"] == "nothing is being recorded"
             for nonsense in ("", "{", "[]", '{"do": 1}', '{"do": "record", "path": "/etc/passwd"}'):
                 assert await answer(connection, nonsense) == {"error": "this is not a valid command"}
-            assert (await answer(connection, {"do": "explode"}))["error"] == "there is no command 'explode' here"
+            assert (await answer(connection, {"do": "explode"}))["error"] == "'explode' is not a command of this page"
             with pytest.raises(ConnectionClosed):
                 await answer(connection, "x" * 2000)
     assert read_recording(recording).meta["bundle"] == run.opened.bundle.digest
@@ -186,9 +186,9 @@ async def test_what_a_page_shows_and_asks_for(
 async def test_a_replay_has_no_controls_and_room_for_some_pages(small_draft: Path) -> None:
     async with page(small_draft, "127.0.0.1:0") as (_, host):
         connections = [await live(host) for _ in range(MAX_PAGES)]
-        assert (await answer(connections[0], {"do": "record"}))["error"] == "a replay has nothing to control"
+        assert (await answer(connections[0], {"do": "record"}))["error"] == "a replay takes no commands"
         async with live(host) as one_more:
-            with pytest.raises(ConnectionClosed, match="8 pages look at this run already"):
+            with pytest.raises(ConnectionClosed, match="8 pages show this run already"):
                 await one_more.recv()
         await connections[0].close()
         await asyncio.sleep(0.1)

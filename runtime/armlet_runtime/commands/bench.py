@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
     console.print(latency)
 
-    fresh = figures_table("engine", "cold start s", "resident MiB", "of it engine MiB", "peak MiB", left=1)
+    fresh = figures_table("engine", "cold start s", "resident MiB", "of it engine MiB", "peak MiB", aligned_left=1)
     for figures in report.engines:
         start = figures.fresh
         fresh.add_row(

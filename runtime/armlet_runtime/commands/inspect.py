@@ -82,7 +82,7 @@ def _show_facts(console: Console, bundle: Bundle) -> None:
     facts.add_row("incremental", _incremental(manifest))
     facts.add_row("made with", ", ".join(f"{package} {version}" for package, version in manifest.made_with.items()))
     console.print(facts)
-    programs = figures_table("engine", "program", "precision", "KiB", left=3)
+    programs = figures_table("engine", "program", "precision", "KiB", aligned_left=3)
     for engine, parts in manifest.engines.items():
         for ref in parts.by_part.values():
             programs.add_row(engine, ref.member, ref.precision, f"{bundle.sizes[ref.member] / 1024:.1f}")
@@ -129,7 +129,7 @@ def _show_programs(console: Console, certificate: Certificate) -> None:
     from ..views import figures_table
 
     console.print("each program against PyTorch with its rounding simulated:")
-    table = figures_table("engine", "program", "precision", "cosine", "RMSE", "max", "agree", left=3)
+    table = figures_table("engine", "program", "precision", "cosine", "RMSE", "max", "agree", aligned_left=3)
     for program in certificate.programs:
         table.add_row(
             program.engine, program.part, program.precision, f"{program.cosine:.6f}", f"{program.rmse:.3g}",

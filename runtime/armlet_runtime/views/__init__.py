@@ -1,4 +1,4 @@
-"""What people look at while a run goes on: lines, the journal, a terminal, a page.
+"""Views of a run: lines, the journal, a terminal screen, a page; and tables of figures.
 
 Imports the root, the wearables, the signals, the bundle, the model and the live wing.
 """

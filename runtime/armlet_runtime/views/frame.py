@@ -1,4 +1,4 @@
-"""One picture of a run for a terminal, as lines of styled text: 80 x 24 is enough for it."""
+"""A frame of a run for a terminal, as lines of styled text; 80 x 24 characters are enough."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from ..modalities import Modality
 
-# Height of a signal, in eighths of a line; where the terminal has no such characters, in tenths of a grey.
+# Height of a signal in eighths of a line; on a terminal without block characters, in shades of grey.
 _BLOCKS, _GREYS = " ▁▂▃▄▅▆▇█", " .:-=+*%@"
 
-# Lines that belong neither to the decision nor to a label, a signal or a wearable, the one for notices included; and
-# the fewest labels that are shown, however many of the others there are.
+# Lines besides those of the decision, the labels, the signals and the wearables, with the line for notices; and the
+# fewest labels that are shown, however many other lines are needed.
 _FIXED_LINES, _FEWEST_LABELS = 8, 3
 
-# Columns of names: of a wearable, and what stands beside it up to the clock's bound; of a label; of a modality, and
-# what stands beside its trace.
+# Columns of a wearable's name, and of its other cells up to the clock's bound; of a label; of a modality, and of its
+# other cells.
 _NARROWEST_NAME, _WIDEST_NAME, _BESIDE_NAME = 8, 20, 46
 _NARROWEST_LABEL, _BESIDE_LABEL = 18, 10
 _NARROWEST_MODALITY, _BESIDE_TRACE, _NARROWEST_TRACE = 8, 37, 10
@@ -35,11 +35,11 @@ _STYLES = {"streaming": "green", "linked": "green", "missing": "red", "gone": "r
 def frame(
     monitor: Monitor, modalities: Sequence[Modality], now_ns: int, width: int, height: int, blocks: bool = True
 ) -> list[Text]:
-    """The lines of one picture, at most ``height``, each cut at the terminal's edge when it is printed.
+    """The lines of a frame, at most ``height``; each is cut at the terminal's edge when it is printed.
 
     Args:
-        monitor: What is shown.
-        modalities: Of the model.
+        monitor: Monitor of the run.
+        modalities: Modalities of the model.
         now_ns: Time on the clock of the arrivals.
         width: Columns.
         height: Rows.
@@ -52,11 +52,10 @@ def frame(
     others = _FIXED_LINES + len(decision) + len(state.signals) + len(state.wearables)
     scores = _scores(state, width, max(height - others, _FEWEST_LABELS), blocks)
     lines = [_header(state, width), Text(), *decision, Text(), *scores, Text()]
-    seen = subsets_line(monitor.timeline, len(modalities), width - 10)
-    lines.append(Text.assemble(("subsets  ", "dim"), seen))
+    lines.append(Text.assemble(("subsets  ", "dim"), subsets_line(monitor.timeline, len(modalities), width - 10)))
     lines += _signals(monitor, modalities, state, now_ns, width, blocks)
     lines += _wearables(state, width, height - len(lines) - 1, blocks)
-    lines += [Text(f"{what}: {why}", "yellow") for what, why in state.problems.items()]
+    lines += [Text(f"{signal}: {reason}", "yellow") for signal, reason in state.problems.items()]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return lines[:height]
@@ -66,15 +65,15 @@ def _header(state: State, width: int) -> Text:
     from rich.text import Text
 
     seconds = int(state.newest.end_s) if state.newest else 0
-    left = f" {state.bundle} on {state.engine}"
+    title = f" {state.bundle} on {state.engine}"
     clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     right = f"{'' if state.live else 'replay  '}{clock}  Ctrl-C ends "
     room = max(width - len(right) - 1, 0)
-    return Text(f"{left[:room]:{room}} {right}", "reverse")
+    return Text(f"{title[:room]:{room}} {right}", "reverse")
 
 
 def _decision(state: State, width: int) -> list[Text]:
-    """The decision, all names of its subset, the certificate, and the times: in as few lines as hold them."""
+    """The decision, all names of its subset, the certificate and the times, in as few lines as possible."""
     from rich.text import Text
 
     newest = state.newest
@@ -84,8 +83,8 @@ def _decision(state: State, width: int) -> list[Text]:
     label = (newest.label, style) if newest.label else (newest.reason or "", "bold red")
     lines = [Text.assemble(" ", label)]
     certified = certified_text(state.certified, state.certified_on)
-    first, *rest = newest.subset or ("none",)
-    pieces = [f"  on {first}", *(f"+{name}" for name in rest)]
+    first, *others = newest.subset or ("none",)
+    pieces = [f"  on {first}", *(f"+{name}" for name in others)]
     pieces += [f"  ({certified})"] if certified else []
     for piece in pieces:
         if lines[-1].cell_len + len(piece) > width:
@@ -105,17 +104,16 @@ def _scores(state: State, width: int, height: int, blocks: bool) -> list[Text]:
         return [Text(" no scores", "dim")]
     pairs = list(zip(state.labels, state.scores, strict=False))
     most = height if len(pairs) <= height else height - 1
-    kept = sorted(range(len(pairs)), key=lambda index: -pairs[index][1])[:most]
-    best = kept[0]
-    wide = _column([pairs[index][0] for index in kept], _NARROWEST_LABEL, width // 2)
+    highest = sorted(range(len(pairs)), key=lambda index: -pairs[index][1])[:most]
+    wide = _column([pairs[index][0] for index in highest], _NARROWEST_LABEL, width // 2)
     lines = []
-    for index in sorted(kept):
+    for index in sorted(highest):
         label, score = pairs[index]
         bar = ("█" if blocks else "#") * round(score * (width - wide - _BESIDE_LABEL))
-        style = "bold" if index == best else ""
+        style = "bold" if index == highest[0] else ""
         lines.append(Text.assemble((f" {fitted(label, wide)} {score:5.2f} ", style), (bar, "blue")))
-    if len(kept) < len(pairs):
-        lines.append(Text(f" and {len(pairs) - len(kept)} more below {min(pairs[i][1] for i in kept):.2f}", "dim"))
+    if len(highest) < len(pairs):
+        lines.append(Text(f" and {len(pairs) - most} more below {pairs[highest[-1]][1]:.2f}", "dim"))
     return lines
 
 
@@ -149,10 +147,10 @@ def _wearables(state: State, width: int, height: int, blocks: bool) -> list[Text
     # On a narrow terminal names are cut, so that the clock stays.
     wide = max(_NARROWEST_NAME, min(_WIDEST_NAME, width - _BESIDE_NAME))
     lines = [Text(), Text(f"{'wearable':{wide}} {'link':10} {'Hz':>4} {'lost':>5} {'bad':>4}  clock", "dim")]
-    lines += [] if state.wearables else [Text("none heard yet", "dim")]
+    lines += [] if state.wearables else [Text("no wearable heard yet", "dim")]
     room = height - len(lines)
     shown = state.wearables if len(state.wearables) <= room else state.wearables[: max(room - 1, 0)]
-    # Why a wearable does not send stands below it where there is a line for it.
+    # The problem of a wearable is shown below it if a line is free.
     below = len(shown) + sum(bool(wearable.problem) for wearable in shown) <= room
     for wearable in shown:
         extra = [f"{wearable.rssi} dBm"] if wearable.rssi is not None else []
@@ -178,10 +176,10 @@ def _column(names: Sequence[str], narrowest: int, widest: int) -> int:
 
 def spark(points: Sequence[float | None], levels: str) -> str:
     """A line of characters whose height is the value between the lowest and the highest; a blank for None."""
-    known = [point for point in points if point is not None]
-    if not known:
+    values = [point for point in points if point is not None]
+    if not values:
         return " " * len(points)
-    lowest, highest = min(known), max(known)
+    lowest, highest = min(values), max(values)
     scale = (len(levels) - 2) / (highest - lowest) if highest > lowest else 0.0
     return "".join(" " if point is None else levels[1 + round((point - lowest) * scale)] for point in points)
 
@@ -193,7 +191,7 @@ def _clock_text(drift_ppm: float, bound_ms: float | None, blocks: bool) -> str:
 
 
 def subsets_line(timeline: Sequence[Point], modalities: int, width: int) -> str:
-    """The newest subsets, one character each: ``=`` all modalities, ``-`` some, ``.`` none or no decision."""
+    """The newest subsets, a character each: ``=`` all modalities, ``-`` some, ``.`` none or no decision."""
     return "".join(
         "." if point.reason or not point.subset else "=" if len(point.subset) == modalities else "-"
         for point in list(timeline)[-width:]

@@ -1,4 +1,4 @@
-"""A live run in the systemd journal: one sentence a line, with its priority."""
+"""A live run in the systemd journal: a sentence a line, with its priority."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class JournalView(LineView):
-    """Writes a sentence to the journal when something happens, with its priority (sd-daemon(3))."""
+    """Writes events to the journal as sentences with a priority (sd-daemon(3))."""
 
     _NOTICE, _WARNING = "<5>", "<4>"
 
@@ -26,22 +26,22 @@ class JournalView(LineView):
         self._sent: set[str] = set()
 
     def tick(self, now_ns: int) -> None:
-        """Write what became of each wearable: it sends, its link was lost, why it cannot be connected."""
+        """Write the changes of each link: it sends, it was lost, or the reason for which it is not made."""
         for name, link in self._links.items():
-            why = f": {link.problem}" if link.problem else ""
+            reason = f": {link.problem}" if link.problem else ""
             if link.state == "streaming":
                 self._sent.add(name)
                 self._write(name, self._NOTICE, f"'{name}' is sending.")
             elif link.state == "missing" and name in self._sent:
-                self._write(name, self._WARNING, f"The link to '{name}' was lost{why}.")
+                self._write(name, self._WARNING, f"The link to '{name}' was lost{reason}.")
             elif link.state == "missing":
                 self._write(name, self._NOTICE, f"Looking for '{name}'.")
             elif link.state in ("waiting", "refused"):
-                what = "could not be connected" if link.state == "waiting" else "cannot be used"
-                self._write(name, self._WARNING, f"'{name}' {what}{why}. Trying again.")
+                verb = "could not be connected" if link.state == "waiting" else "cannot be used"
+                self._write(name, self._WARNING, f"'{name}' {verb}{reason}. Trying again.")
 
     def decision(self, decision: Decision) -> None:
-        """Write which subset decisions use from now on, or why there is none."""
+        """Write a new subset of the decisions, or the reason for which they have no label."""
         if not self._is_new_subset(decision):
             return
         subset = subset_name(decision.subset)

@@ -1,4 +1,4 @@
-"""Where views write their lines: straight to standard output, or through a thread, so that nothing waits for a reader.
+"""Writers of the views' lines: straight to standard output, or through a thread, so that nothing waits for a reader.
 
 A terminal over SSH, a pager or a pipe can stop taking what is written (Ctrl-S, a lost network, ``| less``), and then
 ``write`` blocks. A live run must go on deciding meanwhile, so it writes through a :class:`BackgroundWriter`.
@@ -30,7 +30,7 @@ class LineWriter(Protocol):
 
 
 class DirectWriter:
-    """Writes at once, and blocks as long as the reader does: for what may wait, such as a replay at full speed."""
+    """Writes at once, and blocks as long as the reader does: for runs that may wait, such as a replay at full speed."""
 
     def line(self, text: str) -> None:
         """Write a line to standard output."""
@@ -41,14 +41,14 @@ class DirectWriter:
         print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Everything is written already."""
+        """Do nothing: everything is written already."""
 
 
 class BackgroundWriter:
     """Writes in a thread of its own.
 
     Attributes:
-        dropped: Lines that were dropped because too many waited, since this was last reported.
+        dropped: Lines dropped since the last report, because too many waited.
     """
 
     def __init__(self, out: int = 1, err: int = 2) -> None:
@@ -133,10 +133,10 @@ class BackgroundWriter:
 
 
 def write_all(file: int, data: bytes) -> None:
-    """Write to a file descriptor, past Python's buffers: a thread that is blocked in one of those would keep its lock.
+    """Write to a file descriptor past Python's buffers, whose lock a blocked thread would keep.
 
     Raises:
-        OSError: It cannot be written to.
+        OSError: The descriptor cannot be written to.
     """
     while data:
         data = data[os.write(file, data) :]

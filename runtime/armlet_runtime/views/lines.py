@@ -1,4 +1,4 @@
-"""A live run or a replay as lines: one whenever a link or the subset changes."""
+"""A live run or a replay as lines, printed when a link or the subset changes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LineView(Output):
         """Print nothing yet.
 
         Args:
-            policy: With the certificate of the bundle in use; None for none.
-            writer: Takes the lines; None for one that blocks while the reader does.
+            policy: Policy with the certificate of the bundle in use; None without a certificate.
+            writer: Writer of the lines; None for a :class:`DirectWriter`.
         """
         self._links: Mapping[str, LinkView] = {}
         self._states: dict[str, str] = {}
@@ -43,11 +43,11 @@ class LineView(Output):
         for name, link in self._links.items():
             if self._states.get(name) != link.state:
                 self._states[name] = link.state
-                why = f" ({link.problem})" if link.problem and link.state == "missing" else ""
-                self._writer.line(f"{name}: {link.state}{why}")
+                reason = f" ({link.problem})" if link.problem and link.state == "missing" else ""
+                self._writer.line(f"{name}: {link.state}{reason}")
 
     def decision(self, decision: Decision) -> None:
-        """Show a decision if its subset is another than that of the one before."""
+        """Show a decision if its subset differs from that of the decision before."""
         if self._first_end_ns is None:
             self._first_end_ns = decision.window_end_ns
         if self._is_new_subset(decision):
@@ -63,11 +63,11 @@ class LineView(Output):
         return certified_text(self._policy.certified.get(subset), self._policy.certified_on)
 
     def _is_new_subset(self, decision: Decision) -> bool:
-        before, self._subset = self._subset, decision.subset
-        return decision.subset != before
+        previous, self._subset = self._subset, decision.subset
+        return decision.subset != previous
 
     def became(self, opened: Opened) -> None:
-        """Another bundle decides from now on."""
+        """Show that another bundle decides from now on."""
         self._policy = opened.policy
         manifest = opened.bundle.manifest
         self.say(f"{manifest.name} {manifest.version} is in use from now on")
@@ -77,11 +77,11 @@ class LineView(Output):
         self._writer.line(sentence)
 
     def problem(self, sentence: str) -> None:
-        """Show what went wrong; the run goes on."""
+        """Show a problem; the run goes on."""
         self._writer.error(f"armlet: {sentence}")
 
     def close(self) -> None:
-        """Leave the terminal as it was, with all lines written."""
+        """Write all lines, and restore the terminal."""
         self._writer.close()
 
     def end(self, summary: Summary) -> None:

@@ -1,7 +1,7 @@
-"""Collects what happens in a live run or a replay, for the screens that show it.
+"""The monitor of a live run or a replay, from which screens and pages are drawn.
 
-A :class:`Monitor` receives links and decisions, and makes a :class:`State` as often as a screen is drawn. It keeps
-nothing that grows: samples stay in the live loop's own rings.
+A :class:`Monitor` receives links and decisions, and makes a :class:`State` whenever a screen is drawn. Its memory does
+not grow: samples stay in the live loop's own rings.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ..signals import PacketClock, SampleRing, Wearable
 
 TIMELINE = 600
-"""Decisions whose subsets are kept for the timeline."""
+"""Number of decisions kept for the timeline."""
 
-# Rates are counted over at least so long: packets come in bursts.
+# Rates are measured over at least this time, because packets come in bursts.
 _RATE_NS = 2_000_000_000
 
 
 class Monitor(Output):
-    """Collects what happens; makes the state that a screen shows.
+    """Collects links and decisions, and makes the state that a screen shows.
 
     Attributes:
         timeline: The newest decisions, oldest first.
@@ -45,7 +45,7 @@ class Monitor(Output):
         self._links: Mapping[str, LinkView] = {}
         self._newest: Decision | None = None
         self._first_end_ns = 0
-        self._counted: dict[str, tuple[int, int]] = {}  # wearable to when its samples were counted, and how many
+        self._counted: dict[str, tuple[int, int]] = {}  # wearable to the time of a count of its samples, and the count
         self._rates: dict[str, float] = {}
 
     @property
@@ -54,11 +54,11 @@ class Monitor(Output):
         return self._core.policy.certified
 
     def links(self, links: Mapping[str, LinkView]) -> None:
-        """Show these links; each state reads them again."""
+        """Show these links; each state reads them anew."""
         self._links = links
 
     def decision(self, decision: Decision) -> None:
-        """A decision was made."""
+        """Note a decision."""
         if self._newest is None:
             self._first_end_ns = decision.window_end_ns
         self._newest = decision
@@ -110,8 +110,8 @@ class Monitor(Output):
         )
 
     def _wearable(self, name: str, now_ns: int) -> WearableState:
-        link, known = self._links.get(name), self._core.wearables.get(name)
-        counts = list(known.counts.values()) if known else []
+        link, wearable = self._links.get(name), self._core.wearables.get(name)
+        counts = list(wearable.counts.values()) if wearable else []
         samples = sum(count.samples for count in counts)
         since_ns, before = self._counted.setdefault(name, (now_ns, samples))
         if now_ns - since_ns >= _RATE_NS:
@@ -120,23 +120,23 @@ class Monitor(Output):
         if link is not None:
             state, problem = link.state, link.problem
         else:
-            state, problem = ("linked" if known and known.linked else "gone"), ""
+            state, problem = ("linked" if wearable and wearable.linked else "gone"), ""
         return WearableState(
             one_line(name),
             state,
-            one_line(problem or (known.problem if known else "")),
+            one_line(problem or (wearable.problem if wearable else "")),
             self._rates.get(name, 0.0),
             sum(count.lost for count in counts),
             sum(count.malformed + count.implausible for count in counts),
-            _clock_state(known),
+            _clock_state(wearable),
             link.rssi if link else None,
             link.battery if link else None,
         )
 
     def line(self, modality: Modality, now_ns: int, points: int) -> list[float | None]:
-        """A modality's newest samples as ``points`` means over equal times, oldest first; None where none was received.
+        """A modality's newest samples as ``points`` means over equal times, oldest first; None without samples.
 
-        Of three axes the length of the vector, else the first channel.
+        The value is the length of the vector of three axes, else the first channel.
         """
         ring = self._ring(modality.name)
         if ring is None:
@@ -151,10 +151,10 @@ class Monitor(Output):
         if ring is None:
             return [], []
         times, values = ring.samples(until_ns)
-        wanted = (times > since_ns - until_ns) & (times <= 0)
-        rows: list[list[float]] = values[wanted].tolist()
+        within = (times > since_ns - until_ns) & (times <= 0)
+        rows: list[list[float]] = values[within].tolist()
         clean = [[value if math.isfinite(value) else None for value in row] for row in rows]
-        return (times[wanted] / 1e9).round(4).tolist(), clean
+        return (times[within] / 1e9).round(4).tolist(), clean
 
     def _ring(self, name: str) -> SampleRing | None:
         source = self._core.source(name)
@@ -163,7 +163,7 @@ class Monitor(Output):
 
 
 def _clock_state(wearable: Wearable | None) -> ClockState | None:
-    """The worst of a wearable's clocks; None if all its samples are placed by their arrival."""
+    """The state of a wearable's worst clock; None if all its samples are placed by their arrival."""
     clocks = [clock for clock in wearable.clocks.values() if clock.has_counters] if wearable else []
     if not clocks:
         return None

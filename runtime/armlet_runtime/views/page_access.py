@@ -1,9 +1,9 @@
-"""Who may see the page of a run, by the name of the host, the origin and the token.
+"""Access to the page of a run, by the name of the host, the origin and the token.
 
-On a loopback address every user of this machine may look. A request must then call this server by one of its own names,
-or a page of somebody else's, whose name was made to point here (DNS rebinding), could read it; the port is not looked
-at, because a tunnel (``ssh -L 9000:127.0.0.1:8765``) has another one. On any other address the page asks for a token,
-which no such page knows, so that any name will do: also that of a proxy that adds TLS, if it passes ``Host`` on.
+On a loopback address every user of this machine may look. The ``Host`` of a request must then be a name of this server,
+or a foreign page whose name was made to point here (DNS rebinding) could read the run; the port is ignored, because a
+tunnel (``ssh -L 9000:127.0.0.1:8765``) changes it. On any other address the page needs a token, which no foreign page
+knows, so that every name is allowed: also that of a proxy that adds TLS, if it passes ``Host`` on.
 In both cases a WebSocket must come from a page of the very host that it connects to.
 """
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from websockets.http11 import Request
 
 MAX_STRANGERS = 16
-"""Connections that may be without a token at once; of more, the oldest is cut off. Who has a token sends it at once."""
+"""Connections without a token at a time; of more, the oldest is closed. A browser with a token sends it at once."""
 
 TOKEN_S = 10.0
-"""How long a connection may wait with its token."""
+"""Time in which a connection must send its token."""
 
 TOKEN_FILE = "web.token"
 
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 
-# A name or an address, and perhaps a port; nothing else, because it also stands in the page's security policy.
+# A name or an address, with or without a port; nothing else, because it is copied into the page's security policy.
 _HOST = re.compile(r"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
 
 
@@ -43,12 +43,12 @@ class Access:
     """Decides who may see a page."""
 
     def __init__(self, token: str) -> None:
-        """``token``: what a page must send first; empty if none is asked for."""
+        """``token``: the first message that a page must send; empty if no token is needed."""
         self.token = token
         self._strangers: list[ServerConnection] = []
 
     def refusal(self, connection: ServerConnection, request: Request) -> str | None:
-        """Why a request is refused, as a sentence; None if it is not."""
+        """The reason for which a request is refused, as a sentence; None if it is allowed."""
         host = request.headers.get("Host", "").lower()
         match = _HOST.fullmatch(host)
         if match is None or not (self.token or match[1] in own_names(connection)):
@@ -62,10 +62,10 @@ class Access:
         return None
 
     async def knows_token(self, connection: ServerConnection) -> bool:
-        """Whether the first message of a connection is the token, if one is asked for.
+        """Whether the first message of a connection is the token; True if no token is needed.
 
         Raises:
-            ConnectionClosed: The connection ended, or was cut off for newer ones.
+            ConnectionClosed: The connection ended, or was closed in favour of newer connections.
         """
         if not self.token:
             return True
@@ -83,7 +83,7 @@ class Access:
 
 
 def own_names(connection: ServerConnection) -> set[str]:
-    """What a request may call this server: the address that it came in on, or this machine's names."""
+    """Names of this server in a request: the address that the request came in on, and this machine's names."""
     ip = str(connection.local_address[0]).partition("%")[0]
     ip = ip.removeprefix("::ffff:") if "." in ip else ip
     names = {f"[{ip}]" if ":" in ip else ip} | _LOOPBACK
@@ -94,7 +94,7 @@ def own_names(connection: ServerConnection) -> set[str]:
 
 
 def stored_token() -> str:
-    """The token of this home, so that an address stays good; made at first.
+    """The token of this home, so that an address stays valid; generated at the first call.
 
     Raises:
         UsageError: The token's file cannot be used.
@@ -104,7 +104,9 @@ def stored_token() -> str:
         if path.is_file():
             token = path.read_text().strip()
             if len(token) < 16 or not token.isascii() or not token.isprintable():
-                raise UsageError(f"{path} holds no token of 16 characters or more: delete it, and a new one is made")
+                raise UsageError(
+                    f"{path} holds no token of 16 characters or more: delete it, and a new token is generated"
+                )
             return token
         path.parent.mkdir(parents=True, exist_ok=True)
         token = secrets.token_urlsafe(24)

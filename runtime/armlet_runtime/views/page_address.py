@@ -1,4 +1,4 @@
-"""Where the page of a run is served."""
+"""The address of the page of a run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen. ``loopback``: only this machine can reach it."""
+    """An address to listen on. ``loopback``: only this machine can reach it."""
 
     host: str
     port: int
     loopback: bool
 
     def url(self, port: int, token: str) -> str:
-        """What to open in a browser; ``port``: the one that is listened on."""
+        """The URL for a browser; ``port``: the port that the server listens on."""
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         host = f"[{host}]" if ":" in host else host
-        # Behind the #, where it is sent to no server and kept in no log.
+        # Browsers send the part behind the # to no server, and no server logs it.
         return f"http://{host}:{port}/{f'#{token}' if token else ''}"
 
 
 def parse_address(text: str) -> Address:
-    """Read ``HOST:PORT``, ``[IPV6]:PORT`` or a port alone, of 127.0.0.1 then; port 0 is a free one.
+    """Read ``HOST:PORT``, ``[IPV6]:PORT``, or a port of 127.0.0.1; port 0 stands for a free port.
 
     Raises:
         UsageError: ``text`` is not a valid address.

@@ -1,4 +1,4 @@
-"""Texts that fit their place on a screen: no control characters, no names cut so that they look alike."""
+"""Texts for a screen: without control characters, and with names that stay different when they are shortened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def one_line(text: str) -> str:
 
 
 def fitted(text: str, width: int) -> str:
-    """Text in exactly ``width`` columns; a long one loses its middle, because names differ at both ends."""
+    """Text in exactly ``width`` columns; a long text loses its middle, because names differ at both ends."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(text) <= width:

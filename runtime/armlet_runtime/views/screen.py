@@ -1,8 +1,8 @@
-"""The terminal's other screen, painted by ``rich.live`` in a thread of its own.
+"""The terminal's alternate screen, painted by ``rich.live`` in a thread of its own.
 
-``rich.live`` repaints the whole screen: against a painter of our own that wrote changed rows only, 2.8 instead of 1.9
-kB and some 3.0 instead of 2.4 ms for a picture of 80 x 24, twice a second. It follows a resize, heals what other
-programs wrote over it, and leaves the terminal as it was.
+``rich.live`` repaints the whole screen: compared with a painter that writes changed rows only, 2.8 instead of 1.9 kB
+and some 3.0 instead of 2.4 ms for a frame of 80 x 24, twice a second. It follows a resize, overwrites text of other
+programs, and restores the terminal at the end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Screen:
-    """Shows frames on the terminal; drops those that come while it is still being written to.
+    """Shows frames on the terminal; drops frames that come while it is still being written to.
 
     Attributes:
         blocks: Whether the terminal's encoding has block characters.
     """
 
     def __init__(self) -> None:
-        """Switch the terminal, which is standard output, to its other screen."""
+        """Switch the terminal, which is standard output, to its alternate screen."""
         self._file = _Terminal(sys.stdout.fileno(), sys.stdout.encoding or "ascii")
         self.blocks = "utf" in self._file.encoding.lower()
         self._frames: queue.SimpleQueue[Sequence[Text] | None] = queue.SimpleQueue()
@@ -39,7 +39,7 @@ class Screen:
 
     @property
     def idle(self) -> bool:
-        """Whether the newest frame is on the terminal; until then others are dropped."""
+        """Whether the newest frame is on the terminal; until then further frames are dropped."""
         return self._idle.is_set()
 
     def size(self) -> tuple[int, int]:
@@ -51,13 +51,13 @@ class Screen:
         return columns or 80, rows or 24
 
     def show(self, lines: Sequence[Text]) -> None:
-        """Show these lines and no others, unless the terminal is still taking the frame before."""
+        """Show a frame, unless the terminal is still taking the frame before."""
         if self.idle:
             self._idle.clear()
             self._frames.put(lines)
 
     def close(self) -> None:
-        """Give the terminal back as it was; waits while it is stalled, as any program that ends does."""
+        """Restore the terminal; waits while it is stalled, as any program that ends does."""
         self._frames.put(None)
         self._thread.join()
 
@@ -86,7 +86,7 @@ class Screen:
 
 
 class _Terminal:
-    """As much of a text file as rich writes to; without a buffer, whose lock a blocked thread would keep."""
+    """The part of a text file that rich needs; without a buffer, whose lock a blocked thread would keep."""
 
     def __init__(self, file: int, encoding: str) -> None:
         self.encoding = encoding
@@ -97,7 +97,7 @@ class _Terminal:
         return len(text)
 
     def flush(self) -> None:
-        """Everything is written already."""
+        """Do nothing: everything is written already."""
 
     def fileno(self) -> int:
         return self._file

@@ -1,4 +1,4 @@
-"""The state of a live run or a replay as every screen shows it: a value, taken whenever a screen is drawn."""
+"""The state of a live run or a replay as a value, taken whenever a screen is drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..bundle import CertificateRow
 
 
 class LinkView(Protocol):
-    """What a screen shows of a link (see :class:`armlet_runtime.bluetooth.Link`)."""
+    """The part of a link that screens show (see :class:`armlet_runtime.bluetooth.Link`)."""
 
     @property
     def state(self) -> str:
@@ -18,7 +18,7 @@ class LinkView(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why it is not streaming; empty if nothing went wrong."""
+        """The reason for which it is not streaming; empty without a problem."""
 
     @property
     def rssi(self) -> int | None:
@@ -30,14 +30,14 @@ class LinkView(Protocol):
 
 
 class ClockState(msgspec.Struct, frozen=True):
-    """How well a wearable's clock is known: the worst of its groups. ``bound_ms`` None: not valid yet."""
+    """Drift and error bound of a wearable's worst clock. ``bound_ms`` None: not valid yet."""
 
     drift_ppm: float
     bound_ms: float | None
 
 
 class WearableState(msgspec.Struct, frozen=True):
-    """One wearable. ``rate_hz``: samples a second of all its modalities together; ``clock`` None: it has none."""
+    """A wearable. ``rate_hz``: samples a second of all modalities; ``clock`` None: samples are placed by arrival."""
 
     name: str
     state: str
@@ -51,7 +51,7 @@ class WearableState(msgspec.Struct, frozen=True):
 
 
 class SignalState(msgspec.Struct, frozen=True):
-    """One of the model's modalities. ``source``: the wearable it comes from, empty if none has brought it."""
+    """A modality of the model. ``source``: the wearable that it comes from; empty before any wearable brought it."""
 
     modality: str
     unit: str
@@ -64,7 +64,7 @@ class SignalState(msgspec.Struct, frozen=True):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One decision on the timeline. ``end_s``: end of its window, since the end of the first."""
+    """A decision on the timeline. ``end_s``: end of its window after the end of the first window."""
 
     index: int
     end_s: float

@@ -1,4 +1,4 @@
-"""Which view fits standard output."""
+"""The view that fits standard output."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def make_view(monitor: Monitor, modalities: Sequence[Modality], policy: Policy) -> LineView:
-    """A screen on a terminal, sentences in the journal, else lines; none of them waits for a stalled reader.
+    """A screen on a terminal, sentences in the journal, else lines; no view waits for a stalled reader.
 
     Args:
-        monitor: What a screen shows.
-        modalities: Of the model.
+        monitor: Monitor of the run, for a screen.
+        modalities: Modalities of the model.
         policy: See :class:`LineView`.
     """
     if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return TerminalView(monitor, modalities)
-    sys.stdout.flush()  # what was printed so far stands before the view's lines
+    sys.stdout.flush()  # text printed so far comes before the view's lines
     writer = BackgroundWriter(sys.stdout.fileno(), sys.stderr.fileno())
     return JournalView(policy, writer) if _is_journal(sys.stdout.fileno()) else LineView(policy, writer)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def certified_text(row: CertificateRow | None, data: str) -> str:
     """The certified figure of a subset with the data that it was measured on; empty if the certificate has no row.
 
-    The data are named because the figure says nothing of sensors that are worn elsewhere than in them.
+    The data are named because the figure does not hold for sensors that are worn elsewhere.
     """
     if row is None:
         return ""
@@ -34,7 +34,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.certified and summary.certified_on:
         lines.append(f"certified figures hold for sensors worn as in {summary.certified_on}")
     if summary.undecided:
-        lines.append("no decision: " + ", ".join(f"{why} {count}" for why, count in summary.undecided.items()))
+        lines.append("no decision: " + ", ".join(f"{reason} {count}" for reason, count in summary.undecided.items()))
     if summary.latency_s is not None and summary.compute_s is not None:
         latency, compute = summary.latency_s, summary.compute_s
         lines.append(
@@ -49,11 +49,11 @@ def summary_lines(summary: Summary) -> list[str]:
     lines.append(memory)
     for name, wearable in summary.wearables.items():
         for profile, counts in wearable.profiles.items():
-            numbers = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items() if count)
+            numbers = ", ".join(f"{event.replace('_', ' ')} {count}" for event, count in counts.items() if count)
             lines.append(f"{name} ({profile}): {numbers}")
         if not wearable.profiles:
             lines.append(f"{name}: {wearable.state} {wearable.problem}".rstrip())
-    lines += [f"{what}: {why}" for what, why in summary.problems.items()]
+    lines += [f"{signal}: {reason}" for signal, reason in summary.problems.items()]
     for sink in summary.sinks:
         lost = f", {sink.lost} lost" if sink.lost else ""
         lines.append(f"{sink.sink}: {sink.sent} sent{lost}" + (f" ({sink.problem})" if sink.problem else ""))

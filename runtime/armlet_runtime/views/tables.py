@@ -42,18 +42,18 @@ class SubsetCell:
         yield Text(line, overflow="fold")
 
 
-def figures_table(*headings: str, title: str = "", left: int = 2) -> Table:
+def figures_table(*headings: str, title: str = "", aligned_left: int = 2) -> Table:
     """An empty table for rich, in which only the column ``subset`` wraps if the terminal is narrow.
 
     Args:
         headings: Headings of the columns.
         title: Title above the table; empty for none.
-        left: Number of columns aligned to the left; the others, which hold numbers, are aligned to the right.
+        aligned_left: Number of columns aligned to the left; the others, which hold numbers, are aligned to the right.
     """
     from rich import box
     from rich.table import Table
 
     table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number < left else "right", no_wrap=heading != "subset")
+        table.add_column(heading, justify="left" if number < aligned_left else "right", no_wrap=heading != "subset")
     return table

@@ -1,4 +1,4 @@
-"""A live run or a replay on a terminal: one screen, repainted twice a second."""
+"""A live run or a replay on a terminal: a screen, repainted twice a second."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from ..live import Summary
     from ..modalities import Modality
 
-# A calm screen: not more often than the eye asks for, and little work on a small board.
 REFRESH_S = 0.5
+"""Time between two frames: often enough for the eye, and little work for a small board."""
 
 
 class TerminalView(LineView):
-    """Draws a :class:`armlet_runtime.views.monitor.Monitor` on the terminal, and leaves the terminal as it was."""
+    """Draws a :class:`armlet_runtime.views.monitor.Monitor` on the terminal, and restores the terminal at the end."""
 
     def __init__(self, monitor: Monitor, modalities: Sequence[Modality]) -> None:
-        """Switch the terminal to its other screen.
+        """Switch the terminal to its alternate screen.
 
         Args:
-            monitor: What is shown.
-            modalities: Of the model.
+            monitor: Monitor of the run.
+            modalities: Modalities of the model.
         """
         super().__init__()
         self._monitor = monitor
@@ -40,21 +40,21 @@ class TerminalView(LineView):
         self._screen: Screen | None = Screen()
 
     def links(self, links: Mapping[str, LinkView]) -> None:
-        """Nothing: the monitor knows the links."""
+        """Do nothing: the monitor has the links."""
 
     def decision(self, decision: Decision) -> None:
-        """Nothing: the monitor knows the decision."""
+        """Do nothing: the monitor has the decision."""
 
     def problem(self, sentence: str) -> None:
         """Show a problem in the last line, until the next notice."""
         self._notice = sentence
 
     def say(self, sentence: str) -> None:
-        """Show a notice in the last line, until the next one."""
+        """Show a notice in the last line, until the next notice."""
         self._notice = sentence
 
     def tick(self, now_ns: int) -> None:
-        """Draw, if it is time to and the terminal has taken the frame before."""
+        """Draw a frame, if it is time and the terminal has taken the frame before."""
         now = time.monotonic()
         if self._screen is None or now - self._shown < REFRESH_S or not self._screen.idle:
             return
@@ -64,18 +64,17 @@ class TerminalView(LineView):
         width, height = self._screen.size()
         lines = frame(self._monitor, self._modalities, now_ns, width, height, self._screen.blocks)
         if self._notice:
-            kept = lines[: height - 1]
             notice = Text(one_line(self._notice), "yellow", no_wrap=True, overflow="ellipsis")
-            lines = [*kept, *[Text()] * (height - 1 - len(kept)), notice]
+            lines = [*lines[: height - 1], *[Text()] * (height - 1 - len(lines)), notice]
         self._screen.show(lines)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         if self._screen is not None:
             self._screen.close()
             self._screen = None
 
     def end(self, summary: Summary) -> None:
-        """Give the terminal back, and show the summary."""
+        """Restore the terminal, and show the summary."""
         self.close()
         super().end(summary)

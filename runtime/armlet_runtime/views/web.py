@@ -1,10 +1,9 @@
-"""A page that shows a live run or a replay in a browser, served by this process; nothing on it comes from elsewhere.
+"""A page that shows a live run or a replay in a browser, served by this process and without content from elsewhere.
 
-The page is one file without any reference to another. What it shows comes over a WebSocket, a few times a second, to
-each page at its own pace: one that is slow gets fewer pictures, and a run without a page spends nothing on it.
-``websockets`` (BSD) is one wheel without dependencies, and speaks HTTP as far as is needed here; with server-sent
-events there would be a web framework to install, and commands would need another way.
-Who may see it: :mod:`armlet_runtime.views.page_access`.
+The page is a single file without references. Its content comes over a WebSocket, a few times a second: a slow page gets
+fewer updates, and a run without a page spends nothing on it. ``websockets`` (BSD) is a wheel without dependencies that
+speaks as much HTTP as is needed here; server-sent events would need a web framework, and another way for commands.
+:mod:`armlet_runtime.views.page_access` decides who may see it.
 """
 
 from __future__ import annotations
@@ -34,22 +33,24 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
     from websockets.http11 import Request, Response
 
-# Pictures a second: traces move, and a Raspberry Pi has better things to do.
-PICTURES_HZ = 5.0
-MAX_PAGES = 8
-# A command of a page is a few words.
-MAX_COMMAND_BYTES = 1024
+log = logging.getLogger(__name__)
 
-# After a pause, such as a page that was asleep, so much of the signals is sent again.
+UPDATES_HZ = 5.0
+"""Updates a second: enough for moving traces, and little work for a Raspberry Pi."""
+MAX_PAGES = 8
+MAX_COMMAND_BYTES = 1024
+"""A command of a page is a few words."""
+
+# Part of the signals that is sent after a pause, such as that of a page that was asleep.
 _CATCH_UP_NS = 2_000_000_000
 
 
 class Controls(Protocol):
-    """What a page may ask for; each gives a sentence to show, and may raise an :class:`ArmletError`."""
+    """Commands of a page; each returns a sentence to show, and may raise an :class:`ArmletError`."""
 
     @property
     def recording(self) -> str:
-        """Where the recording is written that goes on now; empty if there is none."""
+        """Path of the present recording; empty if no recording is being written."""
 
     @property
     def can_enrol(self) -> bool:
@@ -59,10 +60,10 @@ class Controls(Protocol):
         """Begin a recording."""
 
     def stop(self) -> str:
-        """End it."""
+        """End the recording."""
 
     async def enrol(self, name: str, seconds: float) -> str:
-        """Learn a class of this name from the last so many seconds."""
+        """Learn a class of this name from the last ``seconds``."""
 
 
 class _Command(msgspec.Struct, forbid_unknown_fields=True):
@@ -75,8 +76,8 @@ class Page(Output):
     """The server's side of all pages; see :func:`serve_page`.
 
     Attributes:
-        url: Where a browser finds it, with the token if it needs one.
-        now_ns: Time on the clock of the arrivals, as last told by :meth:`tick`.
+        url: URL of the page, with its token if it needs a token.
+        now_ns: Time of the last :meth:`tick`, on the clock of the arrivals.
     """
 
     def __init__(
@@ -96,21 +97,22 @@ class Page(Output):
         self._html = (Path(__file__).parent / "page.html").read_text()
 
     def tick(self, now_ns: int) -> None:
-        """Called as often as the loop turns."""
+        """Note the time."""
         self._first_ns = self._first_ns or now_ns
         self.now_ns = now_ns
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
-        """The answer to a request; None to go on and make a WebSocket of it."""
+        """The response to a request; None to go on with a WebSocket."""
         refusal = self._access.refusal(connection, request)
         if refusal is not None:
+            log.debug("%s refused: %s", connection.remote_address, refusal)
             return _respond(connection, HTTPStatus.FORBIDDEN, refusal)
         path = request.path.partition("?")[0]
         if path == "/live":
             return None
         if path == "/":
             return self._page(connection, request.headers["Host"].lower())
-        return _respond(connection, HTTPStatus.NOT_FOUND, "there is one page here, /")
+        return _respond(connection, HTTPStatus.NOT_FOUND, "the only page here is /")
 
     def _page(self, connection: ServerConnection, host: str) -> Response:
         nonce = secrets.token_urlsafe(16)
@@ -121,7 +123,7 @@ class Page(Output):
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cache-Control"] = "no-store"
-        # Whatever names of wearables may hold, the page runs its own script only, and asks nobody else for anything.
+        # Whatever a wearable's name holds, the page runs its own script only, and loads nothing from elsewhere.
         response.headers["Content-Security-Policy"] = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
             f"connect-src 'self' ws://{host} wss://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -129,19 +131,22 @@ class Page(Output):
         return response
 
     async def talk(self, connection: ServerConnection) -> None:
-        """One page, from its first message to its end."""
+        """Serve a page, from its first message to its end."""
         from websockets.exceptions import ConnectionClosed
 
         try:
             if not await self._access.knows_token(connection):
+                log.debug("%s refused: no valid token", connection.remote_address)
                 await connection.close(1008, "this is not the token that armlet printed")
                 return
             if self._pages >= MAX_PAGES:
-                await connection.close(1013, f"{MAX_PAGES} pages look at this run already: close one")
+                log.info("%s refused: %d pages are open already", connection.remote_address, self._pages)
+                await connection.close(1013, f"{MAX_PAGES} pages show this run already: close a page")
                 return
         except ConnectionClosed:
             return
         self._pages += 1
+        log.info("%s opened the page; %d open", connection.remote_address, self._pages)
         try:
             sending = asyncio.ensure_future(self._show(connection))
             try:
@@ -155,6 +160,7 @@ class Page(Output):
             return
         finally:
             self._pages -= 1
+            log.info("%s closed the page; %d open", connection.remote_address, self._pages)
 
     def _hello(self, points: Sequence[Point]) -> dict[str, Any]:
         return {
@@ -168,10 +174,10 @@ class Page(Output):
     async def _show(self, connection: ServerConnection) -> None:
         certified: Mapping[str, CertificateRow] | None = None
         index, shown_ns = -1, 0
-        # Of each modality, the newest sample that was sent: samples arrive after the time that they are of.
+        # Modality to the time of the newest sample that was sent; samples arrive later than they are taken.
         sent_ns: dict[str, int] = {}
         while True:
-            if certified is not self._monitor.certified:  # at first, and when another bundle is in use
+            if certified is not self._monitor.certified:  # at the start, and with another bundle
                 certified = self._monitor.certified
                 points = list(self._monitor.timeline)
                 index = points[-1].index if points else -1
@@ -187,7 +193,7 @@ class Page(Output):
                         sent_ns[modality.name] = now_ns + round((before_s[-1] + 0.5 / modality.rate_hz) * 1e9)
                 points = [point for point in self._monitor.timeline if point.index > index]
                 index = points[-1].index if points else index
-                picture = {
+                update = {
                     "now_s": (now_ns - self._first_ns) / 1e9,
                     "state": self._monitor.state(now_ns),
                     "points": points,
@@ -195,19 +201,19 @@ class Page(Output):
                     "recording": self._controls.recording if self._controls else "",
                 }
                 shown_ns = now_ns
-                # Waits while the page is slow, so that pictures are left out and none pile up.
-                await connection.send(msgspec.json.encode(picture).decode())
-            await asyncio.sleep(1 / PICTURES_HZ)
+                # This waits for a slow page, so that updates are left out and do not pile up.
+                await connection.send(msgspec.json.encode(update).decode())
+            await asyncio.sleep(1 / UPDATES_HZ)
 
     async def _answer_to(self, message: str | bytes) -> dict[str, str]:
-        """Carry out a command; the answer for the page."""
+        """Carry out a command; the reply for the page."""
         try:
             command = msgspec.json.decode(message, type=_Command)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return {"error": "this is not a valid command"}
         controls = self._controls
         if controls is None:
-            return {"error": "a replay has nothing to control"}
+            return {"error": "a replay takes no commands"}
         try:
             if command.do == "record":
                 return {"notice": controls.record()}
@@ -216,8 +222,9 @@ class Page(Output):
             if command.do == "enrol":
                 return {"notice": await controls.enrol(command.name, command.seconds)}
         except ArmletError as error:
+            log.info("the command '%s' failed: %s", command.do, error)
             return {"error": str(error)}
-        return {"error": f"there is no command '{command.do[:20]}' here"}
+        return {"error": f"'{command.do[:20]}' is not a command of this page"}
 
 
 def _respond(connection: ServerConnection, status: HTTPStatus, sentence: str) -> Response:
@@ -234,10 +241,10 @@ async def serve_page(
     """Serve the page inside the block.
 
     Args:
-        address: Where.
-        monitor: What is shown.
-        modalities: Of the model.
-        controls: What the page may ask for; None for a replay.
+        address: Address to listen on.
+        monitor: Monitor of the run.
+        modalities: Modalities of the model.
+        controls: Carries out commands of the page; None for a replay.
 
     Raises:
         MissingExtraError: ``websockets`` is not installed.
@@ -250,7 +257,7 @@ async def serve_page(
             "--web needs the package 'websockets', which is not installed: pip install 'armlet[web]'"
         ) from error
     page = Page(monitor, modalities, controls, Access("" if address.loopback else stored_token()))
-    # Whatever strangers send, a run's terminal is not the place to tell of it.
+    # Messages about malformed requests of strangers would flood a log.
     quiet = logging.Logger("armlet.web")
     quiet.disabled = True
     try:

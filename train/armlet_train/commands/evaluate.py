@@ -175,12 +175,14 @@ def _show(evaluation: Evaluation) -> None:
 
     title = f"{evaluation.source} on {evaluation.engine}, {evaluation.split} people, {evaluation.windows} windows"
     if evaluation.few_label:
-        table = figures_table("labelled windows a class", "macro-F1", "deviation over seeds", title=title, left=0)
+        table = figures_table(
+            "labelled windows a class", "macro-F1", "deviation over seeds", title=title, aligned_left=0
+        )
         for few in evaluation.few_label:
             table.add_row(str(few.k), f"{few.macro_f1:.3f}", f"{few.deviation:.3f}")
     else:
         headings = ("subset", "macro-F1", "lowest person", "median person", "highest person")
-        table = figures_table(*headings, title=title, left=1)
+        table = figures_table(*headings, title=title, aligned_left=1)
         for score in evaluation.subsets:
             people = sorted((value, person) for person, value in score.people.items())
             low, median, high = people[0], people[len(people) // 2], people[-1]
