@@ -15,8 +15,8 @@ from armlet_runtime.api import Live
 from armlet_runtime.cli import main
 from armlet_runtime.errors import UsageError
 from armlet_runtime.signals.recording import Packet
+from tests.support.small_bundle import SmallBundle
 
-from .conftest import SmallBundle
 from .test_live_commands import wearables
 
 

@@ -22,8 +22,8 @@ from armlet_runtime.commands.bluetooth_arguments import picked
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals import Recording, Stream, read_recording
+from tests.support.small_bundle import SmallBundle
 
-from .conftest import SmallBundle
 from .test_ble import ACC, GYRO, HR, counting
 from .test_ble_links import ran
 from .test_live_commands import ARMLET, armlet, wait_for, wearables

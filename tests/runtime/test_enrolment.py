@@ -40,8 +40,8 @@ from armlet_runtime.model.prototypes import MAX_WINDOWS, REACH, Bank, make_examp
 from armlet_runtime.signals.recorder import Recorder
 from armlet_runtime.signals.recording import Packet, Recording
 from armlet_runtime.signals.recording_file import write_recording
+from tests.support.small_bundle import SmallBundle
 
-from .conftest import SmallBundle
 from .test_live import START_NS, CountingModel, both, feed, in_order, link_up, loaded, model, samples  # noqa: F401
 
 SUBSETS = ("acc+gyro", "acc", "gyro")

@@ -34,8 +34,7 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.recording_file import read_recording, write_recording
 from armlet_runtime.wearables import UNITS
-
-from .conftest import SmallBundle
+from tests.support.small_bundle import SmallBundle
 
 
 def at(milliseconds: float) -> str:

@@ -34,8 +34,7 @@ from armlet_runtime.model.policy import Policy
 from armlet_runtime.model.prototypes import Bank, make_example
 from armlet_runtime.signals.recording import ENDED_NS, Packet, Recording, Stream
 from armlet_runtime.signals.recording_file import read_recording, write_recording
-
-from .conftest import SmallBundle
+from tests.support.small_bundle import SmallBundle
 
 ARMLET = [sys.executable, "-m", "armlet_runtime"]
 ANY = ["--wearables", "any"]

@@ -26,8 +26,8 @@ from armlet_runtime.live.summary import MOST_TRANSITIONS, Summary, Tally
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals import Recorder, read_recording
+from tests.support.small_bundle import SmallBundle
 
-from .conftest import SmallBundle
 from .test_live import both
 
 

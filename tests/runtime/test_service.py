@@ -24,8 +24,8 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.signals.recording_file import write_recording
 from armlet_runtime.views.journal import JournalView
+from tests.support.small_bundle import SmallBundle
 
-from .conftest import SmallBundle
 from .test_live_commands import wearables
 
 

@@ -22,8 +22,7 @@ from armlet_runtime.live.outputs import Output
 from armlet_runtime.live.run import Run
 from armlet_runtime.live.slot_watch import SlotWatch
 from armlet_runtime.signals import Recorder
-
-from .conftest import SmallBundle
+from tests.support.small_bundle import SmallBundle
 
 PRODUCTS = 16
 """Products of large constant matrices in a program: ONNX Runtime computes them when it loads it, for a second or so."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import SmallBundle
+from tests.support.small_bundle import SmallBundle
 
 pytestmark = [
     pytest.mark.full("minutes of a live run"),

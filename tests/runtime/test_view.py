@@ -34,8 +34,7 @@ from armlet_runtime.views.line_writer import BackgroundWriter
 from armlet_runtime.views.monitor import Monitor
 from armlet_runtime.views.printable import fitted
 from armlet_runtime.views.traces import binned, one_channel
-
-from .conftest import SmallBundle
+from tests.support.small_bundle import SmallBundle
 
 
 @pytest.fixture

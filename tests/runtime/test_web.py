@@ -43,9 +43,9 @@ from armlet_runtime.signals.recording_file import read_recording
 from armlet_runtime.views.page_access import MAX_STRANGERS, TOKEN_FILE
 from armlet_runtime.views.page_address import parse_address
 from armlet_runtime.views.web import MAX_PAGES, Page, serve_page
+from tests.support.small_bundle import SmallBundle
 
 from .browser import browser
-from .conftest import SmallBundle
 from .test_live_commands import ARMLET, lines, wearables
 from .test_view import replayed
 

@@ -15,11 +15,16 @@ from .proven import prove
 from .quantised import quantise
 from .report import ExportReport, make_report
 from .signed import sign
-from .trained import Journal, Progress, Trained
+from .trained import Journal, NoProgress, Progress, Trained
 
 
 def export_model(
-    trained: Trained, engines: Sequence[str], key: Ed25519PrivateKey, work: Path, out: Path, progress: Progress
+    trained: Trained,
+    engines: Sequence[str],
+    key: Ed25519PrivateKey,
+    work: Path,
+    out: Path,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Make, prove and sign a bundle.
 
@@ -29,7 +34,7 @@ def export_model(
         key: Signing key.
         work: Folder for the checkpoint; a second call continues from it.
         out: The bundle; written last, and only if every stage succeeded.
-        progress: Where to show how far it is.
+        progress: Where to show how far it is; None for nowhere.
 
     Raises:
         ExportError: A program could not be made, or failed its proof.
@@ -39,7 +44,7 @@ def export_model(
         raise ExportError(
             f"there are no programs for {', '.join(unknown) or 'no engine'}; choose of {', '.join(BACKENDS)}"
         )
-    journal = Journal(progress)
+    journal = Journal(progress or NoProgress())
     quantised = quantise(trained, work, journal)
     lowered = lower(quantised, engines, journal)
     proven = prove(lowered, work, journal)

@@ -31,6 +31,18 @@ class Progress(Protocol):
         """One line about a result."""
 
 
+class NoProgress:
+    """Shows no progress: what an export reports to by default."""
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        """Count nothing."""
+        yield lambda: None
+
+    def note(self, text: str) -> None:
+        """Print nothing."""
+
+
 @dataclass
 class Journal:
     """The progress of an export, and the seconds that its stages took."""

@@ -13,8 +13,8 @@ import pytest
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.signals.recording_file import write_recording
+from tests.support.small_bundle import SmallBundle
 
-from ..conftest import SmallBundle
 from . import kernel
 
 pytestmark = [

@@ -34,7 +34,7 @@ from ..models import ArmletModel, lora
 from ..recipes import CheckpointRecipe, FinetuneRecipe, load_recipe
 from . import checkpoints, run_folder
 from .run_log import RunLog
-from .trainer import train
+from .trainer import no_progress, train
 
 STAGE = 2
 
@@ -161,7 +161,7 @@ def run_finetuning(
     source: Path,
     out: Path,
     device: torch.device,
-    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]] = no_progress,
 ) -> None:
     """Fine-tune a pretrained run by a recipe and leave a run; a second call goes on from the last checkpoint.
 
@@ -207,8 +207,8 @@ def finetune(
     keeping: CheckpointRecipe,
     device: torch.device,
     folder: Path,
-    report: Callable[[EpochReport], None],
-    advance: Callable[[int, int], None],
+    report: Callable[[EpochReport], None] = lambda _: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> ArmletModel:
     """Fine-tune from ``model``; a second call with the same arguments goes on from the last checkpoint.
 

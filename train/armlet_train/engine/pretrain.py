@@ -24,7 +24,7 @@ from ..models import ArmletModel, cbramod
 from ..recipes import CBraModModel, CheckpointRecipe, NoPretrain, PretrainRecipe, load_recipe
 from . import checkpoints, run_folder
 from .run_log import RunLog
-from .trainer import train
+from .trainer import no_progress, train
 
 STAGE = 1
 
@@ -40,7 +40,7 @@ def run_pretraining(
     path: Path,
     out: Path,
     device: torch.device,
-    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]] = no_progress,
 ) -> None:
     """Pretrain by a recipe and leave a run; a second call with the same arguments goes on from the last checkpoint.
 
@@ -83,8 +83,8 @@ def pretrain(
     keeping: CheckpointRecipe,
     device: torch.device,
     folder: Path,
-    report: Callable[[EpochReport], None],
-    advance: Callable[[int, int], None],
+    report: Callable[[EpochReport], None] = lambda _: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Pretrain ``model`` in place; a second call with the same arguments goes on from the last checkpoint.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,12 @@ COMPILE_STEPS = 2000
 
 Batches = Callable[[np.random.Generator, int], Iterator[tuple[Any, ...]]]
 """From the order of an epoch's data and the first step wanted to what the objective takes, step by step."""
+
+
+@contextmanager
+def no_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show no progress: what a training reports to by default."""
+    yield lambda done, total: None
 
 
 def train(

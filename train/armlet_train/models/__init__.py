@@ -4,7 +4,7 @@ Imports the recipes and the distributed root module.
 """
 
 from . import build, cbramod, lora
-from .base import ArmletModel, fold_batchnorm
+from .base import ArmletModel, Encoder, fold_batchnorm
 from .build import build_model
 from .cbramod import CBraMod, CBraModEncoder
 from .conv import ConvEncoder
@@ -16,6 +16,7 @@ __all__ = [
     "CBraMod",
     "CBraModEncoder",
     "ConvEncoder",
+    "Encoder",
     "JointAggregator",
     "SpanEncoder",
     "Transformer",
