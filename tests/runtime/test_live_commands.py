@@ -192,6 +192,32 @@ def test_a_full_disk_ends_no_live_run(played: Path, small_bundle: SmallBundle, t
     assert report["sink"] == "/dev/full" and report["lost"] == summary["decisions"] > 3
 
 
+def test_a_second_signal_ends_a_run_at_once(played: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
+    """The wearables' controller hangs, so that no link can be ended."""
+    simulate = [*ARMLET, "wearables", "simulate", str(played), "--listen", "tcp-server:127.0.0.1:0"]
+    controller = subprocess.Popen(simulate, stdout=subprocess.PIPE, text=True)
+    try:
+        assert controller.stdout is not None
+        reach = ["--bluetooth", f"bumble:{controller.stdout.readline().split()[-1]}", *ANY]
+        files = ["--record", str(tmp_path / "r.mcap"), "--decisions", str(tmp_path / "d.jsonl")]
+        model = [str(small_bundle.path), "--key", str(small_bundle.public_key_path)]
+        run = subprocess.Popen([*ARMLET, "run", *model, *reach, *files], stdout=subprocess.DEVNULL)
+        while not (tmp_path / "d.jsonl").exists() or len(lines(tmp_path / "d.jsonl")) < 5:
+            assert run.poll() is None
+            time.sleep(0.1)
+        controller.send_signal(signal.SIGSTOP)
+        run.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert run.poll() is None  # it waits for the controller
+        run.send_signal(signal.SIGINT)
+        assert run.wait(1.0) == -signal.SIGINT
+    finally:
+        controller.kill()
+        controller.wait()
+    kept = read_recording(tmp_path / "r.mcap")
+    assert kept.truncated and len(kept.decisions) >= 4
+
+
 def test_decisions_of_an_earlier_run_are_kept(live: Path, small_bundle: SmallBundle, tmp_path: Path) -> None:
     decisions = tmp_path / "d.jsonl"
     decisions.write_text("earlier\n")

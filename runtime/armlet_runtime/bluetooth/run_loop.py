@@ -11,8 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Seque
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..signals import Packet
 from .session import Session
 
@@ -24,17 +22,18 @@ log = logging.getLogger(__name__)
 END_S = 10.0
 # The loop turns at least this often, so that views and the end of the run keep up.
 TURN_S = 0.25
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Each connection that ended leaves some hundred objects in cycles (the client, tasks, tracebacks). They are old by
 # then, so only a full garbage collection finds them, and by itself one comes after 70 000 objects: in hours, and until
 # then the process grows, and keeps the size. So there is one when a link has come up, before the next one is made, and
 # every so often. It takes 1 to 2 ms on a PC, as what start-up made is left out.
 COLLECT_NS = 10_000_000_000
-# numpy/_core/src/multiarray/alloc.c: NBUCKETS, in bytes, and NCACHE.
-NUMPY_CACHED_BYTES, NUMPY_CACHED = 1024, 7
 
 
 def run_main(main: Coroutine[Any, Any, T]) -> T:
     """As ``asyncio.run``, but tasks that do not end although they are cancelled do not keep the process.
+
+    Handlers of signals are afterwards what they were before; see :func:`drive`.
 
     Args:
         main: Run in an event loop of its own.
@@ -43,6 +42,7 @@ def run_main(main: Coroutine[Any, Any, T]) -> T:
         The result of ``main``.
     """
     loop = asyncio.new_event_loop()
+    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     try:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(main)
@@ -59,6 +59,9 @@ def run_main(main: Coroutine[Any, Any, T]) -> T:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
 
 
 async def turns(
@@ -102,7 +105,7 @@ async def turns(
 async def drive(
     session: Session, turn: Callable[[list[Packet], int], int | None], duration_s: float | None = None
 ) -> int:
-    """Run a session until the duration is over, or SIGINT or SIGTERM.
+    """Run a session until the duration is over, or SIGINT or SIGTERM; a second signal ends the process at once.
 
     Args:
         session: Not yet running; ended, links and all, on return.
@@ -164,16 +167,7 @@ async def play(
 
 @contextmanager
 def _started() -> Iterator[None]:
-    """Settle the memory of a process that is to run for long.
-
-    What start-up made is left out of the garbage collections of the run, which are shorter then. And NumPy's cache is
-    filled: of arrays under 1 KiB that are freed, NumPy keeps up to seven of each number of bytes, for ever. Windows are
-    cut through arrays of ever new sizes, so it would fill for hours, with blocks that lie scattered between others and
-    keep their pages in use.
-    """
-    for size in range(1, NUMPY_CACHED_BYTES):
-        held = [np.empty(size, np.uint8) for _ in range(NUMPY_CACHED)]
-        held.clear()
+    """Leave the objects of start-up out of the garbage collections of the run, which are shorter then."""
     gc.collect()
     gc.freeze()
     gc.collect()  # counts how many live, which are none now
@@ -185,13 +179,25 @@ def _started() -> Iterator[None]:
 
 @contextmanager
 def _until_signal() -> Iterator[asyncio.Event]:
-    """An event that SIGINT or SIGTERM sets, inside the block."""
+    """An event that SIGINT or SIGTERM sets, inside the block. A second signal ends the process at once.
+
+    From the first signal on, both have the system's default action until :func:`run_main` ends: a person who presses
+    Ctrl-C again does not want to wait until links are ended and sinks are empty.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+
+    def end() -> None:
+        stop.set()
+        for number in ENDING_SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in ENDING_SIGNALS:
+        loop.add_signal_handler(number, end)
     try:
         yield stop
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        if not stop.is_set():
+            for number in ENDING_SIGNALS:
+                loop.remove_signal_handler(number)

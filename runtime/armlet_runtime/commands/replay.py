@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Replay."""
     import time
 
+    from ..bluetooth import run_main
     from ..errors import DataError
     from ..files import write_json
     from ..live import Comparison, DecisionLines, LiveCore, Run, Tally, open_model, since_process_start_s
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
                 run.turn([packet], packet.arrival_ns)
             run.turn([], ended_ns)
         else:
-            asyncio.run(_show(args.web, speed, packets, ended_ns, run, monitor, view))
+            run_main(_show(args.web, speed, packets, ended_ns, run, monitor, view))
         run.finish()
     summary = tally.summary(run, ready_s, (time.monotonic_ns() - began_ns) / 1e9)
     if args.json:
