@@ -109,4 +109,4 @@ def test_an_installation_that_is_older_than_its_files_says_so(
     moved = EntryPoint("run", "armlet_runtime.commands.moved_away", "armlet.commands")
     monkeypatch.setattr("armlet_runtime.cli.entry_points", lambda group: [moved])
     assert main(["run"]) == 2
-    assert "registered as armlet_runtime.commands.moved_away, which is not there" in capsys.readouterr().err
+    assert "registered as armlet_runtime.commands.moved_away, which does not exist" in capsys.readouterr().err

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from .model import BundleModel
 
 MAX_WAITING = 1024
-"""Decisions that wait for a slow ``for``: the oldest of more are dropped, and counted in :attr:`Live.dropped`."""
+"""Decisions that wait for a slow ``for``; beyond it the oldest are dropped, and counted in :attr:`Live.dropped`."""
 
 
 class Live:
     """Decisions of a bundle's model on wearables, as they are made; see :func:`open_live`.
 
-    Each ``for`` or ``async for`` begins a run: it connects, and ends all links when it is left.
+    Each ``for`` or ``async for`` begins a run, which ends with the loop, links and all.
 
     Attributes:
         core: The live loop of the present run: labels, wearables, problems.
@@ -63,9 +63,9 @@ class Live:
         return self.decisions()
 
     async def decisions(self, stop: asyncio.Event | None = None) -> AsyncGenerator[Decision, None]:
-        """The decisions of a run in this event loop, until ``stop`` is set; what ``async for`` goes over.
+        """The decisions of a run in this event loop, until ``stop`` is set; ``async for`` iterates over them.
 
-        Whoever may leave it early closes it (``contextlib.aclosing``), which ends the links at once.
+        A caller that may leave early closes the generator (``contextlib.aclosing``), which ends the links at once.
         """
         from .bluetooth import Session, choose_wearables, open_bluetooth, turns
 
@@ -111,7 +111,7 @@ class Live:
             nonlocal ended, failure
             try:
                 loop.run_until_complete(run())
-            except BaseException as error:  # raised again where the decisions are waited for
+            except BaseException as error:  # raised again in the thread that waits for decisions
                 failure = error
             finally:
                 with news:
@@ -139,7 +139,7 @@ class Live:
             raise failure
 
     def run(self, callback: Callable[[Decision], object]) -> None:
-        """Call a function for each decision, until the duration is over or it raises something.
+        """Call a function for each decision, until the duration is over or it raises an exception.
 
         Raises:
             UsageError: No wearable was named.
@@ -167,8 +167,8 @@ def open_live(
         bundle: A file, or ``file:FOLDER`` for a slot.
         bluetooth: ``system``, ``bumble:usb:0``, ...; see ``armlet run --help``.
         wearables: Advertised names or addresses of the wearables to connect, and no others. ``["any"]`` connects every
-            one in reach that armlet can use. Empty: a run ends with an error that lists who is in reach.
-        duration_s: How long a run lasts; None for until it is left.
+            usable wearable in reach. Empty: a run ends with an error that lists the wearables in reach.
+        duration_s: Duration of a run; None for no limit.
         engine: Engine to run on; None for the bundle's first that is usable here.
         keys: Public keys to trust; empty for those of this home.
         floor: No decision rests on sensors for which the bundle's certificate has a macro-F1 below this (0 to 1).
@@ -177,7 +177,7 @@ def open_live(
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
-        DeployError: The slot cannot be taken back to what it had before a probation that nobody watches.
+        DeployError: The slot cannot be taken back to its previous bundle after an abandoned probation.
         EngineError: The engine cannot be used here.
         EnrolmentError: The classes enrolled for it cannot be read.
         UsageError: The floor or the threshold does not lie between 0 and 1.

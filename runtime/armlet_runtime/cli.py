@@ -1,7 +1,7 @@
-"""The ``armlet`` command: finds its commands by entry point, so that this floor imports nothing of the floors above.
+"""The ``armlet`` command. It finds its commands by entry point, so that the runtime imports no other package.
 
-A command is a module with ``NAME``, ``HELP`` (one line), ``EXAMPLE`` (a command line or several), ``EXTRA`` (the extra
-that it needs, or an empty string), ``add_arguments(parser)`` and ``run(args) -> int``. Such a module imports heavy
+A command is a module with ``NAME``, ``HELP`` (a line), ``EXAMPLE`` (command lines), ``EXTRA`` (the extra that it needs,
+or an empty string), ``add_arguments(parser)`` and ``run(args) -> int``. Such a module imports heavy
 packages only inside ``run``.
 """
 
@@ -18,7 +18,7 @@ from .errors import ArmletError, MissingExtraError, UsageError
 from .log import add_log_options, logging_to
 
 GROUP = "armlet.commands"
-# The order of work, which is also the order of ``armlet --help``; a command that is not in it comes last.
+# The order of work, which is that of ``armlet --help``; other commands come last.
 ORDER = (
     "demo", "data", "pretrain", "finetune", "evaluate", "export", "inspect",
     "verify", "key", "board", "deploy", "run", "enrol", "replay", "record", "recordings", "service", "wearables",
@@ -27,11 +27,10 @@ ORDER = (
 
 
 def _load_commands(argv: list[str]) -> dict[str, ModuleType]:
-    """The command that ``argv`` begins with, or all of them: a board that runs one command imports one."""
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    wanted = [name for name in names if argv[:1] == [name]] or names
-    return {name: _load(found[name]) for name in wanted}
+    """The command that ``argv`` begins with, or else all commands: a board imports only the command that it runs."""
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    names = sorted(entries, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return {name: _load(entries[name]) for name in [name for name in names if argv[:1] == [name]] or names}
 
 
 def _load(entry: EntryPoint) -> ModuleType:
@@ -41,7 +40,7 @@ def _load(entry: EntryPoint) -> ModuleType:
         if error.name != entry.module:
             raise
         raise UsageError(
-            f"'armlet {entry.name}' is registered as {entry.module}, which is not there: the installation is older "
+            f"'armlet {entry.name}' is registered as {entry.module}, which does not exist: the installation is older "
             f"than its files; install armlet again (in a checkout: pip install -e .)"
         ) from error
 
@@ -69,7 +68,7 @@ def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 for success, 1 for a result that failed its check, 2 for an error, 130 after Ctrl-C."""
+    """Run a command; 0 for success, 1 for a result that failed its check, 2 for an error, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parser(_load_commands(argv)).parse_args(argv)
@@ -80,17 +79,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = getattr(args, "json", None)
         if result is not None and not result.parent.is_dir():
-            # Said before the work is done, not after it.
+            # Reported before the work, not after it.
             raise UsageError(f"--json {result}: there is no folder {result.parent}")
         with logging_to(args.log, args.log_level):
             code = int(module.run(args))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read the output has seen enough, as 'head' does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+    except BrokenPipeError:  # the reader has ended, as 'head' does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # buffered text is flushed at the exit
         return 1
     except ModuleNotFoundError as error:
-        # A module of ours that is missing is a bug; any other is an extra that is not installed.
+        # A missing module of armlet is a bug; any other missing module belongs to an extra that is not installed.
         if not module.EXTRA or (error.name or "").startswith("armlet"):
             raise
         needed = MissingExtraError(
@@ -102,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     except ArmletError as error:
         print(f"armlet: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that may not be read: the machine's doing, not a bug
+    except OSError as error:  # a full disk or an unreadable folder, and no bug
         where = f"{error.filename}: " if error.filename is not None else ""
         print(f"armlet: {where}{error.strerror or error}", file=sys.stderr)
         return 2

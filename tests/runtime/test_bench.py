@@ -154,7 +154,7 @@ def test_a_check_that_there_is_not_is_an_error_in_one_sentence() -> None:
     done = subprocess.run(check_command("warm_start"), capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "armlet: there is no check 'warm_start'; there are cold_start, deploy_check, export_proof, trial_run\n"
+        "armlet: 'warm_start' is not a check; the checks are cold_start, deploy_check, export_proof, trial_run\n"
     )
 
 

@@ -19,7 +19,7 @@ from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.cli import main
 from armlet_runtime.errors import BundleError, EnrolmentError
 from armlet_runtime.live.core import RECENT_WINDOWS, LiveCore
-from armlet_runtime.live.enrol_recording import Stretch, found_elsewhere, recorded_windows
+from armlet_runtime.live.enrol_recording import Stretch, other_occurrences, recorded_windows
 from armlet_runtime.live.open_bundle import Opened, layer_path
 from armlet_runtime.live.page_controls import RunControls
 from armlet_runtime.live.run import Run
@@ -361,7 +361,7 @@ def test_where_else_in_its_recording_an_example_is_found(model: CountingModel, b
 
     def elsewhere(at_s: float, length_s: float) -> list[Stretch]:
         example = make_example(model, bank, recorded_windows(model, packets, at_s, length_s), "here")
-        return found_elsewhere(model, "new", example, packets, at_s, length_s)
+        return other_occurrences(model, "new", example, packets, at_s, length_s)
 
     # The signal is low until 5 s and high from then on; windows of 1 s, and two of them reach over the step.
     for at_s, length_s, begin_s, end_s in ((6.5, 1.0, 4.9, 6.5), (6.5, 1.0, 8.0, 10.1), (1.5, 1.0, 3.0, 5.1)):

@@ -157,7 +157,7 @@ def test_without_systemd_it_is_said(small_bundle: SmallBundle, capsys: pytest.Ca
     assert main(["service", "install", *model]) == 2
     assert "no systemd runs for this user here" in capsys.readouterr().err
     assert main(["service", "status"]) == 1 and main(["service", "remove"]) == 0
-    assert capsys.readouterr().out == "no unit here\nthere is no unit here\n"
+    assert capsys.readouterr().out == "no unit is installed here\nno unit is installed here\n"
     with pytest.raises(SystemExit):
         main(["service", "install", *model, "--no-such-option"])
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What is asked of a bundle in a process of its own, and the figures of such processes.
+"""Checks of a bundle that run in a process of their own, and the figures of such processes.
 
 Imports every wing but the views and the commands; each check is loaded when it is used.
 """

@@ -1,4 +1,4 @@
-"""``python -m armlet_runtime.checks NAME ARGUMENT ...``: one check of a bundle in a process of its own.
+"""``python -m armlet_runtime.checks NAME ARGUMENT ...``: a check of a bundle in a process of its own.
 
 Only the module of the named check is imported: ``cold_start`` measures the process that it runs in.
 """
@@ -16,10 +16,10 @@ NAMES = ("cold_start", "deploy_check", "export_proof", "trial_run")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make a check; 0 if it passed, 1 if it failed, 2 for an error, after one sentence on standard error."""
+    """Run a check; 0 if it passed, 1 if it failed, 2 after an error, which is a sentence on standard error."""
     name, *arguments = argv or ("",)
     if name not in NAMES:
-        print(f"armlet: there is no check '{name}'; there are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"armlet: '{name}' is not a check; the checks are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     check = import_module(f"{__package__}.{name}")
     try:

@@ -1,8 +1,8 @@
-"""How fast and how large a bundle's model is on this machine: latency, memory and cold start of each engine.
+"""The benchmark of a bundle's model on this machine: latency, memory and cold start of each engine.
 
-Latencies of all engines are taken in one process, in turns, so that whatever else the machine does meets them alike
-and their ratios hold. Memory and cold start are taken in fresh processes (:mod:`armlet_runtime.checks.cold_start`),
-several an engine.
+Latencies of all engines are measured in turns in the same process, so that other load on the machine affects them
+equally and their ratios hold. Memory and cold start are measured in fresh processes
+(:mod:`armlet_runtime.checks.cold_start`), several for each engine.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..model import BundleModel, choose_engine, golden_windows, physical_windows
 from .cold_start import FreshStart
 
 BLOCK = 20
-"""Calls in a turn. Few enough that turns are short against whatever disturbs, many enough to stay in the caches, as
-the programs of one decision do."""
+"""Calls in a turn: few enough that turns are shorter than disturbances, many enough that programs stay in the caches
+as within a decision."""
 WARM_UP = 200
-"""Calls before any is counted."""
+"""Calls before the measurement."""
 FRESH_STARTS = 5
-"""Fresh processes an engine; the median is reported."""
+"""Fresh processes for each engine; the median is reported."""
 DECISION = "decision"
 
 
@@ -70,7 +70,7 @@ class BenchReport(msgspec.Struct, frozen=True):
 
     machine: Machine
     load_average: tuple[float, float, float]
-    """Of the machine when the measurement began (1, 5, 15 minutes): what else it was doing."""
+    """Load of the machine at the begin of the measurement (1, 5, 15 minutes)."""
     versions: dict[str, str]
     model: str
     digest: str
@@ -80,14 +80,14 @@ class BenchReport(msgspec.Struct, frozen=True):
     """Engines of the bundle that cannot be used here, and why."""
 
 
-def engines_to_measure(bundle: Bundle, wanted: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The engines to measure, and those left out with the reason; without ``wanted`` all of the bundle's.
+def engines_to_measure(bundle: Bundle, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The engines to measure, and those left out with the reason; all engines of the bundle if ``names`` is empty.
 
     Raises:
         EngineError: None of the bundle's engines can be used here.
     """
-    if wanted:
-        return list(dict.fromkeys(wanted)), {}
+    if names:
+        return list(dict.fromkeys(names)), {}
     choose_engine(bundle.manifest)
     reasons = engines.available()
     skipped = {name: reason for name in bundle.manifest.engines if (reason := reasons.get(name, "unknown here"))}
@@ -97,7 +97,7 @@ def engines_to_measure(bundle: Bundle, wanted: Sequence[str]) -> tuple[list[str]
 def measure_engines(
     path: Path,
     key_files: Sequence[Path] = (),
-    wanted: Sequence[str] = (),
+    engine_names: Sequence[str] = (),
     seconds: float = 10.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
@@ -105,18 +105,18 @@ def measure_engines(
 
     Args:
         path: The bundle's file.
-        key_files: Trusted keys; none for those of the home.
-        wanted: Engines; none for all of the bundle's that can be used here.
-        seconds: Time for the latencies of all engines together; fresh processes come on top.
+        key_files: Trusted keys; empty for those of the home.
+        engine_names: Engines to measure; empty for all engines of the bundle that can be used here.
+        seconds: Time for the latencies of all engines together; fresh processes take additional time.
         progress: Called with a few words at each step.
 
     Raises:
-        ArmletError: The bundle or a wanted engine cannot be used, or a fresh process failed.
+        ArmletError: The bundle or a named engine cannot be used, or a fresh process failed.
     """
     if not 0 < seconds < math.inf:
         raise UsageError(f"the time to measure must be positive and finite, not {seconds:g} s")
     bundle = open_bundle(path, trusted_keys(key_files))
-    names, skipped = engines_to_measure(bundle, wanted)
+    names, skipped = engines_to_measure(bundle, engine_names)
     load = os.getloadavg()
     models = {name: BundleModel.from_bundle(bundle, name) for name in names}
     progress(f"latency of {', '.join(names)}, {seconds:g} s")
@@ -156,7 +156,7 @@ def measure_engines(
 
 
 def cases(bundle: Bundle, model: BundleModel) -> dict[str, Callable[[int], object]]:
-    """What is measured, as calls that take the number of a golden window; see :class:`EngineFigures`."""
+    """The measured calls by name, which take the index of a golden window; see :class:`EngineFigures`."""
     windows = physical_windows(bundle.manifest, bundle.read)
     tokens = {name: [model.encode(name, window) for window in windows[name]] for name in windows}
 
@@ -181,7 +181,7 @@ def cases(bundle: Bundle, model: BundleModel) -> dict[str, Callable[[int], objec
 
 def _latencies(bundle: Bundle, models: dict[str, BundleModel], seconds: float) -> dict[str, dict[str, Timing]]:
     turns = [(name, case, call) for name, model in models.items() for case, call in cases(bundle, model).items()]
-    taken: dict[tuple[str, str], list[int]] = {(name, case): [] for name, case, _ in turns}
+    durations_ns: dict[tuple[str, str], list[int]] = {(name, case): [] for name, case, _ in turns}
     count = len(next(iter(golden_windows(bundle.manifest, bundle.read).values())))
     for _, _, call in turns:
         for i in range(WARM_UP):
@@ -190,7 +190,7 @@ def _latencies(bundle: Bundle, models: dict[str, BundleModel], seconds: float) -
     end = clock() + int(seconds * 1e9)
     while True:
         for name, case, call in turns:
-            times = taken[name, case]
+            times = durations_ns[name, case]
             for i in range(BLOCK):
                 start = clock()
                 call(i % count)
@@ -198,19 +198,19 @@ def _latencies(bundle: Bundle, models: dict[str, BundleModel], seconds: float) -
         if clock() >= end:
             break
     result: dict[str, dict[str, Timing]] = {name: {} for name in models}
-    for (name, case), times in taken.items():
+    for (name, case), times in durations_ns.items():
         p50, p90, p99 = (round(float(value) / 1000, 3) for value in np.percentile(times, (50, 90, 99)))
         result[name][case] = Timing(len(times), p50, p90, p99)
     return result
 
 
 def fresh_start(path: Path, key_files: Sequence[Path], engine: str) -> FreshStart:
-    """Start a process that decides, and wait for its figures.
+    """Start a process that decides; its figures.
 
     Raises:
         EngineError: The process failed; the message ends with its own error.
     """
-    # The monotonic clock is the machine's, so the new process can tell how long ago this was.
+    # All processes share the monotonic clock, so that the new process can measure the time since its start.
     command = check_command("cold_start", path, engine, str(time.monotonic_ns()), *key_files)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

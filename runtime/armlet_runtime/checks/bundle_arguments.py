@@ -1,4 +1,4 @@
-"""The command line that the checks of a deploy share."""
+"""Command-line arguments shared by the checks of a deploy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read_arguments(name: str, arguments: Sequence[str]) -> tuple[Path, list[Path
     """The bundle's file and the files of trusted keys of ``BUNDLE [--key FILE]...``.
 
     Raises:
-        BundleError: A slot was named, and it holds no bundle.
+        BundleError: The named slot holds no bundle.
     """
     parser = argparse.ArgumentParser(prog=f"python -m armlet_runtime.checks {name}")
     parser.add_argument("bundle", help="bundle, or file:SLOT")

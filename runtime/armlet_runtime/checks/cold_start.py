@@ -1,8 +1,8 @@
-"""How long a fresh process takes to its first decision with a bundle, and how much memory it needs.
+"""The time of a fresh process to its first decision with a bundle, and the memory that it needs.
 
 ``python -m armlet_runtime.checks cold_start BUNDLE ENGINE STARTED_NS [KEY ...]``; ``STARTED_NS`` is
-``time.monotonic_ns()`` when the process was started. It prints :class:`FreshStart` as JSON. This module imports what a
-decision needs and nothing else, not even argparse.
+``time.monotonic_ns()`` when the process was started. It prints :class:`FreshStart` as JSON. This module imports only
+what a decision needs, not even argparse.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ FRESH_DECISIONS = 200
 
 
 class FreshStart(msgspec.Struct, frozen=True):
-    """One fresh process.
+    """Figures of a fresh process.
 
     Attributes:
-        cold_start_s: From the process being started to its first decision: interpreter, imports, verification of the
-            bundle, engine, programs.
+        cold_start_s: Time from the start of the process to its first decision: interpreter, imports, verification of
+            the bundle, engine, programs.
         resident_bytes: Resident memory after some hundred decisions.
-        before_engine_bytes: Resident memory with everything but the engine and its programs.
+        before_engine_bytes: Resident memory without the engine and its programs.
         peak_bytes: Largest resident memory.
     """
 

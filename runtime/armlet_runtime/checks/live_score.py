@@ -1,7 +1,7 @@
-"""Scores of a live run whose truth is known: a recording with labels was played, and decisions came out.
+"""Scores of a live run with known labels: a recording with labels was played, and the decisions are compared.
 
-Every decision is compared with the recording's label, and with what the same programs say offline about the same span
-of the recording and the same subset. So the score separates what the model cannot do from what the live path spoilt.
+Every decision is compared with the recording's label, and with the offline result of the same programs on the same span
+of the recording and the same subset. So the score separates errors of the model from those of the live path.
 """
 
 from __future__ import annotations
@@ -21,58 +21,58 @@ from ..signals import Label, Recording, fill_gaps, resample, sample_times
 
 
 class SubsetScore(msgspec.Struct, frozen=True):
-    """Score of all decisions that rested on one subset; ``macro_f1`` over the classes that occur in them."""
+    """Score of all decisions on a subset; ``macro_f1`` over the classes that occur in them."""
 
     subset: str
     windows: int
-    """Those with a class for a label."""
+    """Windows whose decision has a class for a label."""
     unknown: int
-    """Those labelled ``unknown``, before or after smoothing, which the figures leave out."""
+    """Windows labelled ``unknown``, before or after smoothing, which the figures leave out."""
     macro_f1_live: float
     macro_f1_offline: float
     agreement: float
-    """Share of windows on which live, before smoothing, and offline gave the same label."""
+    """Share of windows with the same label live, before smoothing, and offline."""
     confusion: list[list[int]]
-    """Live; rows are truth, columns decisions, in the order of the manifest's labels."""
+    """Confusion matrix live; rows are true labels, columns decisions, in the order of the manifest."""
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """How one link loss was lived through; all times in seconds."""
+    """The effect of a link loss; all times in seconds."""
 
     wearable: str | None
     lost_at_s: float
-    """Since the wearables began to stream."""
+    """Time since the wearables began to stream."""
     masked_after_s: float | None
-    """From the staleness limit (link loss + ``stale_after_s``) to the first decision without the sensor being out."""
+    """Time from the staleness limit (link loss + ``stale_after_s``) to the first decision without the sensor."""
     whole_after_s: float | None
-    """From the link's return to the first decision on all modalities being out."""
+    """Time from the link's return to the first decision on all modalities."""
 
 
 class LiveScore(msgspec.Struct, frozen=True):
-    """Scores of one live run."""
+    """Scores of a live run."""
 
     decisions: int
     missed: int
-    """Windows between the first and the last decision that have none."""
+    """Windows without a decision between the first and the last decision."""
     scored: int
-    """Decisions whose window has one label of the model's for its whole length, and that are a class."""
+    """Decisions for a class whose window has a single label of the model for its whole length."""
     subsets: list[SubsetScore]
     losses: list[Loss]
 
 
 class PlayEvent(msgspec.Struct, frozen=True):
-    """One line of the log of ``armlet wearables simulate``."""
+    """A line of the events of ``armlet wearables simulate``."""
 
     event: str
     """``start``, ``link_lost``, ``link_back`` or ``end``."""
     monotonic_ns: int
     wearable: str | None = None
     recording_ns: int = 0
-    """For ``start``: the recording's time that was played at ``monotonic_ns``."""
+    """For ``start``: time of the recording that was played at ``monotonic_ns``."""
 
 
 def single_label(labels: Sequence[Label], start_ns: int, end_ns: int) -> str | None:
-    """The label that covers all of ``[start_ns, end_ns)``, or None if there is none."""
+    """The label that covers all of ``[start_ns, end_ns)``, or None."""
     return next((label.name for label in labels if label.start_ns <= start_ns and end_ns <= label.end_ns), None)
 
 
@@ -82,9 +82,9 @@ def score_live(
     """Score the decisions of a run during which ``recording`` was played on this machine.
 
     Args:
-        decisions: In order; ``window_end_ns`` on the clock that ``log`` is on.
-        log: What the player wrote.
-        recording: What was played.
+        decisions: Decisions in order; ``window_end_ns`` is on the clock of ``log``.
+        log: Events of the player.
+        recording: The recording that was played.
         model: The model of the run, on the same engine, for the offline comparison.
     """
     manifest = model.manifest
@@ -127,7 +127,7 @@ def score_live(
 
 
 def _offline(recording: Recording, model: BundleModel, subset: Sequence[str], end_ns: int) -> int:
-    """Arg max of the model on the recording's own samples of the window that ends at ``end_ns``."""
+    """Arg max of the model on the recording's samples of the window that ends at ``end_ns``."""
     windows = {}
     for modality in model.manifest.modalities:
         if modality.name not in subset:
@@ -143,7 +143,7 @@ def _offline(recording: Recording, model: BundleModel, subset: Sequence[str], en
 
 
 def _losses(decisions: Sequence[Decision], log: Sequence[PlayEvent], model: BundleModel) -> list[Loss]:
-    """Per link loss of ``log``: when the decisions left the sensor out, and when they were whole again."""
+    """For each link loss of ``log``: when decisions left the sensor out, and when they used all sensors again."""
     start = next(event for event in log if event.event == "start")
     everything = {modality.name for modality in model.manifest.modalities}
     # When each decision was out: its window's end plus the latency that the live clock measured.

@@ -22,7 +22,7 @@ from .bundle_arguments import read_arguments
 def decide_on_golden_windows(path: Path, keys: Sequence[Path] = ()) -> Report:
     """Let the live loop decide on a bundle's golden windows, as fast as this machine can.
 
-    The samples carry simulated times; the time that a decision takes on this machine is added to them.
+    The samples have simulated times, to which the time of each decision on this machine is added.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.

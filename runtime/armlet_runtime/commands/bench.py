@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and show."""
+    """Measure the engines and show the figures."""
     from rich.console import Console
 
     from ..checks import measure_engines

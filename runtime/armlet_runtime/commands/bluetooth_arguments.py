@@ -1,4 +1,4 @@
-"""The arguments that commands with Bluetooth wearables share."""
+"""Arguments shared by the commands with Bluetooth wearables."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_wearables_option(parser: argparse.ArgumentParser) -> None:
         "--wearables",
         metavar="NAME,NAME",
         help="advertised names or addresses of the wearables to connect, and no others; on a terminal you are asked "
-        "if you name none ('any': every one in reach that armlet can use, for demonstrations and tests)",
+        "without it ('any': every usable wearable in reach, for demonstrations and tests)",
     )
 
 
@@ -64,13 +64,13 @@ async def chosen_names(
     """The names for the session; without ``--wearables`` a person at the terminal chooses.
 
     Args:
-        args: With ``--wearables``.
-        adapters: Listened on for who is in reach, if nobody was named.
-        modalities: Of the model; all if empty.
-        asking: Whether to ask at all.
+        args: Arguments with ``--wearables``.
+        adapters: Adapters that listen for wearables in reach, if no wearable was named.
+        modalities: Modalities of the model; all if empty.
+        asking: Whether a person at the terminal is asked.
 
     Raises:
-        UsageError: Nobody was named or chosen.
+        UsageError: No wearable was named or chosen.
         WearableError: There is no usable Bluetooth here.
     """
     from ..bluetooth import choose_wearables
@@ -80,17 +80,16 @@ async def chosen_names(
     if not names and person:
         print("no wearable is named; listening for who is in reach", flush=True)
     chosen = await choose_wearables(adapters, names, modalities, ask if person else None)
-    what = ", ".join(chosen) or "every wearable in reach"
-    print(f"looking for {what}; Ctrl-C ends it", flush=True)
+    print(f"looking for {', '.join(chosen) or 'every wearable in reach'}; Ctrl-C ends it", flush=True)
     return chosen
 
 
 def ask(nearby: Sequence[Nearby]) -> Sequence[Nearby]:
-    """Have the person at the terminal choose among the wearables in reach; none is chosen by an empty line."""
+    """Have the person at the terminal choose among the wearables in reach; an empty line chooses no wearable."""
     for number, device in enumerate(nearby, 1):
         print(f"{number:3}  {device.name or '(no name)':24} {device.address}  {device.rssi:4} dBm")
     while True:
-        # Not as input()'s prompt, which goes to the standard error output.
+        # The prompt of input() would go to the standard error output.
         print("which of them are yours? Numbers, such as 1 or 1,2; Enter for none: ", end="", flush=True)
         answer = sys.stdin.readline()
         try:
@@ -103,7 +102,7 @@ def picked(nearby: Sequence[Nearby], answer: str) -> Sequence[Nearby]:
     """The devices whose numbers, counted from 1, an answer gives.
 
     Raises:
-        UsageError: It gives something else.
+        UsageError: The answer holds anything else.
     """
     words = answer.replace(",", " ").split()
     if not all(word.isdecimal() and 1 <= int(word) <= len(nearby) for word in words):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..signals import Packet
 
 NAME = "enrol"
-HELP = "Teach a board a new class from one example; it is kept beside the bundle, and can be undone and removed."
+HELP = "Teach a board a new class from a single example; it is kept beside the bundle, and can be undone and removed."
 EXAMPLE = """armlet enrol sit-down file:/var/lib/armlet/slot --wearables "Polar H10 12345678" --from 5s
   armlet enrol sit-down file:/var/lib/armlet/slot --recording walk.mcap --at 63.5
   armlet enrol --list file:/var/lib/armlet/slot
@@ -26,11 +26,11 @@ EXAMPLE = """armlet enrol sit-down file:/var/lib/armlet/slot --wearables "Polar 
   armlet enrol --undo file:/var/lib/armlet/slot"""
 EXTRA = ""
 
-# Without a sensor for so long, a live enrolment is given up.
 PATIENCE_S = 60.0
+"""Time without a sensor after which a live enrolment is given up."""
 
-# So many places at which an example is found are told.
-MOST_TOLD = 5
+MOST_OCCURRENCES = 5
+"""Number of further occurrences of an example that are listed."""
 
 
 def length(text: str) -> float:
@@ -40,7 +40,7 @@ def length(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the new class, or one to give a further example")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the new class, or a class that gets a further example")
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
     parser.add_argument(
         "--from",
@@ -51,22 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recording", type=Path, metavar="FILE", help="learn from a recording instead of live")
     parser.add_argument("--at", type=seconds, metavar="S", help="where in the recording the example begins")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="list the classes that were enrolled for the bundle")
-    what.add_argument("--undo", action="store_true", help="take back the last change, be it an example or a removal")
-    what.add_argument("--remove", metavar="NAME", help="take a class away, with all its examples")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--list", action="store_true", help="list the classes that were enrolled for the bundle")
+    actions.add_argument("--undo", action="store_true", help="take back the last change, be it an example or a removal")
+    actions.add_argument("--remove", metavar="NAME", help="take a class away, with all its examples")
     add_key_option(parser)
     add_engine_option(parser)
     add_bluetooth_option(parser)
     add_wearables_option(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the classes that there are now")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the classes after the change")
 
 
 def run(args: argparse.Namespace) -> int:
     """Change the layer, or list it."""
     from ..errors import UsageError
     from ..files import write_json
-    from ..live import found_elsewhere, layer_path
+    from ..live import layer_path, other_occurrences
     from ..model import (
         Bank,
         BundleModel,
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--recording FILE and --at S go together: where in the recording the example begins")
     bundle = load_bundle(args)
     path = layer_path(args.bundle, bundle.digest)
-    layer = read_layer(path, bundle.digest, bundle.manifest)  # what is wrong with it is said before anybody moves
+    layer = read_layer(path, bundle.digest, bundle.manifest)  # an error is reported before the person moves
     change: Callable[[Layer], Layer] | None = None
-    elsewhere: list[Stretch] | None = None
+    occurrences: list[Stretch] | None = None
     if teaching:
         check_name(args.name, bundle.manifest)
         bank = Bank(bundle.manifest, bundle.read)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"the model is sure that all of this is '{label}': the two will not be told apart")
         example = make_example(model, bank, windows, source)
         if packets is not None:
-            elsewhere = found_elsewhere(model, args.name, example, packets, args.at, args.length)
+            occurrences = other_occurrences(model, args.name, example, packets, args.at, args.length)
         change = partial(Layer.enrol, name=args.name, example=example)
     elif args.undo:
         change = Layer.undo
@@ -111,10 +111,10 @@ def run(args: argparse.Namespace) -> int:
         layer = change_layer(path, bundle.digest, bundle.manifest, change)
     _show(layer, [modality.name for modality in bundle.manifest.modalities])
     print(f"{path}: revision {layer.revision}")
-    if elsewhere is not None:
-        _show_elsewhere(elsewhere)
+    if occurrences is not None:
+        _show_occurrences(occurrences)
     if others := left_behind(path):
-        print(f"for other bundles, which this one cannot use: {', '.join(others)}")
+        print(f"classes for other bundles, which this bundle cannot use: {', '.join(others)}")
     if args.json:
         write_json(args.json, {"path": str(path), "revision": layer.revision, "classes": layer.classes()})
     return 0
@@ -134,7 +134,7 @@ def _packets(args: argparse.Namespace, model: BundleModel) -> list[Packet]:
 def _recorded(
     args: argparse.Namespace, model: BundleModel, packets: list[Packet]
 ) -> tuple[list[dict[str, Float32]], str]:
-    """The windows of an example in a recording, and how the layer names it."""
+    """The windows of an example in a recording, and the name of their source in the layer."""
     from ..errors import EnrolmentError
     from ..live import recorded_windows
 
@@ -145,7 +145,7 @@ def _recorded(
 
 
 def _live(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
-    """The windows of an example from the wearables, from the moment at which all sensors are there."""
+    """The windows of an example from the wearables, from the moment at which all sensors send."""
     from ..bluetooth import run_main
 
     return run_main(_watch(args, model)), "live"
@@ -168,7 +168,7 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
         wearables = await chosen_names(args, bluetooth, names) or (ANY,)
     live = Live(model, lambda: LiveCore(model, time.monotonic_ns), args.bluetooth, wearables, None)
     give_up = time.monotonic() + PATIENCE_S
-    # Before the first sample there is no decision that could tell the time.
+    # Before the first sample there are no decisions by which to measure the time.
     silent = asyncio.Event()
     patience = asyncio.get_running_loop().call_later(PATIENCE_S, silent.set)
     end_ns: int | None = None
@@ -178,7 +178,7 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
             if end_ns is None and (set(decision.subset) == names or (decision.subset and time.monotonic() > give_up)):
                 missing = ", ".join(sorted(names - set(decision.subset)))
                 if missing:
-                    print(f"{missing} is not there: the class will be known only where it is missing")
+                    print(f"{missing} is missing: the class will be known only where it is missing")
                 print(f"now, for {length_s:g} s: {args.name}", flush=True)
                 end_ns = time.monotonic_ns() + round((length_s + window.hop_s) * 1e9)
             elif end_ns is not None and decision.window_end_ns >= end_ns:
@@ -186,33 +186,33 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
             elif end_ns is None and time.monotonic() > give_up:
                 break
     raise EnrolmentError(
-        f"no sensor was there for {PATIENCE_S:g} s: 'armlet wearables scan' lists who is in reach; whoever is "
-        "connected to another run ('armlet service status') is not"
+        f"no sensor was there for {PATIENCE_S:g} s: 'armlet wearables scan' lists the wearables in reach, but for "
+        "those that are connected to another run ('armlet service status')"
     )
 
 
 def _show(layer: Layer, names: Sequence[str]) -> None:
-    """A line for each class."""
+    """Print a line for each class."""
     from ..modalities import subset_name, subsets
 
     every = [subset_name(subset) for subset in subsets(names)]
     for name, examples in layer.classes().items():
-        known = {subset for example in examples for subset in example.prototypes}
-        lacking = [subset for subset in every if subset not in known]
-        told = ", ".join(f"{example.source} ({example.windows} windows)" for example in examples)
-        print(f"{name}: {told}" + (f"; not known on {', '.join(lacking)}" if lacking else ""))
+        enrolled = {subset for example in examples for subset in example.prototypes}
+        lacking = [subset for subset in every if subset not in enrolled]
+        sources = ", ".join(f"{example.source} ({example.windows} windows)" for example in examples)
+        print(f"{name}: {sources}" + (f"; not known on {', '.join(lacking)}" if lacking else ""))
     if not layer.classes():
         print("no classes are enrolled for this bundle")
 
 
-def _show_elsewhere(stretches: Sequence[Stretch]) -> None:
-    """Where else in the recording a new example is found, the longest first."""
+def _show_occurrences(stretches: Sequence[Stretch]) -> None:
+    """Print the further occurrences of a new example in the recording, the longest first."""
     if not stretches:
         print("it is found nowhere else in the recording")
         return
-    longest = sorted(stretches, key=lambda one: -one.length_s)
+    longest = sorted(stretches, key=lambda stretch: -stretch.length_s)
     times = "once" if len(longest) == 1 else f"{len(longest)} times"
-    told = ", ".join(f"{one.begin_s:.1f} s ({one.length_s:.1f} s of '{one.label}')" for one in longest[:MOST_TOLD])
-    more = f", and {len(longest) - MOST_TOLD} more" if len(longest) > MOST_TOLD else ""
-    print(f"elsewhere in the recording it is found {times}: at {told}{more}")
-    print("if that is something else, take the example back with --undo and show another")
+    places = ", ".join(f"{s.begin_s:.1f} s ({s.length_s:.1f} s of '{s.label}')" for s in longest[:MOST_OCCURRENCES])
+    more = f", and {len(longest) - MOST_OCCURRENCES} more" if len(longest) > MOST_OCCURRENCES else ""
+    print(f"elsewhere in the recording it is found {times}: at {places}{more}")
+    print("if that is another activity, take the example back with --undo and show a better one")

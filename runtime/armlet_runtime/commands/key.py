@@ -1,4 +1,4 @@
-"""``armlet key``: make keys, see whom this home trusts, sign, permit going back, and change who is trusted."""
+"""``armlet key``: make and show keys, sign, permit an older bundle, and change the trusted keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..bundle import Trust
 
 NAME = "key"
-HELP = "Make signing keys, show and change who is trusted, sign bundles, and permit going back to an older one."
+HELP = "Make signing keys, show and change the trusted keys, sign bundles, and permit an older bundle."
 EXAMPLE = """armlet key new --passphrase
   armlet key rotate trust-1.json --add second.key.pub --threshold 2 --with signing.key --with second.key"""
 EXTRA = ""
@@ -24,20 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     new = actions.add_parser("new", help="make a key pair: FILE, private, and FILE.pub")
     new.add_argument("file", type=Path, nargs="?", help="default: this home's signing key")
-    new.add_argument("--passphrase", action="store_true", help="encrypt it; the passphrase is asked for")
+    new.add_argument("--passphrase", action="store_true", help="encrypt the key; you are asked for the passphrase")
 
-    show = actions.add_parser("show", help="whom this home trusts, or what a key file holds")
+    show = actions.add_parser("show", help="show the keys that this home trusts, or the key in a file")
     show.add_argument("file", type=Path, nargs="?", help="a public or private key")
 
     sign = actions.add_parser("sign", help="add a signature to a bundle, a trust set or a permission")
-    sign.add_argument("file", type=Path, help="it is replaced by the signed one")
+    sign.add_argument("file", type=Path, help="file to sign; the signed file replaces it")
     _add_signers(sign)
 
     permit = actions.add_parser("permit", help="permit a board to go back to a bundle of a lower release")
-    permit.add_argument("bundle", type=Path, help="the bundle that may come")
+    permit.add_argument("bundle", type=Path, help="the bundle that is permitted")
     permit.add_argument("out", type=Path, metavar="OUT.json", help="file of the permission, for 'armlet deploy'")
     permit.add_argument(
-        "--over", type=int, required=True, metavar="RELEASE", help="highest release that the board has had; it says so"
+        "--over",
+        type=int,
+        required=True,
+        metavar="RELEASE",
+        help="highest release that the board has had, as its refusal says",
     )
     _add_signers(permit)
 
@@ -99,8 +103,8 @@ def _describe(trust: Trust) -> None:
     from ..bundle import key_id
 
     names = ", ".join(key_id(key) for key in trust.keys) or "nobody yet"
-    which = f"trust set {trust.version}" if trust.version else "the files in trusted/"
-    print(f"trusted, by {which}: any {trust.threshold} of {names}")
+    source = f"trust set {trust.version}" if trust.version else "the files in trusted/"
+    print(f"trusted, by {source}: any {trust.threshold} of {names}")
 
 
 def _signers(args: argparse.Namespace) -> list[Ed25519PrivateKey]:
@@ -154,13 +158,13 @@ def _rotate(args: argparse.Namespace) -> None:
     from ..errors import SignatureError, UsageError
 
     now = trusted_keys()
-    known = {keys.key_id(key) for key in now.keys}
+    names = {keys.key_id(key) for key in now.keys}
     for name in args.remove:
-        if name not in known:
+        if name not in names:
             raise UsageError(f"no trusted key is called {name}; 'armlet key show' lists them")
-    kept = [key for key in now.keys if keys.key_id(key) not in args.remove]
-    wanted = [*kept, *(keys.load_public(path) for path in args.add)]
-    data = next_set(now, wanted, args.threshold or now.threshold, _signers(args))
+    remaining = [key for key in now.keys if keys.key_id(key) not in args.remove]
+    added = [keys.load_public(path) for path in args.add]
+    data = next_set(now, [*remaining, *added], args.threshold or now.threshold, _signers(args))
     files.write_atomic(args.out, data)
     try:
         _describe(check_next(data, now, str(args.out)))

@@ -1,4 +1,4 @@
-"""The arguments that every command with a bundle's model has, and the model that they name."""
+"""Arguments of the commands that use a bundle's model, and the model that they name."""
 
 from __future__ import annotations
 
@@ -48,39 +48,31 @@ def load_bundle(args: argparse.Namespace) -> Bundle:
     return open_settled(args.bundle, args.key)
 
 
-def add_floor_option(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--floor``."""
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--floor``, ``--unknown-below`` and ``--web``, which a live run and a replay share."""
     parser.add_argument(
         "--floor",
         type=float,
         metavar="F",
         help="give no decision on sensors for which the bundle's certificate has a macro-F1 below this (0 to 1)",
     )
-
-
-def add_unknown_option(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--unknown-below``."""
     parser.add_argument(
         "--unknown-below",
         type=float,
         metavar="P",
         help="call a decision 'unknown' whose probability is below this; 0: never (default: the bundle's threshold)",
     )
-
-
-def add_web_option(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--web``."""
     parser.add_argument(
         "--web",
         nargs="?",
         const="127.0.0.1:8765",
         metavar="HOST:PORT",
-        help="show it on a page too (default: 127.0.0.1:8765, for this machine only; another address asks for a token)",
+        help="show it on a page too (default: 127.0.0.1:8765, for this machine only; other addresses need a token)",
     )
 
 
-def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:
-    """The model that the arguments name, of a verified bundle, and the bundle's digest.
+def load_model(args: argparse.Namespace) -> BundleModel:
+    """The model that the arguments name, of a verified bundle.
 
     Raises:
         BundleError: The bundle cannot be trusted or used.
@@ -88,5 +80,4 @@ def load_model(args: argparse.Namespace) -> tuple[BundleModel, str]:
     """
     from ..model import BundleModel
 
-    bundle = load_bundle(args)
-    return BundleModel.from_bundle(bundle, args.engine), bundle.digest
+    return BundleModel.from_bundle(load_bundle(args), args.engine)

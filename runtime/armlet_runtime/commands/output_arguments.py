@@ -1,4 +1,4 @@
-"""The arguments of a live run for where its packets and decisions are written."""
+"""Arguments of a live run for the files of its packets and decisions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..live import LiveDecisionLines, OutputFolder
 
 KEEP_GB = 1.0
-"""What a folder keeps by default, in GB: two weeks of decisions twice a second."""
+"""Default size of an output folder: two weeks of decisions twice a second."""
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record",
         metavar="FILE|FOLDER/",
-        help="record what arrives and what is decided (.mcap), for 'armlet replay'; in a folder each start and each "
+        help="record packets and decisions (.mcap), for 'armlet replay'; in a folder each start and each "
         "part of a long run has a file of its own",
     )
     parser.add_argument(
@@ -35,7 +35,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         type=gigabytes,
         default=KEEP_GB,
         metavar="GB",
-        help=f"remove the oldest files of a folder when all are larger than this (default: {KEEP_GB:g})",
+        help=f"remove the oldest files of a folder that is larger than this (default: {KEEP_GB:g})",
     )
 
 
@@ -51,7 +51,7 @@ def gigabytes(text: str) -> float:
 
 
 def keep_bytes(args: argparse.Namespace) -> int:
-    """What a folder keeps, in bytes."""
+    """The largest size of an output folder in bytes."""
     keep_gb: float = args.keep
     return round(keep_gb * 1e9)
 
@@ -60,7 +60,7 @@ def decision_lines(args: argparse.Namespace) -> LiveDecisionLines:
     """The output that ``--decisions`` names.
 
     Raises:
-        UsageError: The file or the folder cannot be made.
+        UsageError: The file or the folder cannot be created.
     """
     from ..live import LiveDecisionLines, OutputFolder, is_folder
 
@@ -75,7 +75,7 @@ def recording_folder(args: argparse.Namespace) -> OutputFolder | None:
     """The folder that ``--record`` names; None if it names a file, or was not given.
 
     Raises:
-        UsageError: The folder cannot be made.
+        UsageError: The folder cannot be created.
     """
     from ..live import OutputFolder, is_folder
 
@@ -85,13 +85,13 @@ def recording_folder(args: argparse.Namespace) -> OutputFolder | None:
 
 
 def keep_earlier(path: Path) -> None:
-    """Rename a file that holds decisions of an earlier run, and say so.
+    """Rename a file that holds decisions of an earlier run, and report the new name.
 
     Raises:
-        UsageError: It cannot be renamed.
+        UsageError: The file cannot be renamed.
     """
     from ..files import set_aside
 
-    kept = set_aside(path)
-    if kept is not None:
-        print(f"armlet: {path} held decisions of an earlier run, which are in {kept} now", file=sys.stderr)
+    renamed = set_aside(path)
+    if renamed is not None:
+        print(f"armlet: {path} held decisions of an earlier run, which are in {renamed} now", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``armlet record``: what wearables send, as it arrives, for replays and training."""
+"""``armlet record``: packets of wearables as they arrive, for replays and training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ EXAMPLE = """armlet record walk.mcap --wearables "Polar H10 12345678" --duration
   armlet record walk.mcap --wearables Armlet-Acc,Armlet-Gyro --person p01"""
 EXTRA = ""
 
-# With --wearables any, further ones are looked for at the beginning only: scanning costs the radio's time.
 LOOK_S = 15.0
+"""With ``--wearables any``, time in which further wearables are looked for: scanning costs the radio's time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +43,13 @@ async def _record(args: argparse.Namespace) -> int:
     from ..views import BackgroundWriter, LineView
 
     counts: Counter[str] = Counter()
-    began = time.monotonic()
+    begin_s = time.monotonic()
     view = LineView(writer=BackgroundWriter())  # a stalled terminal must not stop the recording
     async with open_bluetooth(args.bluetooth) as bluetooth:
         names = await chosen_names(args, bluetooth)
-        session = Session(bluetooth, names, complete=lambda: bool(session.links) and time.monotonic() - began > LOOK_S)
+        session = Session(
+            bluetooth, names, complete=lambda: bool(session.links) and time.monotonic() - begin_s > LOOK_S
+        )
         view.links(session.links)
         with RecordingWriter.create(args.out, args.out.stem, args.person, {BEGAN: now_text()}) as writer:
 

@@ -1,4 +1,4 @@
-"""``armlet recordings``: recordings of other programs brought in, armlet's taken out, and what one holds."""
+"""``armlet recordings``: import recordings of other programs, export and describe those of armlet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..signals import Recording
 
 NAME = "recordings"
-HELP = "Bring in recordings of other programs, take armlet's out for them, or look at what one holds."
+HELP = "Import recordings of other programs, export recordings for them, or show what a recording holds."
 EXAMPLE = """armlet recordings import Polar_H10_12345678_20260424/ chest.mcap --person anna
   armlet recordings import walk.csv walk.mcap --stream 'acc[m/s2]=ax,ay,az' --time 'clock [ms]'
   armlet recordings export live.mcap live-tables --to csv
@@ -21,36 +21,36 @@ EXTRA = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    bring = actions.add_parser(
+    import_ = actions.add_parser(
         "import",
-        help="make a recording of what another program wrote",
+        help="convert a recording of another program",
         description="SOURCE is a file or folder of text exports of Polar Sensor Logger, the folder or zip file of an "
         "Empatica E4, an EDF or EDF+ file, an MCAP file, a CSV or Parquet file with a column of times, or a folder "
         "that 'armlet recordings export' wrote. Its contents tell which.",
     )
-    bring.add_argument("source", type=Path, metavar="SOURCE", help="what to import")
-    bring.add_argument("out", type=Path, metavar="OUT.mcap", help="new recording; an existing file is not touched")
-    bring.add_argument("--person", default="", metavar="ID", help="who wore it, for splits by person")
-    bring.add_argument(
+    import_.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to import")
+    import_.add_argument("out", type=Path, metavar="OUT.mcap", help="new recording; an existing file is not touched")
+    import_.add_argument("--person", default="", metavar="ID", help="who wore it, for splits by person")
+    import_.add_argument(
         "--stream",
         action="append",
         default=[],
         metavar="MODALITY[UNIT]=COLUMN,COLUMN",
-        help="of a CSV or Parquet file: these columns are this modality (repeatable; default: by their names)",
+        help="modality of these columns of a CSV or Parquet file (repeatable; default: by their names)",
     )
-    bring.add_argument("--time", metavar="'COLUMN [UNIT]'", help="of a CSV or Parquet file: the column of times")
-    bring.set_defaults(act=_import)
+    import_.add_argument("--time", metavar="'COLUMN [UNIT]'", help="column of times of a CSV or Parquet file")
+    import_.set_defaults(act=_import)
 
-    take = actions.add_parser("export", help="write a recording for other programs")
-    take.add_argument("recording", type=Path, metavar="RECORDING", help="recording (.mcap)")
-    take.add_argument("out", type=Path, metavar="OUT", help="new folder of tables, or new file that ends in .edf")
-    take.add_argument("--to", choices=("csv", "parquet", "edf"), help="format (default: edf for OUT.edf, else csv)")
-    take.set_defaults(act=_export)
+    export = actions.add_parser("export", help="write a recording for other programs")
+    export.add_argument("recording", type=Path, metavar="RECORDING", help="recording (.mcap)")
+    export.add_argument("out", type=Path, metavar="OUT", help="new folder of tables, or new file that ends in .edf")
+    export.add_argument("--to", choices=("csv", "parquet", "edf"), help="format (default: edf for OUT.edf, else csv)")
+    export.set_defaults(act=_export)
 
     info = actions.add_parser("info", help="show what a recording holds")
     info.add_argument("recording", type=Path, metavar="RECORDING", help="recording (.mcap)")
     info.set_defaults(act=_info)
-    for action in (bring, take, info):
+    for action in (import_, export, info):
         action.add_argument("--json", type=Path, metavar="FILE", help="write the result")
 
 
@@ -73,13 +73,13 @@ def _import(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{args.out}: a recording's name ends in .mcap")
     if args.out.exists():
         raise DataError(f"{args.out} exists already: choose another name for the new recording")
-    wanted = [parse_stream(text) for text in args.stream]
-    recording = import_recording(args.source, args.out.stem, args.person, wanted, args.time)
+    streams = [parse_stream(text) for text in args.stream]
+    recording = import_recording(args.source, args.out.stem, args.person, streams, args.time)
     write_recording(args.out, recording)
     about = describe(recording)
     _show(about)
     if ASSUMED in recording.meta:
-        print(f"The source tells no unit of these, and they were taken as {recording.meta[ASSUMED]}.")
+        print(f"The source gives no unit for these columns; assumed: {recording.meta[ASSUMED]}.")
     if REBUILT in recording.meta:
         print(f"Samples bear the time of their delivery, not their own. {recording.meta[REBUILT]}.")
     return about
@@ -108,7 +108,7 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(recording: Recording) -> dict[str, Any]:
-    """What a recording holds, as ``--json`` has it."""
+    """The contents of a recording, as ``--json`` writes them."""
     from collections import Counter
 
     spans = [(int(s.times_ns[0]), int(s.times_ns[-1])) for s in recording.streams.values() if len(s.times_ns)]
@@ -136,7 +136,7 @@ def describe(recording: Recording) -> dict[str, Any]:
 
 
 def _received(times_ns: Any, rate_hz: float) -> float:
-    """Share of the samples that there would be without gaps; 1 for events such as heartbeats, if they come quicker."""
+    """Share of the samples expected without gaps, at most 1: events such as heartbeats may come faster."""
     if not len(times_ns):
         return 0.0
     return min(1.0, len(times_ns) / (int(times_ns[-1] - times_ns[0]) / 1e9 * rate_hz + 1))
@@ -150,14 +150,14 @@ def _show(about: dict[str, Any]) -> None:
     print(f"{about['name']}{who}: {about['duration_s']:.1f} s{when}")
     if about["truncated"]:
         print("It has no end: its writer was killed or the file cut off, and this is all up to the last whole second.")
-    for one in about["streams"]:
-        channels = ", ".join(one["channels"])
+    for stream in about["streams"]:
+        channels = ", ".join(stream["channels"])
         print(
-            f"  {one['modality']:6} {one['samples']:8} samples at {one['rate_hz']:g} Hz, "
-            f"{one['received']:.1%} received: {channels} in {one['unit'] or 'no unit'}"
+            f"  {stream['modality']:6} {stream['samples']:8} samples at {stream['rate_hz']:g} Hz, "
+            f"{stream['received']:.1%} received: {channels} in {stream['unit'] or 'no unit'}"
         )
-    for what in ("packets", "labels"):
-        if about[what]:
-            print(f"  {what}: {', '.join(f'{name} {count}' for name, count in about[what].items())}")
+    for counted in ("packets", "labels"):
+        if about[counted]:
+            print(f"  {counted}: {', '.join(f'{name} {count}' for name, count in about[counted].items())}")
     if about["decisions"]:
         print(f"  decisions: {about['decisions']}")

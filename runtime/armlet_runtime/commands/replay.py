@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
+from .model_arguments import add_model_arguments, add_run_options
 from .output_arguments import keep_earlier
 
 if TYPE_CHECKING:
@@ -26,14 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("recording", type=Path, help="recording (.mcap), live or imported")
     add_model_arguments(parser)
-    add_floor_option(parser)
-    add_unknown_option(parser)
-    add_web_option(parser)
+    add_run_options(parser)
     parser.add_argument(
         "--speed",
         type=times,
         metavar="X",
-        help="show it as it was live, X times as fast (with --web: 1); default: as fast as it goes, in lines",
+        help="show the recording at X times its live speed (with --web: 1); default: as fast as possible, in lines",
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decisions as JSON lines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a summary")
@@ -68,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
     opened = open_model(args.bundle, args.key, args.engine, Policy(args.floor, args.unknown_below))
     modalities = opened.bundle.manifest.modalities
     try:
-        packets, said = packets_of(recording, modalities)
+        packets, notices = packets_of(recording, modalities)
     except DataError as error:
         raise DataError(f"{args.recording}: {error}") from error
-    for sentence in said:
+    for sentence in notices:
         print(sentence, flush=True)
     ended_ns = _ended_ns(args.recording, recording, packets[-1].arrival_ns)
     ready_s = since_process_start_s()
-    # Of a recording that began in the middle of a run the windows lie elsewhere.
+    # A recording that began in the middle of a run has another grid of windows.
     comparable = recording.meta.get("bundle") == opened.bundle.digest and recording.decisions
     live = recording.decisions if comparable and decoded(recording.decisions[0]).index == 0 else []
     core = LiveCore(opened.model, None, opened.policy)
@@ -106,10 +104,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ended_ns(path: Path, recording: Recording, newest_ns: int) -> int:
-    """When a recording ended, on the clock of the arrivals; ``newest_ns``: its last packet's arrival.
+    """The end of a recording on the clock of the arrivals; ``newest_ns``: arrival of its last packet.
 
     Raises:
-        DataError: That is a week or more after its last packet.
+        DataError: The end is a week or more after the last packet.
     """
     from ..errors import DataError
     from ..live import LONGEST_SILENCE_NS
@@ -118,14 +116,14 @@ def _ended_ns(path: Path, recording: Recording, newest_ns: int) -> int:
     ended = recording.meta.get(ENDED_NS, "")
     ended_ns = int(ended) if ended.isdecimal() else newest_ns
     if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
-        raise DataError(f"{path} says that it ended at {ended_ns} ns, a week after its last packet")
+        raise DataError(f"{path}: its end is given as {ended_ns} ns, a week or more after its last packet")
     return ended_ns
 
 
 async def _show(
     web: str | None, speed: float, packets: list[Packet], ended_ns: int, run: Run, monitor: Monitor, view: LineView
 ) -> None:
-    """Play the packets at a speed, with the page if there is one."""
+    """Play the packets at a speed, with the page if ``--web`` asks for it."""
     from contextlib import AsyncExitStack
 
     from ..bluetooth import play

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bluetooth_arguments import add_bluetooth_arguments, chosen_names
-from .model_arguments import add_floor_option, add_model_arguments, add_unknown_option, add_web_option
+from .model_arguments import add_model_arguments, add_run_options
 from .output_arguments import add_output_arguments, decision_lines, recording_folder
 
 if TYPE_CHECKING:
-    from ..live import Opened
+    from contextlib import AsyncExitStack
+
+    from ..bluetooth import Session
+    from ..errors import WearableError
+    from ..live import Opened, OutputFolder, Run
+    from ..signals import Recorder
+    from ..views import LineView
 
 NAME = "run"
 HELP = "Run a bundle's model live on Bluetooth wearables; it goes on with what is left when a sensor is lost."
@@ -25,10 +31,8 @@ EXTRA = ""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     add_model_arguments(parser)
-    add_floor_option(parser)
-    add_unknown_option(parser)
+    add_run_options(parser)
     add_bluetooth_arguments(parser)
-    add_web_option(parser)
     add_output_arguments(parser)
     parser.add_argument(
         "--mqtt",
@@ -55,30 +59,12 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     import time
     from contextlib import AsyncExitStack
 
-    from ..bluetooth import Session, drive, open_bluetooth
-    from ..errors import WearableError
+    from ..bluetooth import Session, open_bluetooth
     from ..files import write_json
-    from ..install import SCHEME
-    from ..live import (
-        LiveCore,
-        Notifier,
-        RecordingOutput,
-        Run,
-        RunControls,
-        ServiceOutput,
-        SinkOutput,
-        SlotWatch,
-        Tally,
-        layer_path,
-        open_sinks,
-    )
-    from ..model import left_behind
+    from ..live import LiveCore, Notifier, RecordingOutput, Run, ServiceOutput, SinkOutput, Tally, open_sinks
     from ..signals import Recorder
-    from ..views import Monitor, make_view, parse_address, serve_page
 
-    others = left_behind(layer_path(args.bundle, opened.bundle.digest))
-    if others and not opened.policy.layer.changes:
-        print(f"classes were enrolled for another bundle ({', '.join(others)}): this one needs them enrolled again")
+    _report_other_classes(args.bundle, opened)
     manifest = opened.bundle.manifest
     core = LiveCore(opened.model, time.monotonic_ns, opened.policy)
     rates_hz = {modality.name: modality.rate_hz for modality in manifest.modalities}
@@ -93,31 +79,12 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         run.add(RecordingOutput(recorder, run, folder))
         sinks = open_sinks(args.mqtt, args.lsl, manifest.window.hop_s, core.labels)
         run.add(SinkOutput(sinks, core))
-        if args.record is not None:
-            run.start_recording(recorder, Path(args.record) if folder is None else folder.next_file())
-        elif args.bundle.startswith(SCHEME):  # a recording is of one bundle, so that its replay is the run again
-            run.add(SlotWatch(run, args.bundle, args.key, args.engine, recorder))
+        _record_or_watch(args, run, recorder, folder)
         session = Session(bluetooth, names, rates_hz, lambda: core.complete)
-        monitor = run.add(Monitor(core))
-        monitor.links(session.links)
-        page = None
-        if args.web is not None:
-            controls = RunControls(run, args.bundle, args.engine, recorder)
-            serving = serve_page(parse_address(args.web), monitor, manifest.modalities, controls)
-            page = run.add(await stack.enter_async_context(serving))
-        view = run.add(make_view(monitor, manifest.modalities, opened.policy))
-        view.links(session.links)
-        if page is not None:
-            view.say(f"the page is at {page.url}")
+        view = await _add_views(args, run, recorder, session, stack)
         run.add(ServiceOutput(Notifier()))
         began_ns = time.monotonic_ns()
-        failure: WearableError | None = None
-        try:
-            await drive(session, run.turn, args.duration)
-        except WearableError as error:
-            if core.start_ns is None:
-                raise
-            failure = error  # Bluetooth is gone; what was done until now still counts
+        failure = await _drive(session, run, args.duration)
         run.finish()
     links = {name: (link.state, link.problem) for name, link in session.links.items()}
     ran_s = (run.newest_ns - began_ns) / 1e9
@@ -129,3 +96,69 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+def _report_other_classes(path: str, opened: Opened) -> None:
+    """Print that classes were enrolled, but for another bundle."""
+    from ..live import layer_path
+    from ..model import left_behind
+
+    others = left_behind(layer_path(path, opened.bundle.digest))
+    if others and not opened.policy.layer.changes:
+        print(f"classes were enrolled for another bundle ({', '.join(others)}); enrol them for this bundle again")
+
+
+def _record_or_watch(args: argparse.Namespace, run: Run, recorder: Recorder, folder: OutputFolder | None) -> None:
+    """Begin the recording, or watch the slot: a recording is of a single bundle, so that its replay is the run again.
+
+    Raises:
+        DataError: The recording cannot be begun.
+        BundleError: The slot cannot be written to.
+    """
+    from ..install import SCHEME
+    from ..live import SlotWatch
+
+    if args.record is not None:
+        run.start_recording(recorder, Path(args.record) if folder is None else folder.next_file())
+    elif args.bundle.startswith(SCHEME):
+        run.add(SlotWatch(run, args.bundle, args.key, args.engine, recorder))
+
+
+async def _add_views(
+    args: argparse.Namespace, run: Run, recorder: Recorder, session: Session, stack: AsyncExitStack
+) -> LineView:
+    """Add the page, if ``--web`` asks for it, and the view that fits standard output."""
+    from ..live import RunControls
+    from ..views import Monitor, make_view, parse_address, serve_page
+
+    modalities = run.opened.bundle.manifest.modalities
+    monitor = run.add(Monitor(run.core))
+    monitor.links(session.links)
+    page = None
+    if args.web is not None:
+        controls = RunControls(run, args.bundle, args.engine, recorder)
+        serving = serve_page(parse_address(args.web), monitor, modalities, controls)
+        page = run.add(await stack.enter_async_context(serving))
+    view = run.add(make_view(monitor, modalities, run.opened.policy))
+    view.links(session.links)
+    if page is not None:
+        view.say(f"the page is at {page.url}")
+    return view
+
+
+async def _drive(session: Session, run: Run, duration_s: float | None) -> WearableError | None:
+    """Run until the end; the error of a Bluetooth that was lost during the run, whose decisions count nevertheless.
+
+    Raises:
+        WearableError: Bluetooth was lost before the first sample.
+    """
+    from ..bluetooth import drive
+    from ..errors import WearableError
+
+    try:
+        await drive(session, run.turn, duration_s)
+    except WearableError as error:
+        if run.core.start_ns is None:
+            raise
+        return error
+    return None

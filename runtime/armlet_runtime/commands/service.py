@@ -26,17 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "install",
         help="write the unit, start it, and have it started with the machine",
         description="Write a systemd unit of this user that runs 'armlet run BUNDLE OPTION ...' in this folder, start "
-        "it, and have it started with the machine. Where there is one already, it takes its place.",
+        "it, and have it started with the machine. It replaces an existing unit.",
     )
     install.add_argument("bundle", metavar="BUNDLE", help="bundle file, or file:SLOT for a slot's current bundle")
     install.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help="as for 'armlet run'")
     install.set_defaults(act=_install)
     status = actions.add_parser(
-        "status", help="whether it runs, and what it wrote last; exit code 1 if it does not run"
+        "status", help="show its state and its newest log lines; exit code 1 if it does not run"
     )
     status.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     status.set_defaults(act=_status)
-    remove = actions.add_parser("remove", help="stop it and take the unit away")
+    remove = actions.add_parser("remove", help="stop it and remove the unit")
     remove.set_defaults(act=_remove)
 
 
@@ -59,7 +59,7 @@ def _install(args: argparse.Namespace) -> int:
     live.add_arguments(parser)
     words = [args.bundle, *args.options]
     options = parser.parse_args(words)
-    # What cannot be used is said now, and not to the journal every two seconds.
+    # Arguments that cannot be used are reported here, and not in the journal every two seconds.
     if not wearable_names(options):
         raise UsageError(
             "name the wearables that the service is to connect: armlet service install BUNDLE --wearables NAME,NAME; "
@@ -77,11 +77,11 @@ def _install(args: argparse.Namespace) -> int:
         mqtt_address(options.mqtt)
         mqtt_login()
     environment = {"ARMLET_HOME": str(home().absolute()), "PYTHONUNBUFFERED": "1"}
-    if "PATH" in os.environ:  # ExecuTorch's shim is built with the compiler that is found here
+    if "PATH" in os.environ:  # ExecuTorch's shim is built with a compiler of this PATH
         environment["PATH"] = os.environ["PATH"]
-    # Started in this folder, so that relative paths mean what they mean here.
+    # The unit starts in this folder, so that relative paths stay valid.
     print(install([sys.executable, "-m", "armlet_runtime", "run", *words], environment, Path.cwd()))
-    print(f"the unit is {unit_path()}; 'armlet service status' tells how it does")
+    print(f"the unit is {unit_path()}; 'armlet service status' shows its state")
     return 0
 
 
@@ -89,20 +89,24 @@ def _status(args: argparse.Namespace) -> int:
     from ..files import write_json
     from ..install import journal, properties, state
 
-    found, lines = properties(), journal(JOURNAL_LINES)
+    unit, lines = properties(), journal(JOURNAL_LINES)
     now = state()
-    said = f": {found['StatusText']}" if found.get("StatusText") else ""
-    since = f" since {found['ActiveEnterTimestamp']}" if now == "active" else ""
-    print(f"{now}{since}, started again {found.get('NRestarts') or 0} times{said}" if now != "none" else "no unit here")
+    status = f": {unit['StatusText']}" if unit.get("StatusText") else ""
+    since = f" since {unit['ActiveEnterTimestamp']}" if now == "active" else ""
+    print(
+        f"{now}{since}, started again {unit.get('NRestarts') or 0} times{status}"
+        if now != "none"
+        else "no unit is installed here"
+    )
     for line in lines:
         print(f"  {line}")
     if args.json:
-        write_json(args.json, {"state": now, "status": found.get("StatusText", ""), "journal": lines})
+        write_json(args.json, {"state": now, "status": unit.get("StatusText", ""), "journal": lines})
     return 0 if now == "active" else 1
 
 
 def _remove(args: argparse.Namespace) -> int:
     from ..install import UNIT, remove
 
-    print(f"{UNIT} is stopped and taken away" if remove() else "there is no unit here")
+    print(f"{UNIT} is stopped and removed" if remove() else "no unit is installed here")
     return 0

@@ -1,4 +1,4 @@
-"""``armlet verify``: whether a bundle can be trusted, and whether this machine runs it as it was measured."""
+"""``armlet verify``: check that a bundle is trusted, and that this machine reproduces its golden outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from .model_arguments import add_bundle_arguments, load_bundle
 
 NAME = "verify"
-HELP = "Check a bundle's signature and contents; with --golden also what this machine's engines make of it."
+HELP = "Check a bundle's signature and contents; with --golden also the results of this machine's engines."
 EXAMPLE = """armlet verify model.armlet --key signing.key.pub
   armlet verify model.armlet --golden"""
 EXTRA = ""
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.engine:
         engines = [args.engine]
     elif args.golden:
-        choose_engine(bundle.manifest)  # none at all is an error, not a pass
+        choose_engine(bundle.manifest)  # without a usable engine this is an error, not a pass
         reasons = available()
         skipped = {name: reason for name in bundle.manifest.engines if (reason := reasons.get(name, "unknown here"))}
         engines = [name for name in bundle.manifest.engines if name not in skipped]

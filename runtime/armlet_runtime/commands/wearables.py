@@ -1,4 +1,4 @@
-"""``armlet wearables``: who is in reach, what one wearable is, and how it does."""
+"""``armlet wearables``: the wearables in reach, and the properties and state of one of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..wearables import Group
 
 NAME = "wearables"
-HELP = "Look at the Bluetooth wearables in reach, or play a recording as virtual ones."
+HELP = "Look at the Bluetooth wearables in reach, or play a recording as virtual wearables."
 EXAMPLE = """armlet wearables scan
   armlet wearables info "Polar H10 12345678" --json strap.json
   armlet wearables watch "Polar H10 12345678" --duration 60
@@ -31,14 +31,14 @@ EXTRA = ""
 # Further actions: modules with NAME, HELP, EXTRA, ``add_arguments(parser)`` and ``run(args)``, as commands have them.
 GROUP = "armlet.commands.wearables"
 
-# 'info' and 'watch' look at counts and clocks only, not at samples.
 KEEP_NS = 1_000_000_000
+"""Samples are kept for this long: 'info' and 'watch' need counts and clocks only."""
 
-# How often 'watch' shows a line, and over how much time it counts rates.
 WATCH_S = 1.0
+"""Time between two lines of 'watch', over which rates are measured."""
 
-# What some wearables send shows only in what they send: 'info' listens for so long.
 LISTEN_S = 3.0
+"""Time for which 'info' listens: some wearables reveal their modalities only by their data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,20 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     scan = actions.add_parser(
         "scan",
-        help="list the wearables that are in reach",
-        description="List what advertises: name, address, signal strength, and the profiles that armlet reads it by; "
-        "first those that it can read.",
+        help="list the wearables in reach",
+        description="List the advertising devices: name, address, signal strength, and the profiles by which armlet "
+        "reads them; devices that it can read come first.",
     )
     info = actions.add_parser(
         "info",
-        help="connect to one wearable and show what it is",
-        description="Connect to one wearable and show its battery, what it says of itself, the MTU and the connection "
+        help="connect to a wearable and show its properties",
+        description="Connect to a wearable and show its battery, its device information, the MTU and the connection "
         "interval agreed upon, and the modalities that it sends with their rates.",
     )
     watch = actions.add_parser(
         "watch",
-        help="connect to one wearable and show how it does, a line a second",
-        description="Connect to one wearable and show once a second its link, signal strength and battery, and of each "
+        help="connect to a wearable and show its state, a line a second",
+        description="Connect to a wearable and show once a second its link, signal strength and battery, and for each "
         "group of modalities the rate, the share of packets lost, and the drift of its clock with its error bound.",
     )
     for action in (info, watch):
@@ -135,7 +135,7 @@ def _info(args: argparse.Namespace) -> int:
         channels = ", ".join(modality["channels"])
         print(f"{'modality':11} {modality['name']} ({channels}) in {modality['unit']} at {modality['rate_hz']:g} Hz")
     if not about["modalities"]:
-        print(f"{'modality':11} none yet: what it sends shows when it sends, and it has sent nothing")
+        print(f"{'modality':11} none yet: they are known when it sends, and it has sent nothing")
     if args.json:
         write_json(args.json, about)
     return 0
@@ -175,8 +175,10 @@ async def _ask(bluetooth: str, name: str, wait_s: float) -> dict[str, Any]:
                         f"'{name}' did not come up in {wait_s:g} s ({link.problem or link.state}): is it on, near, and "
                         "not in use?"
                     )
-            each = [modality for some in groups.values() for group in some for modality in group.modalities]
-            modalities = [msgspec.to_builtins(modality) for modality in each]
+            modalities = [
+                msgspec.to_builtins(modality)
+                for profile in groups.values() for group in profile for modality in group.modalities
+            ]  # fmt: skip
             return {"name": name, **_state(link), **link.about, "modalities": modalities}
         finally:
             running.cancel()
@@ -185,7 +187,7 @@ async def _ask(bluetooth: str, name: str, wait_s: float) -> dict[str, Any]:
 
 
 def _groups(link: Link, wearable: Wearable) -> dict[str, tuple[Group, ...]]:
-    """By profile that was started, what the wearable sends: as it was heard, else as every such wearable does."""
+    """The groups of each started profile: those of the received packets, else those of every such wearable."""
     from ..wearables import PROFILES
 
     started = [profile for profile in PROFILES if profile.name in link.profiles]
@@ -197,7 +199,7 @@ def _groups(link: Link, wearable: Wearable) -> dict[str, tuple[Group, ...]]:
 
 
 def _state(link: Link) -> dict[str, Any]:
-    """What is known of a link, as JSON has it."""
+    """The state of a link, as JSON has it."""
     return {
         "address": link.address,
         "rssi": link.rssi,
@@ -252,13 +254,13 @@ async def _follow(bluetooth: str, name: str, duration_s: float | None) -> dict[s
 
 
 def watch_line(link: Link, wearable: Wearable, before: Mapping[str, int], elapsed_s: float) -> str:
-    """One line of 'watch': the link, and of each group of modalities rate, loss and how well its clock is known.
+    """A line of 'watch': the link, and for each group of modalities its rate, its loss and the error of its clock.
 
     Args:
-        link: Of the wearable.
-        wearable: What came from it.
-        before: Samples of each group when the line before was shown.
-        elapsed_s: Time since then.
+        link: Link of the wearable.
+        wearable: The wearable.
+        before: Samples of each group at the time of the line before.
+        elapsed_s: Time since that line.
     """
     parts = [link.state if not link.problem else f"{link.state} ({link.problem})"]
     parts += [f"{link.rssi} dBm"] if link.rssi is not None else []

@@ -5,7 +5,7 @@ Imports the root, the signals, the bundle, the model and the install wing.
 
 from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
 from .decision_lines import DecisionLines, LiveDecisionLines
-from .enrol_recording import Stretch, found_elsewhere, recorded_windows
+from .enrol_recording import Stretch, other_occurrences, recorded_windows
 from .open_bundle import Opened, layer_path, load_programs, open_model
 from .output_folder import OutputFolder, is_folder
 from .outputs import Comparison, Output, ServiceOutput, SinkOutput
@@ -38,7 +38,6 @@ __all__ = [
     "Stretch",
     "Summary",
     "Tally",
-    "found_elsewhere",
     "is_folder",
     "layer_path",
     "load_programs",
@@ -46,6 +45,7 @@ __all__ = [
     "mqtt_login",
     "open_model",
     "open_sinks",
+    "other_occurrences",
     "recorded_windows",
     "since_process_start_s",
     "stale_ns",

@@ -65,7 +65,7 @@ def _span_ns(window: WindowSpec, packets: Sequence[Packet], at_s: float, length_
     return begin_ns, begin_ns + round(longest_s * 1e9)
 
 
-def found_elsewhere(
+def other_occurrences(
     model: BundleModel, name: str, example: Example, packets: Sequence[Packet], at_s: float, length_s: float | None
 ) -> list[Stretch]:
     """Occurrences of an example in the rest of its recording.

@@ -8,9 +8,9 @@ the model is sure of (:data:`armlet_runtime.model.calibration.SURE`) says nothin
 takes it, however near it is. Both numbers were chosen on HAPT's validation people with the postural transitions as new
 classes (``benchmarks/enrolment.py``). Where examples are kept: :mod:`armlet_runtime.model.enrolled_classes`.
 
-**What an example costs** nobody knows beforehand. In the rest of its recording a person sees where else the class would
-be found (:func:`found_elsewhere`), knows what was going on there, and may take the example back. No rule does: the rest
-may well be full of the new class.
+**The cost of an example** is not known beforehand. A person sees where else in its recording the class would be found
+(:func:`armlet_runtime.live.other_occurrences`), knows what went on there, and may take the example back. No rule does:
+the recording may well be full of the new class.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def _bundle(args: argparse.Namespace) -> Evaluation:
     from ..evaluation import scores as evaluate
     from ..recipes import DataRecipe
 
-    model, _ = load_model(args)
+    model = load_model(args)
     manifest = model.manifest
     names = tuple(modality.name for modality in manifest.modalities)
     # Windows are scored a half window apart, as in the recipes; the manifest's hop is that of the live loop.
