@@ -34,7 +34,7 @@ from armlet_runtime.metrics import confusion_matrix, f1_per_class
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.model import Bank, BundleModel, Decider, Example, Layer, make_example
 from armlet_runtime.model.policy import Policy
-from armlet_train.data import corpus as data
+from armlet_train.data import load_corpus
 from armlet_train.recipes import find_recipe, load_recipe
 
 RECIPE = "hapt-enrol"
@@ -69,9 +69,7 @@ def read(model: BundleModel, split: str) -> Windows:
     """Cut all windows, and run the bundle's programs on them in every subset."""
     recipe = load_recipe(find_recipe(RECIPE)).data
     known = len(recipe.labels)
-    corpus = data.load_corpus(
-        msgspec.structs.replace(recipe, labels=recipe.labels + recipe.hold_out, hold_out=()), split
-    )
+    corpus = load_corpus(msgspec.structs.replace(recipe, labels=recipe.labels + recipe.hold_out, hold_out=()), split)
     starts = corpus.starts(labelled=False, every=round(recipe.hop_s * corpus.tick_hz))
     raw = corpus.windows(starts)
     points = np.stack([corpus.labels_of(starts + at * (corpus.length - 1) // 8) for at in range(9)], axis=1)

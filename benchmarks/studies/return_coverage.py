@@ -27,7 +27,7 @@ from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.model import BundleModel
 from armlet_runtime.signals import fill_gaps
-from armlet_train.data import corpus as data
+from armlet_train.data import load_corpus
 from armlet_train.recipes import find_recipe, load_recipe
 
 RECEIVED = (0.3, 0.4, 0.5, 0.6, 0.64, 0.7, 0.8, 0.9, 1.0)
@@ -52,7 +52,7 @@ def main() -> int:
     try:
         bundle = open_bundle(args.bundle, trusted_keys(args.key))
         model = BundleModel.from_bundle(bundle)
-        corpus = data.load_corpus(load_recipe(find_recipe(args.recipe)).data, args.split)
+        corpus = load_corpus(load_recipe(find_recipe(args.recipe)).data, args.split)
     except ArmletError as error:
         print(f"returning: {error}", file=sys.stderr)
         return 2

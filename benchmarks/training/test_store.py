@@ -20,11 +20,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals import Label, Recording, Stream
-from armlet_train.data import arrow_store as store
-from armlet_train.data import corpus as data
+from armlet_train.data import arrow_store, load_corpus
 from armlet_train.data.datasets import DataSet, Entry
-from armlet_train.engine import finetune
-from armlet_train.engine import run_folder as runs
+from armlet_train.engine import finetune, run_folder
 from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
 
 GIB = float(os.environ.get("ARMLET_STORE_GIB", "0.1"))
@@ -70,21 +68,21 @@ def test_reader_and_memory(tmp_path: Path, benchmark: BenchmarkFixture, goal: Ca
     data_set = DataSet("hours", "hours of noise", MODALITIES, labels, lambda _: entries)
     folder = tmp_path / "store"
     began = time.perf_counter()
-    store.prepare(data_set, entries, folder, workers=2, advance=lambda done, total: None)
+    arrow_store.prepare(data_set, entries, folder, workers=2, advance=lambda done, total: None)
     prepared_s = time.perf_counter() - began
     size = sum(file.stat().st_size for file in folder.iterdir())
 
     forget(folder)
     one = DataRecipe(str(folder), ("acc", "gyro"), labels, 2.56, 1.28, 0.32)
     began = time.perf_counter()
-    corpus = data.load_corpus(one, "train")
+    corpus = load_corpus(one, "train")
     rng = np.random.default_rng(0)
     batch = recipe.finetune.batch
     windows_in_all = corpus.count(labelled=False, every=corpus.stride)
     corpus.draw(batch, True, rng)
     open_s = time.perf_counter() - began
 
-    model = runs.build_model(recipe, corpus.modalities)
+    model = run_folder.build_model(recipe, corpus.modalities)
     objective = finetune.Finetuning(model, recipe.finetune)
     optimiser = torch.optim.AdamW(model.parameters(), recipe.finetune.learning_rate)
     read_s, step_s = [], []

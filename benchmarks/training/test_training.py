@@ -22,13 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals import Label, Recording, Stream
-from armlet_train.data import Augment, Corpus, Source, steps_per_epoch
-from armlet_train.data import corpus as data
-from armlet_train.engine import finetune
-from armlet_train.engine import pretrain as pretraining
-from armlet_train.engine import trainer as loop
+from armlet_train.data import Augment, Corpus, Source, join_recordings, steps_per_epoch
+from armlet_train.engine import finetune, pretrain, trainer
 from armlet_train.methods import Objective, build_pretraining
-from armlet_train.models import build as methods
+from armlet_train.models import build_model
 from armlet_train.recipes import PretrainRecipe, TrainingRecipe, find_recipe, load_recipe
 
 CUDA = torch.cuda.is_available()
@@ -52,7 +49,7 @@ def corpus() -> Corpus:
         for name, unit in (("acc", "g"), ("gyro", "rad/s"))
     }
     labels = [Label(0, SAMPLES * 20_000_000, RECIPE.data.labels[0])]
-    return data.join([Recording("noise", "1", {}, streams, labels)], RECIPE.data)
+    return join_recordings([Recording("noise", "1", {}, streams, labels)], RECIPE.data)
 
 
 @dataclass
@@ -71,14 +68,14 @@ class Training:
 
     def step(self, batch: tuple[Any, ...]) -> None:
         """A step on a batch."""
-        loop.take_step(self.runner, self.optimiser, batch, DEVICE, self.bfloat16)
+        trainer.take_step(self.runner, self.optimiser, batch, DEVICE, self.bfloat16)
         self.objective.after_step(0)
 
 
 def make(stage: str, corpus: Corpus, bfloat16: bool, compiled: bool) -> Training:
     """A training of the recipe hapt, fresh from its seed."""
     torch.manual_seed(0)
-    model = methods.build_model(RECIPE.model, corpus.modalities, corpus.lengths, len(RECIPE.data.labels))
+    model = build_model(RECIPE.model, corpus.modalities, corpus.lengths, len(RECIPE.data.labels))
     source = Source(corpus, DEVICE)
     objective: Objective
     if stage == "pretrain":
@@ -88,7 +85,7 @@ def make(stage: str, corpus: Corpus, bfloat16: bool, compiled: bool) -> Training
         steps = steps_per_epoch(corpus, recipe.batch, labelled=False)
 
         def epoch(order: np.random.Generator) -> Iterator[tuple[Any, ...]]:
-            return pretraining.epoch_batches(source, augment, PRETRAIN, method.views, steps, order, 0)
+            return pretrain.epoch_batches(source, augment, PRETRAIN, method.views, steps, order, 0)
     else:
         recipe = RECIPE.finetune
         augment = Augment(recipe.augment, corpus.normalisation(), DEVICE)
@@ -99,8 +96,8 @@ def make(stage: str, corpus: Corpus, bfloat16: bool, compiled: bool) -> Training
 
     stream = itertools.chain.from_iterable(epoch(np.random.default_rng(number)) for number in itertools.count())
     objective.to(DEVICE).train()
-    optimiser = loop.make_optimiser(objective, recipe, DEVICE)
-    return Training(objective, loop.make_runner(objective, DEVICE, compiled), optimiser, stream, bfloat16)
+    optimiser = trainer.make_optimiser(objective, recipe, DEVICE)
+    return Training(objective, trainer.make_runner(objective, DEVICE, compiled), optimiser, stream, bfloat16)
 
 
 def finish() -> None:
@@ -210,6 +207,6 @@ def test_ways_to_train_learn_alike(stage: str, corpus: Corpus) -> None:
     for bfloat16 in (False, True):
         training = make(stage, corpus, bfloat16=bfloat16, compiled=False)
         torch.manual_seed(1)
-        terms = loop.take_step(training.runner, training.optimiser, batch, DEVICE, bfloat16)
+        terms = trainer.take_step(training.runner, training.optimiser, batch, DEVICE, bfloat16)
         losses.append(float(terms["loss"].detach()))
     assert losses[1] == pytest.approx(losses[0], rel=0.05)

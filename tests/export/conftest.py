@@ -26,7 +26,7 @@ from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.windows import WindowSpec
-from armlet_train.data.corpus import Corpus, join, score_windows
+from armlet_train.data.corpus import Corpus, join_recordings, score_windows
 from armlet_train.data.loader import steps_per_epoch
 from armlet_train.engine import finetune
 from armlet_train.engine.finetune import all_logits
@@ -67,7 +67,7 @@ def made_corpus(people: tuple[str, ...], seed: int) -> Corpus:
                 streams[modality.name] = Stream(modality, times_ns, (0.5 + wave + noise).astype(np.float32))
             whole = Label(0, count * 20_000_000, label)
             recordings.append(Recording(f"{person}-{label}", person, {}, streams, [whole]))
-    return join(recordings, DATA)
+    return join_recordings(recordings, DATA)
 
 
 @pytest.fixture(scope="session")

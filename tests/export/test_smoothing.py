@@ -10,7 +10,7 @@ from armlet_runtime.bundle.manifest import HiddenMarkov, Majority
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.windows import WindowSpec
-from armlet_train.data.corpus import Corpus, join
+from armlet_train.data.corpus import Corpus, join_recordings
 from armlet_train.recipes import DataRecipe, ExportRecipe
 
 SECOND = 1_000_000_000
@@ -25,7 +25,7 @@ def corpus(*recordings: list[tuple[float, float, str]]) -> Corpus:
         ])
         for number, labels in enumerate(recordings)
     ]  # fmt: skip
-    return join(made, DataRecipe("made", ("acc",), ("a", "b", "c"), 2.0, 1.0, 0.5))
+    return join_recordings(made, DataRecipe("made", ("acc",), ("a", "b", "c"), 2.0, 1.0, 0.5))
 
 
 def test_what_has_no_label_belongs_to_the_label_before() -> None:

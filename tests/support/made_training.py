@@ -16,13 +16,12 @@ import torch
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_train import distributed as parallel
-from armlet_train.data import corpus as data
-from armlet_train.data.corpus import Corpus
+from armlet_train import distributed
+from armlet_train.data.corpus import Corpus, join_recordings, score_windows
 from armlet_train.engine import checkpoints, finetune
 from armlet_train.engine import pretrain as pretraining
-from armlet_train.models import base as models
-from armlet_train.models import build as methods
+from armlet_train.models.base import ArmletModel
+from armlet_train.models.build import build_model
 from armlet_train.recipes import AugmentRecipe, CheckpointRecipe, ConvModel, CrosslPretrain, DataRecipe, FinetuneRecipe
 
 CPU = torch.device("cpu")
@@ -66,16 +65,16 @@ def made_recording(person: str, seed: int, lacks: str = "") -> Recording:
 def made_corpus(seed: int = 1) -> Corpus:
     """Three people; the third has no pulse."""
     recordings = [made_recording("1", seed), made_recording("2", seed + 1), made_recording("3", seed + 2, "pulse")]
-    return data.join(recordings, DATA)
+    return join_recordings(recordings, DATA)
 
 
-def made_model() -> models.ArmletModel:
+def made_model() -> ArmletModel:
     """Fresh, always the same."""
     torch.manual_seed(0)
-    return methods.build_model(MODEL, (ACC, PULSE), {"acc": 64, "pulse": 41}, len(LABELS))
+    return build_model(MODEL, (ACC, PULSE), {"acc": 64, "pulse": 41}, len(LABELS))
 
 
-def pretrain(epochs: int, folder: Path) -> models.ArmletModel:
+def pretrain(epochs: int, folder: Path) -> ArmletModel:
     """In double precision.
 
     VICReg does not depend on where its vectors lie, so some biases have no gradient but rounding errors, and Adam makes
@@ -94,11 +93,11 @@ def pretrain(epochs: int, folder: Path) -> models.ArmletModel:
     return model
 
 
-def tune(folder: Path, steps: list[int]) -> models.ArmletModel:
+def tune(folder: Path, steps: list[int]) -> ArmletModel:
     """In single precision; every step is added to ``steps``."""
     corpus = made_corpus()
     normalisation = corpus.normalisation()
-    validation = data.score_windows(made_corpus(9), normalisation)
+    validation = score_windows(made_corpus(9), normalisation)
     return finetune.finetune(
         made_model(), corpus, normalisation, validation, FINETUNE, CheckpointRecipe(), CPU,
         folder, lambda report: None, lambda done, total: steps.append(done),
@@ -108,7 +107,7 @@ def tune(folder: Path, steps: list[int]) -> models.ArmletModel:
 def refusal(batch: int) -> str:
     """What is said of a batch that the processes cannot share."""
     try:
-        parallel.share(batch)
+        distributed.share(batch)
     except UsageError as error:
         return str(error)
     return ""
@@ -118,16 +117,16 @@ def main(what: str, out: Path) -> None:
     """``compare``: train for 20 steps, and write the weights. ``endless``: write each process's number, and go on."""
     torch.set_num_threads(1)
     steps: list[int] = []
-    with parallel.processes(CPU):
+    with distributed.processes(CPU):
         if what == "endless":
-            (out / f"rank{parallel.rank()}").write_text(str(os.getpid()))
+            (out / f"rank{distributed.rank()}").write_text(str(os.getpid()))
             pretrain(10**6, out / "checkpoints")
         pretrained = pretrain(2, out.parent / "pretrain")
         tuned = tune(out.parent / "finetune", steps)
-        if parallel.is_first():
+        if distributed.is_first():
             state = {"pretrained": pretrained.state_dict(), "tuned": tuned.state_dict()}
             said = refusal(25)
-            checkpoints.save(out, {**state, "steps": len(steps), "processes": parallel.world(), "refusal": said})
+            checkpoints.save(out, {**state, "steps": len(steps), "processes": distributed.world(), "refusal": said})
 
 
 if __name__ == "__main__":

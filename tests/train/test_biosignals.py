@@ -12,11 +12,11 @@ import pytest
 
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError
-from armlet_train.data import corpus as data
+from armlet_train.data.corpus import load_corpus
 from armlet_train.data.datasets import _filters as biosignals
-from armlet_train.data.datasets import base as datasets
 from armlet_train.data.datasets import dreamer, ptb_xl, sleep_edf
-from armlet_train.engine import run_folder as runs
+from armlet_train.data.datasets.base import SPLITS, open_data_set
+from armlet_train.engine.run_folder import load_run
 from armlet_train.recipes import DataRecipe, find_recipe
 
 edfio = pytest.importorskip("edfio", reason="edfio is not installed (pip install 'armlet[biosignals]')")
@@ -127,10 +127,10 @@ def dreamer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_dreamer_is_read_as_published(dreamer_file: Path) -> None:
-    _, entries = datasets.open_data_set("dreamer", dreamer_file)
+    _, entries = open_data_set("dreamer", dreamer_file)
     assert len(entries) == 23 * 18
     assert len({entry.name for entry in entries}) == len(entries)
-    by_name = {entry.name: entry for entry in datasets.open_data_set("dreamer", dreamer_file.parent)[1]}
+    by_name = {entry.name: entry for entry in open_data_set("dreamer", dreamer_file.parent)[1]}
     recording = by_name["dreamer-p05-c07"].read()
     assert recording.person == "5"
     eeg, ecg = recording.streams["eeg"], recording.streams["ecg"]
@@ -156,7 +156,7 @@ def test_dreamer_as_a_corpus(dreamer_file: Path) -> None:
         name="dreamer", path=str(dreamer_file), modalities=("ecg", "eeg"), labels=("low-valence", "high-valence"),
         window_s=1.0, stride_s=1.0, hop_s=1.0, scale={"eeg": 100.0},
     )  # fmt: skip
-    corpus = data.load_corpus(recipe, "validation")
+    corpus = load_corpus(recipe, "validation")
     assert corpus.wearers == sorted(dreamer.VALIDATION)
     starts = corpus.starts(labelled=True, every=corpus.stride)
     assert len(starts) == len(dreamer.VALIDATION) * 18 * 4
@@ -207,7 +207,7 @@ def test_tiny_recipe_pretrains_and_fine_tunes_on_dreamer(dreamer_file: Path, tmp
     assert len(lines) == 2
     assert re.search(r'"loss":.*"eeg":.*"ecg":', lines[1])
     assert main(["finetune", str(recipe), "--from", str(pretrained), "--out", str(finetuned), "--device", "cpu"]) == 0
-    before, after = runs.load_run(pretrained).model, runs.load_run(finetuned).model
+    before, after = load_run(pretrained).model, load_run(finetuned).model
     # By LoRA (the recipe says so), merged: the names are those of before; matrices differ, convolutions do not.
     old, new = before.state_dict(), after.state_dict()
     assert list(old) == list(new)
@@ -255,7 +255,7 @@ def sleep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sleep_edf_is_read_as_published(sleep_folder: Path) -> None:
-    _, (entry,) = datasets.open_data_set("sleep-edf", sleep_folder)
+    _, (entry,) = open_data_set("sleep-edf", sleep_folder)
     assert (entry.name, entry.person, entry.split) == ("sleep-edf-SC4071", "SC07", "train")
     recording = entry.read()
     # From 30 minutes before the first sleep (3600 s) to 30 minutes after the last (3930 s).
@@ -277,7 +277,7 @@ def test_sleep_edf_windows_are_the_scored_epochs(sleep_folder: Path) -> None:
         name="sleep-edf", path=str(sleep_folder), modalities=("eeg", "eog"), labels=sleep_edf.LABELS,
         window_s=30.0, stride_s=30.0, hop_s=30.0,
     )  # fmt: skip
-    corpus = data.load_corpus(recipe, "train")
+    corpus = load_corpus(recipe, "train")
     starts = corpus.starts(labelled=True, every=corpus.stride)
     # All of them but the one in which the sleeper moved.
     assert np.bincount(corpus.labels_of(starts)).tolist() == [60 + 60, 2, 4, 2, 2]
@@ -359,7 +359,7 @@ def ptb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ptb_xl_is_read_as_published(ptb_folder: Path) -> None:
-    _, entries = datasets.open_data_set("ptb-xl", ptb_folder)
+    _, entries = open_data_set("ptb-xl", ptb_folder)
     assert [(entry.name, entry.person, entry.split) for entry in entries] == [
         ("ptb-xl-00001", "15709", "train"),
         ("ptb-xl-00002", "13243", "validation"),
@@ -409,4 +409,4 @@ def test_ptb_xl_that_is_not_is_explained(tmp_path: Path) -> None:
 def test_no_person_or_fold_is_in_two_splits(module: Any) -> None:
     everyone = [one for split in module.SPLITS.values() for one in split]
     assert len(everyone) == len(set(everyone))
-    assert set(module.SPLITS) == set(datasets.SPLITS)
+    assert set(module.SPLITS) == set(SPLITS)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import distributed as parallel
+from armlet_train import distributed
 from armlet_train.engine import finetune
-from armlet_train.models import base as models
-from armlet_train.models import build as methods
 from armlet_train.models import cbramod, lora
+from armlet_train.models.base import ArmletModel
+from armlet_train.models.build import build_model
 from armlet_train.models.cbramod import CBraMod, CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes, LoraRecipe, find_recipe, load_recipe
 from tests.support import braindecode_cbramod
@@ -36,16 +36,16 @@ LENGTHS = {"eeg": 160, "ecg": 80}
 needs_braindecode = pytest.mark.skipif(braindecode_cbramod.MISSING is not None, reason=str(braindecode_cbramod.MISSING))
 
 
-def small_model(recipe: CBraModModel = RECIPE) -> models.ArmletModel:
+def small_model(recipe: CBraModModel = RECIPE) -> ArmletModel:
     torch.manual_seed(0)
-    return methods.build_model(recipe, (EEG, ECG), LENGTHS, 3).eval()
+    return build_model(recipe, (EEG, ECG), LENGTHS, 3).eval()
 
 
 def random_windows(count: int) -> dict[str, Tensor]:
     return {"eeg": torch.randn(count, 3, 160), "ecg": torch.randn(count, 2, 80)}
 
 
-def encoder_of(model: models.ArmletModel, name: str) -> CBraModEncoder:
+def encoder_of(model: ArmletModel, name: str) -> CBraModEncoder:
     encoder = model.encoders[name]
     assert isinstance(encoder, CBraModEncoder)
     return encoder
@@ -182,8 +182,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean(monkeypatch: pytest.MonkeyPa
     # The second of two processes drops what one process drops in the second half of the batch.
     dropout.train()
     torch.manual_seed(0)
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert torch.equal(dropout(ones[:500]), dropped[500:])
 
 
@@ -216,7 +216,7 @@ def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: py
         dropout=0.0,
     )
     lengths = {"eeg": 400, "ecg": 80}
-    model = methods.build_model(recipe, (EEG, ECG), lengths, 2)
+    model = build_model(recipe, (EEG, ECG), lengths, 2)
     ecg = {name: value.clone() for name, value in encoder_of(model, "ecg").state_dict().items()}
     cbramod.start_from_weights(model, recipe, (EEG, ECG))
     for name, value in encoder_of(model, "eeg").cbramod.state_dict().items():
@@ -228,9 +228,7 @@ def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: py
             cbramod.start_from_weights(model, recipe, (strange, ECG))
     other = msgspec.structs.replace(recipe, encoders={**recipe.encoders, "ecg": recipe.encoders["eeg"]})
     with pytest.raises(RecipeError, match="ecg comes in mV at 100 Hz"):
-        cbramod.start_from_weights(
-            methods.build_model(other, (EEG, ECG), {**lengths, "ecg": 200}, 2), other, (EEG, ECG)
-        )
+        cbramod.start_from_weights(build_model(other, (EEG, ECG), {**lengths, "ecg": 200}, 2), other, (EEG, ECG))
 
 
 class Harmful:
@@ -276,9 +274,9 @@ def test_model_has_the_common_shape(pool: str) -> None:
 
 def test_window_must_be_whole_patches_and_encoder_known() -> None:
     with pytest.raises(RecipeError, match=r"\[model.encoders.ecg\] patch = 20: .* 90 samples \(100 Hz\)"):
-        methods.build_model(RECIPE, (EEG, ECG), {"eeg": 160, "ecg": 90}, 2)
+        build_model(RECIPE, (EEG, ECG), {"eeg": 160, "ecg": 90}, 2)
     with pytest.raises(RecipeError, match="lacks 'ppg'"):
-        methods.build_model(RECIPE, (Modality("ppg", ("green",), "au", 64.0),), {"ppg": 640}, 2)
+        build_model(RECIPE, (Modality("ppg", ("green",), "au", 64.0),), {"ppg": 640}, 2)
 
 
 def test_absent_modality_is_its_mask_token_and_changes_no_other() -> None:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
 from armlet_train.engine.finetune import Finetuning
-from armlet_train.methods import losses as contrastive
-from armlet_train.methods import masks as masking
 from armlet_train.methods.crossl import Crossl
-from armlet_train.models import base as models
-from armlet_train.models import build as methods
+from armlet_train.methods.losses import cocoa, nt_xent, vicreg
+from armlet_train.methods.masks import random_pairs, spatial_pairs
 from armlet_train.models import crossl
+from armlet_train.models.base import ArmletModel
+from armlet_train.models.build import build_model
 from armlet_train.recipes import AugmentRecipe, ConvModel, CrosslModel, CrosslPretrain, find_recipe, load_recipe
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
@@ -26,16 +26,16 @@ GYRO = Modality("gyro", ("x", "y", "z"), "rad/s", 50.0)
 LENGTHS = {"acc": 128, "gyro": 128}
 
 
-def small(mask: str) -> models.ArmletModel:
+def small(mask: str) -> ArmletModel:
     torch.manual_seed(0)
     recipe = ConvModel(
         channels=(8, 8), kernels=(5, 5), strides=(2, 2), token_dim=8, hidden_dim=16, embedding_dim=8, dropout=0.0,
         mask=mask,  # type: ignore[arg-type]
     )  # fmt: skip
-    return methods.build_model(recipe, (ACC, GYRO), LENGTHS, 6).eval()
+    return build_model(recipe, (ACC, GYRO), LENGTHS, 6).eval()
 
 
-def pretraining(model: models.ArmletModel, **options: object) -> Crossl:
+def pretraining(model: ArmletModel, **options: object) -> Crossl:
     torch.manual_seed(1)
     recipe = CrosslPretrain(
         epochs=1, batch=8, learning_rate=1e-3, weight_decay=0.0, seed=0, augment=AugmentRecipe(0, 0, 0, 0),
@@ -57,7 +57,7 @@ def windows(count: int) -> dict[str, torch.Tensor]:
 )  # fmt: skip
 def test_papers_model_has_its_parameters(channels: tuple[int, ...], parameters: int) -> None:
     modalities = [Modality(f"m{n}", tuple("abc"[:c]), "u", 100.0) for n, c in enumerate(channels)]
-    model = methods.build_model(CrosslModel(), modalities, {one.name: 512 for one in modalities}, 5)
+    model = build_model(CrosslModel(), modalities, {one.name: 512 for one in modalities}, 5)
     head = sum(value.numel() for name, value in model.named_parameters() if name.startswith("aggregator.head"))
     learned = sum(value.numel() for value in model.parameters() if value.requires_grad)
     assert learned - head == parameters
@@ -79,7 +79,7 @@ def test_block_is_keras_in_every_detail() -> None:
 
 
 def test_papers_masks_are_zeros_that_nothing_moves() -> None:
-    model = methods.build_model(CrosslModel(token_dim=8), (ACC, GYRO), LENGTHS, 6)
+    model = build_model(CrosslModel(token_dim=8), (ACC, GYRO), LENGTHS, 6)
     assert not model.mask_tokens.requires_grad and not model.mask_tokens.any()
 
 
@@ -92,7 +92,7 @@ def test_spatial_masks_are_different_and_never_empty(modalities: int, keep: floa
     torch.manual_seed(3)
     present = torch.rand(2000, modalities) < 0.7
     present[~present.any(dim=1), 0] = True
-    first, second = masking.spatial_pairs(present, keep)
+    first, second = spatial_pairs(present, keep)
     for mask in (first, second):
         assert mask.any(dim=1).all()
         assert not (mask & ~present).any()
@@ -104,7 +104,7 @@ def test_spatial_masks_are_different_and_never_empty(modalities: int, keep: floa
 def test_spatial_masks_are_the_published_draw_given_that_they_differ() -> None:
     torch.manual_seed(4)
     count, keep = 200_000, 0.9
-    drawn = masking.spatial_pairs(torch.ones(count, 2, dtype=torch.bool), keep)
+    drawn = spatial_pairs(torch.ones(count, 2, dtype=torch.bool), keep)
     codes = (drawn * torch.tensor([1, 2])).sum(dim=2)  # 1: first alone, 2: second alone, 3: both
     chance = {1: 0.09, 2: 0.09, 3: 0.81}
     pairs = {(a, b): chance[a] * chance[b] for a in chance for b in chance if a != b}
@@ -118,12 +118,12 @@ def test_random_masks_are_different_and_never_empty(keep: float) -> None:
     torch.manual_seed(5)
     present = torch.rand(3000, 6) < 0.8
     present[:, :2] = True
-    first, second = masking.random_pairs(present, keep)
+    first, second = random_pairs(present, keep)
     for mask in (first, second):
         assert mask.any(dim=1).all()
         assert not (mask & ~present).any()
     assert (first != second).any(dim=1).all()
-    many, _ = masking.random_pairs(torch.ones(200, 128, dtype=torch.bool), 0.7)
+    many, _ = random_pairs(torch.ones(200, 128, dtype=torch.bool), 0.7)
     assert many.float().mean().item() == pytest.approx(0.7, abs=0.01)
 
 
@@ -194,14 +194,14 @@ def test_attention_excludes_what_is_hidden() -> None:
 def test_vicreg_terms() -> None:
     torch.manual_seed(6)
     views = torch.randn(2000, 8)
-    similarity, variance, covariance = contrastive.vicreg(views, views)
+    similarity, variance, covariance = vicreg(views, views)
     assert similarity == 0
     assert variance < 0.03 and covariance < 0.03  # unit variance, nothing correlated
-    _, collapsed, _ = contrastive.vicreg(torch.zeros(16, 8), torch.zeros(16, 8))
+    _, collapsed, _ = vicreg(torch.zeros(16, 8), torch.zeros(16, 8))
     assert collapsed == pytest.approx(1 - 0.01)  # the hinge, less sqrt(1e-4)
     copies = views[:, :1].repeat(1, 8)
     # All 56 off-diagonal covariances of eight equal components are 1: 56 / 8, for each of the two views.
-    assert contrastive.vicreg(copies, copies)[2] == pytest.approx(2 * 56 / 8, rel=0.1)
+    assert vicreg(copies, copies)[2] == pytest.approx(2 * 56 / 8, rel=0.1)
 
 
 def test_nt_xent_is_its_formula() -> None:
@@ -212,7 +212,7 @@ def test_nt_xent_is_its_formula() -> None:
     for row in range(10):
         scores = [math.exp(float(every[row] @ every[other]) / 0.2) for other in range(10)]
         losses.append(-math.log(scores[(row + 5) % 10] / (sum(scores) - scores[row])))
-    assert contrastive.nt_xent(first, second, 0.2).item() == pytest.approx(np.mean(losses), rel=1e-4)
+    assert nt_xent(first, second, 0.2).item() == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_cocoa_is_its_formula() -> None:
@@ -230,10 +230,10 @@ def test_cocoa_is_its_formula() -> None:
                 if b != c and present[b, m] and present[c, m]:
                     far.append(math.exp(float(unit[b, m] @ unit[c, m]) / 0.5))
     expected = np.mean(near) + 0.1 * np.mean(far)
-    assert contrastive.cocoa(tokens, present, 0.5, 0.1).item() == pytest.approx(expected, rel=1e-4)
+    assert cocoa(tokens, present, 0.5, 0.1).item() == pytest.approx(expected, rel=1e-4)
     # The token of an absent modality has no say.
     tokens[1, 2] = 50.0
-    assert contrastive.cocoa(tokens, present, 0.5, 0.1).item() == pytest.approx(expected, rel=1e-4)
+    assert cocoa(tokens, present, 0.5, 0.1).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_every_mask_is_the_mean_over_pairs_of_masks() -> None:
         [model.aggregator(model.mask(model.tokens(view), mask.expand(6, 2)).flatten(1))[1] for mask in masks]
         for view in views
     ]
-    pairs = [contrastive.vicreg(vectors[0][a], vectors[1][b]) for a in range(3) for b in range(3) if a != b]
+    pairs = [vicreg(vectors[0][a], vectors[1][b]) for a in range(3) for b in range(3) if a != b]
     for name, number in (("similarity", 0), ("variance", 1), ("covariance", 2)):
         expected = torch.stack([pair[number] for pair in pairs]).mean()
         torch.testing.assert_close(terms[name], expected, rtol=1e-4, atol=1e-6)
@@ -285,6 +285,6 @@ def test_every_mask_is_the_mean_over_pairs_of_masks() -> None:
 
 def test_too_many_modalities_are_one_sentence() -> None:
     modalities = [Modality(f"m{n}", ("x",), "u", 50.0) for n in range(4)]
-    model = methods.build_model(CrosslModel(token_dim=8), modalities, {one.name: 128 for one in modalities}, 2)
+    model = build_model(CrosslModel(token_dim=8), modalities, {one.name: 128 for one in modalities}, 2)
     with pytest.raises(RecipeError, match=r"at most 3 modalities with .* every_mask = true"):
         pretraining(model, every_mask=True)

@@ -15,7 +15,7 @@ from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
-from armlet_train.data import corpus as data
+from armlet_train.data.corpus import NO_LABEL, join_recordings, load_corpus
 from armlet_train.data.datasets import hapt
 from armlet_train.recipes import DataRecipe, find_recipe, load_recipe
 
@@ -46,7 +46,7 @@ def test_no_person_is_in_two_splits() -> None:
 )
 def test_windows_of_a_split(recordings: list[Recording], split: str, every: int, labelled: int) -> None:
     assert recordings
-    corpus = data.load_corpus(RECIPE, split)
+    corpus = load_corpus(RECIPE, split)
     assert corpus.wearers == sorted(hapt.SPLITS[split])
     assert len(corpus.starts(labelled=False, every=corpus.stride)) == every
     starts = corpus.starts(labelled=True, every=corpus.stride)
@@ -57,7 +57,7 @@ def test_windows_of_a_split(recordings: list[Recording], split: str, every: int,
 
 
 def test_draws_are_even_over_all_starts(recordings: list[Recording]) -> None:
-    corpus = data.join(recordings[:5], RECIPE)
+    corpus = join_recordings(recordings[:5], RECIPE)
     for labelled in (False, True):
         starts = corpus.starts(labelled, every=1)
         drawn = corpus.draw(500, labelled, np.random.default_rng(4))
@@ -66,14 +66,14 @@ def test_draws_are_even_over_all_starts(recordings: list[Recording]) -> None:
 
 def test_windows_are_the_samples_themselves(recordings: list[Recording]) -> None:
     one = recordings[7]
-    corpus = data.join([one], RECIPE)
+    corpus = join_recordings([one], RECIPE)
     windows = corpus.windows(np.array([0, 64, 100]))
     np.testing.assert_array_equal(windows["gyro"][2], one.streams["gyro"].values[100:228].T)
     assert corpus.present(np.array([0, 64])).all()
 
 
 def test_neighbours_stay_within_reach_and_recording(recordings: list[Recording]) -> None:
-    corpus = data.join(recordings[:3], RECIPE)
+    corpus = join_recordings(recordings[:3], RECIPE)
     starts = corpus.starts(labelled=False, every=37)
     near = corpus.neighbours(starts, 0.64, np.random.default_rng(0))
     assert np.abs(near - starts).max() <= 32
@@ -113,7 +113,7 @@ WHOLE = [Label(0, 30_000_000_000, "rest"), Label(30_000_000_000, 60_000_000_000,
 
 def test_each_modality_keeps_its_rate_and_windows_lie_on_the_common_time() -> None:
     streams = body()
-    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW)
+    corpus = join_recordings([Recording("one", "1", {}, streams, WHOLE)], SLOW)
     assert corpus.lengths == {"ecg": 1000, "acc": 200, "temp": 16}
     assert (corpus.length, corpus.stride) == (1000, 500)  # ticks of the fastest
     starts = corpus.starts(labelled=True, every=corpus.stride)
@@ -135,7 +135,7 @@ def test_windows_with_gaps_are_those_that_the_board_cuts() -> None:
     streams = body(seed=10)
     streams["acc"] = without(without(streams["acc"], 10.0, 11.5), 20.0, 28.0)
     streams["ecg"] = without(streams["ecg"], 13.0, 15.0)
-    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW, Presence(min_coverage=0.6))
+    corpus = join_recordings([Recording("one", "1", {}, streams, WHOLE)], SLOW, Presence(min_coverage=0.6))
     starts = corpus.starts(labelled=False, every=125)
     windows, present = corpus.windows(starts), corpus.present(starts)
     gaps = 0
@@ -163,7 +163,7 @@ def test_modality_that_a_recording_lacks_is_absent_and_the_others_stay() -> None
         Recording("nothing", "1", {}, nothing, WHOLE),
         Recording("whole", "2", {}, whole, WHOLE),
     ]
-    corpus = data.join(recordings, SLOW)
+    corpus = join_recordings(recordings, SLOW)
     starts = corpus.starts(labelled=False, every=250)
     first = corpus.people_of(starts) == "1"
     np.testing.assert_array_equal(corpus.present(starts[first]).all(axis=0), [False, True, True])
@@ -177,7 +177,7 @@ def test_modality_that_a_recording_lacks_is_absent_and_the_others_stay() -> None
 
 def test_window_without_any_modality_is_never_drawn() -> None:
     streams = {name: without(one, 20.0, 40.0) for name, one in body().items()}
-    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW)
+    corpus = join_recordings([Recording("one", "1", {}, streams, WHOLE)], SLOW)
     starts = corpus.starts(labelled=False, every=1)
     assert corpus.present(starts).any(axis=1).all()
     seconds = starts / 250
@@ -190,11 +190,11 @@ def test_window_without_any_modality_is_never_drawn() -> None:
 
 def test_lost_rows_count_neither_as_samples_nor_in_the_normalisation() -> None:
     streams = body()
-    clean = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW).normalisation()
+    clean = join_recordings([Recording("one", "1", {}, streams, WHOLE)], SLOW).normalisation()
     values = streams["acc"].values.copy()
     values[500:1500, 1] = np.nan  # 20 s
     streams["acc"] = Stream(hapt.ACC, streams["acc"].times_ns, values)
-    corpus = data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW)
+    corpus = join_recordings([Recording("one", "1", {}, streams, WHOLE)], SLOW)
     starts = corpus.starts(labelled=False, every=250)
     missing = ~corpus.present(starts)[:, 1]
     assert missing.sum() == 21  # those with more than 1.6 of their 4 s in the gap
@@ -209,7 +209,7 @@ def test_lost_rows_count_neither_as_samples_nor_in_the_normalisation() -> None:
 def test_streams_that_do_not_begin_together_keep_the_whole_time() -> None:
     streams = body()
     streams["acc"] = stream(hapt.ACC, 50, 3, first_s=10.0)
-    corpus = data.join([Recording("late", "1", {}, streams, WHOLE)], SLOW)
+    corpus = join_recordings([Recording("late", "1", {}, streams, WHOLE)], SLOW)
     starts = corpus.starts(labelled=False, every=250)
     assert len(starts) == 57
     np.testing.assert_array_equal(corpus.present(starts)[:, 1], starts / 250 >= 10 - 4 * 0.4)
@@ -220,26 +220,26 @@ def test_held_out_labels_are_in_no_window_of_training_people(recordings: list[Re
     assert recordings
     transitions = tuple(name for name in hapt.LABELS.values() if "-" in name)
     recipe = msgspec.structs.replace(RECIPE, hold_out=transitions)
-    held = data.load_corpus(recipe, "train")
-    plain = data.load_corpus(msgspec.structs.replace(RECIPE, labels=transitions), "train")
+    held = load_corpus(recipe, "train")
+    plain = load_corpus(msgspec.structs.replace(RECIPE, labels=transitions), "train")
     starts = held.starts(labelled=False, every=1)
     assert 0.85 < len(starts) / len(plain.starts(labelled=False, every=1)) < 0.97
     drawn = held.draw(5000, False, np.random.default_rng(0))
     for some in (starts[::97], starts[-1:], drawn, held.neighbours(drawn, 5.0, np.random.default_rng(1))):
         for ahead in range(0, 128, 3):  # the shortest transition lasts longer than that
-            assert (plain.labels_of(some + ahead) == data.NO_LABEL).all()
+            assert (plain.labels_of(some + ahead) == NO_LABEL).all()
     labelled = held.starts(labelled=True, every=1)
-    np.testing.assert_array_equal(labelled, data.load_corpus(RECIPE, "train").starts(labelled=True, every=1))
+    np.testing.assert_array_equal(labelled, load_corpus(RECIPE, "train").starts(labelled=True, every=1))
     again = held.draw(500, True, np.random.default_rng(4))
     np.testing.assert_array_equal(again, np.random.default_rng(4).choice(labelled, 500))
     # Only training is kept from them.
-    assert len(data.load_corpus(recipe, "validation").starts(labelled=False, every=64)) == 2215
+    assert len(load_corpus(recipe, "validation").starts(labelled=False, every=64)) == 2215
 
 
 def test_short_stretches_are_seen_in_their_middle(recordings: list[Recording]) -> None:
     assert recordings
     transitions = tuple(name for name in hapt.LABELS.values() if "-" in name)
-    corpus = data.load_corpus(msgspec.structs.replace(RECIPE, labels=transitions), "test")
+    corpus = load_corpus(msgspec.structs.replace(RECIPE, labels=transitions), "test")
     starts = corpus.centred()
     wanted = [
         (recording.name, label)
@@ -255,18 +255,18 @@ def test_short_stretches_are_seen_in_their_middle(recordings: list[Recording]) -
 
 def test_scale_takes_the_place_of_mean_and_deviation() -> None:
     recipe = msgspec.structs.replace(SLOW, scale={"ecg": 100.0})
-    numbers = data.join([Recording("one", "1", {}, body(), WHOLE)], recipe).normalisation()
+    numbers = join_recordings([Recording("one", "1", {}, body(), WHOLE)], recipe).normalisation()
     assert (numbers["ecg"].mean, numbers["ecg"].std) == ((0.0,), (100.0,))
     assert numbers["temp"].std[0] < 2
     with pytest.raises(DataError, match=r"\[data\] scale names emg"):
-        data.join([Recording("one", "1", {}, body(), WHOLE)], msgspec.structs.replace(SLOW, scale={"emg": 1.0}))
+        join_recordings([Recording("one", "1", {}, body(), WHOLE)], msgspec.structs.replace(SLOW, scale={"emg": 1.0}))
 
 
 def test_constant_channel_is_named() -> None:
     streams = body()
     streams["temp"] = Stream(TEMP, streams["temp"].times_ns, np.ones_like(streams["temp"].values))
     with pytest.raises(DataError, match="'temp' never changes in skin"):
-        data.join([Recording("one", "1", {}, streams, WHOLE)], SLOW).normalisation()
+        join_recordings([Recording("one", "1", {}, streams, WHOLE)], SLOW).normalisation()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_constant_channel_is_named() -> None:
 def test_what_the_data_lack_is_one_sentence(change: dict[str, Any], said: str) -> None:
     recipe = msgspec.structs.replace(SLOW, **change)
     with pytest.raises(DataError, match=said):
-        data.join([Recording("one", "1", {}, body(), WHOLE)], recipe).draw(
+        join_recordings([Recording("one", "1", {}, body(), WHOLE)], recipe).draw(
             8, "labels" in change, np.random.default_rng(0)
         )
 
@@ -298,13 +298,13 @@ def test_what_the_data_lack_is_one_sentence(change: dict[str, Any], said: str) -
 )
 def test_data_set_that_is_not_there_is_one_sentence(name: str, path: str | None, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        data.load_corpus(msgspec.structs.replace(RECIPE, name=name, path=path), "train")
+        load_corpus(msgspec.structs.replace(RECIPE, name=name, path=path), "train")
 
 
 def test_label_that_the_data_set_lacks_is_named(recordings: list[Recording]) -> None:
     assert recordings
     with pytest.raises(DataError, match="hapt has no label running"):
-        data.load_corpus(msgspec.structs.replace(RECIPE, labels=("walking", "running")), "train")
+        load_corpus(msgspec.structs.replace(RECIPE, labels=("walking", "running")), "train")
 
 
 class _Evil:

@@ -15,38 +15,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
-from armlet_train.data import corpus as data
-from armlet_train.data.datasets import base as datasets
+from armlet_train.data.corpus import load_corpus
 from armlet_train.data.datasets import mmact, pamap2, wesad
 from armlet_train.data.datasets import simulated as made
 from armlet_train.data.datasets._safe_pickle import load_arrays
+from armlet_train.data.datasets.base import KNOWN, SPLITS, known_data_set, open_data_set
 from armlet_train.recipes import DataRecipe
 
 
 def test_every_known_data_set_says_what_it_is() -> None:
-    for name in datasets.KNOWN:
-        one = datasets.known(name)
+    for name in KNOWN:
+        one = known_data_set(name)
         assert one.name == name
         assert len({modality.name for modality in one.modalities}) == len(one.modalities) > 0
         assert len(set(one.labels)) == len(one.labels) > 0
         assert one.fetch is not None or one.bring
 
 
-@pytest.mark.parametrize("name", [name for name in datasets.KNOWN if datasets.known(name).fetch is None])
+@pytest.mark.parametrize("name", [name for name in KNOWN if known_data_set(name).fetch is None])
 def test_data_set_that_must_be_brought_says_where_it_is_had(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{name} must be brought by you: .*\[data\] path"):
-        datasets.open_data_set(name)
+        open_data_set(name)
     with pytest.raises(DataError, match="nothing at"):
-        datasets.open_data_set(name, tmp_path / "gone")
+        open_data_set(name, tmp_path / "gone")
     with pytest.raises(DataError, match=str(tmp_path)):
-        datasets.open_data_set(name, tmp_path)
+        open_data_set(name, tmp_path)
 
 
 @pytest.mark.parametrize("module", [pamap2, wesad, mmact, made])
 def test_no_person_is_in_two_splits(module: Any) -> None:
     people = [person for split in module.SPLITS.values() for person in split]
     assert len(people) == len(set(people))
-    assert set(module.SPLITS) == set(datasets.SPLITS)
+    assert set(module.SPLITS) == set(SPLITS)
 
 
 # PAMAP2: 54 columns, 100 Hz, NaN where there is no number; the heart rate in every eleventh row.
@@ -70,7 +70,7 @@ def test_pamap2(tmp_path: Path) -> None:
     for part, person in (("Protocol", "101"), ("Protocol", "105"), ("Optional", "101")):
         (tmp_path / part).mkdir(exist_ok=True)
         (tmp_path / part / f"subject{person}.dat").write_text("\n".join(rows) + "\n")
-    data_set, entries = datasets.open_data_set("pamap2", tmp_path)
+    data_set, entries = open_data_set("pamap2", tmp_path)
     assert [(entry.name, entry.person, entry.split) for entry in entries] == [
         ("pamap2-p101-optional", "101", "train"),
         ("pamap2-p101-protocol", "101", "train"),
@@ -95,7 +95,7 @@ def test_pamap2(tmp_path: Path) -> None:
     recipe = DataRecipe(
         "pamap2", ("hand_acc", "chest_acc", "hr"), ("lying", "rope jumping"), 1.28, 0.64, 0.32, path=str(tmp_path)
     )
-    corpus = data.load_corpus(recipe, "train")
+    corpus = load_corpus(recipe, "train")
     assert corpus.lengths == {"hand_acc": 128, "chest_acc": 128, "hr": 12}
     starts = corpus.starts(labelled=True, every=corpus.stride)
     assert set(corpus.labels_of(starts)) == {0, 1}
@@ -117,7 +117,7 @@ def test_pamap2_file_that_is_damaged_is_one_sentence(change: Any, said: str, tmp
     (tmp_path / "Protocol").mkdir()
     rows = change([pamap2_row(i, 1, False) for i in range(20)])
     (tmp_path / "Protocol" / "subject101.dat").write_text("\n".join(rows) + "\n")
-    entry = datasets.open_data_set("pamap2", tmp_path)[1][0]
+    entry = open_data_set("pamap2", tmp_path)[1][0]
     with pytest.raises(DataError, match=said):
         entry.read()
 
@@ -178,7 +178,7 @@ def test_wesad(tmp_path: Path) -> None:
     assert set(pickle.loads((tmp_path / "S2" / "S2.pkl").read_bytes(), encoding="latin1")) == {
         "signal", "label", "subject",
     }  # fmt: skip
-    data_set, entries = datasets.open_data_set("wesad", tmp_path)
+    data_set, entries = open_data_set("wesad", tmp_path)
     assert [(entry.person, entry.split) for entry in entries] == [("S2", "train"), ("S16", "test")]
     recording = entries[0].read()
     assert set(recording.streams) == {modality.name for modality in data_set.modalities}
@@ -195,7 +195,7 @@ def test_wesad(tmp_path: Path) -> None:
     recipe = DataRecipe(
         "wesad", ("chest_ecg", "wrist_ppg", "wrist_eda"), ("baseline", "stress"), 5.0, 2.5, 1.0, path=str(tmp_path)
     )
-    corpus = data.load_corpus(recipe, "train")
+    corpus = load_corpus(recipe, "train")
     assert corpus.lengths == {"chest_ecg": 3500, "wrist_ppg": 320, "wrist_eda": 20}
     assert len(corpus.starts(labelled=True, every=corpus.stride)) == 6
 
@@ -221,7 +221,7 @@ def test_wesad_file_that_is_damaged_is_one_sentence(
 ) -> None:
     (tmp_path / "S2").mkdir()
     (tmp_path / "S2" / "S2.pkl").write_bytes(content)
-    entry = datasets.open_data_set("wesad", tmp_path)[1][0]
+    entry = open_data_set("wesad", tmp_path)[1][0]
     with pytest.raises(DataError, match=said):
         entry.read()
     assert capsys.readouterr().out == ""
@@ -271,7 +271,7 @@ def test_mmact(first: str | float, tmp_path: Path) -> None:
     write_clip(tmp_path, "gyro_clip", "subject17/scene4/session1/Walking.csv", 50, 3.0, first)
     (tmp_path / "acc_phone_clip/subject17/scene4/session1").mkdir(parents=True)
     (tmp_path / "acc_phone_clip/subject17/scene4/session1/Walking.csv").write_text("")
-    data_set, entries = datasets.open_data_set("mmact", tmp_path)
+    data_set, entries = open_data_set("mmact", tmp_path)
     assert [(entry.name, entry.split) for entry in entries] == [
         ("mmact-p1-scene1-session2-carrying", "train"),
         ("mmact-p17-scene4-session1-walking", "test"),
@@ -286,7 +286,7 @@ def test_mmact(first: str | float, tmp_path: Path) -> None:
     recipe = DataRecipe(
         "mmact", ("phone_acc", "phone_gyro"), ("carrying", "walking"), 1.0, 0.5, 0.5, path=str(tmp_path)
     )
-    corpus = data.load_corpus(recipe, "test")
+    corpus = load_corpus(recipe, "test")
     starts = corpus.starts(labelled=True, every=corpus.stride)
     np.testing.assert_array_equal(corpus.present(starts), [[False, True]] * len(starts))
     assert len(starts) >= 3
@@ -307,7 +307,7 @@ def test_mmact_file_that_is_damaged_is_one_sentence(clip: str, content: str, sai
     file.parent.mkdir(parents=True)
     file.write_text(content)
     with pytest.raises(DataError, match=said):
-        datasets.open_data_set("mmact", tmp_path)[1][0].read()
+        open_data_set("mmact", tmp_path)[1][0].read()
 
 
 # The made people.
@@ -337,7 +337,7 @@ def test_made_people_are_the_same_every_time_and_differ(tmp_path: Path, monkeypa
 
 def test_states_drive_all_five_modalities() -> None:
     pytest.importorskip("neurokit2")
-    recordings = [entry.read() for entry in datasets.open_data_set("made-quick")[1]]
+    recordings = [entry.read() for entry in open_data_set("made-quick")[1]]
     assert len(recordings) == 8
 
     def of(name: str, state: str) -> list[np.ndarray]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
-from armlet_train import distributed as parallel
+from armlet_train import distributed
 from armlet_train.methods import build_pretraining
 from armlet_train.methods.dual_masking import Dual, dual_mask
-from armlet_train.models import base as models
-from armlet_train.models import build as methods
 from armlet_train.models import lora
+from armlet_train.models.base import ArmletModel
+from armlet_train.models.build import build_model
 from armlet_train.models.cbramod import CBraModEncoder
 from armlet_train.recipes import (
     AugmentRecipe,
@@ -43,12 +43,12 @@ RECIPE = DualPretrain(
 CPU = torch.device("cpu")
 
 
-def small_model(recipe: CBraModModel = MODEL) -> models.ArmletModel:
+def small_model(recipe: CBraModModel = MODEL) -> ArmletModel:
     torch.manual_seed(0)
-    return methods.build_model(recipe, (ECG, EEG), {"ecg": 160, "eeg": 160}, 2)
+    return build_model(recipe, (ECG, EEG), {"ecg": 160, "eeg": 160}, 2)
 
 
-def encoder_of(model: models.ArmletModel, name: str) -> CBraModEncoder:
+def encoder_of(model: ArmletModel, name: str) -> CBraModEncoder:
     encoder = model.encoders[name]
     assert isinstance(encoder, CBraModEncoder)
     return encoder
@@ -101,9 +101,9 @@ def test_share_of_windows_is_masked_across() -> None:
 def test_processes_hide_what_one_process_hides(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(3)
     one = dual_mask(RECIPE, (8, 3, 8), CPU)
-    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         torch.manual_seed(3)
         assert torch.equal(dual_mask(RECIPE, (4, 3, 8), CPU), one[4 * rank : 4 * rank + 4])
 
@@ -158,7 +158,7 @@ def waves(count: int) -> Tensor:
 def test_hidden_leads_are_learned_from_the_others() -> None:
     torch.manual_seed(0)
     recipe = msgspec.structs.replace(MODEL, encoders={"ecg": msgspec.structs.replace(SIZES, maps=8)})
-    model = methods.build_model(recipe, (ECG,), {"ecg": 160}, 2)
+    model = build_model(recipe, (ECG,), {"ecg": 160}, 2)
     method = build_pretraining(model, msgspec.structs.replace(RECIPE, across_share=1.0))
     optimiser = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 1e-2)
     present = torch.ones(64, 1, dtype=torch.bool)
@@ -175,7 +175,7 @@ def test_hidden_leads_are_learned_from_the_others() -> None:
 
 def test_encoder_with_weights_of_its_own_is_left_alone() -> None:
     with_weights = msgspec.structs.replace(MODEL, encoders={"ecg": SIZES, "eeg": CBraModSizes(layers=1, weights="x")})
-    model = methods.build_model(with_weights, (ECG, EEG), {"ecg": 160, "eeg": 200}, 2)
+    model = build_model(with_weights, (ECG, EEG), {"ecg": 160, "eeg": 200}, 2)
     method = Dual(model, RECIPE)
     terms = method(({"ecg": torch.randn(2, 3, 160), "eeg": torch.randn(2, 2, 200)},), torch.ones(2, 2).bool())
     assert set(terms) == {"loss", "ecg"}
@@ -183,7 +183,7 @@ def test_encoder_with_weights_of_its_own_is_left_alone() -> None:
     assert all(parameter.grad is None for parameter in model.encoders["eeg"].parameters())
     only = msgspec.structs.replace(MODEL, encoders={"eeg": CBraModSizes(layers=1, weights="x")})
     with pytest.raises(RecipeError, match='method = "none"'):
-        Dual(methods.build_model(only, (EEG,), {"eeg": 200}, 2), RECIPE)
+        Dual(build_model(only, (EEG,), {"eeg": 200}, 2), RECIPE)
 
 
 def test_dual_needs_cbramod() -> None:
@@ -191,11 +191,11 @@ def test_dual_needs_cbramod() -> None:
         Dual(conv_model(), RECIPE)
 
 
-def conv_model() -> models.ArmletModel:
+def conv_model() -> ArmletModel:
     recipe = ConvModel(
         channels=(4,), kernels=(3,), strides=(2,), token_dim=4, hidden_dim=4, embedding_dim=4, dropout=0.0
     )
-    return methods.build_model(recipe, (ECG,), {"ecg": 160}, 2)
+    return build_model(recipe, (ECG,), {"ecg": 160}, 2)
 
 
 # LoRA.
@@ -248,7 +248,7 @@ def test_lora_goes_into_an_encoder_of_video() -> None:
     sizes = MuMaeModel(spans=4, width=16, depth=1, heads=2, fusion="concatenation", embedding_dim=8, dropout=0.0,
                        video={"camera": video})  # fmt: skip
     camera = Modality("camera", tuple(f"p{number}" for number in range(64)), "1", 4.0)
-    model = methods.build_model(sizes, (camera,), {"camera": 8}, 3)
+    model = build_model(sizes, (camera,), {"camera": 8}, 3)
     lora.attach(model, LoraRecipe(rank=2, alpha=4.0))
     learning = {name for name, one in model.encoders.named_parameters() if one.requires_grad}
     assert learning == {f"camera.embed.parametrizations.weight.0.{part}" for part in ("down", "up")}

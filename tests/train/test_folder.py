@@ -19,8 +19,8 @@ from armlet_runtime.formats.recordings import export_recording
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.recording_file import write_recording
-from armlet_train.data import corpus as data
-from armlet_train.data import user_folder as folder
+from armlet_train.data.corpus import load_corpus
+from armlet_train.data.user_folder import check, open_folder, summary_lines
 from armlet_train.recipes import DataRecipe
 
 PAGE = (Path(__file__).parents[2] / "train" / "DATA.md").read_text()
@@ -56,7 +56,7 @@ def test_commands_of_the_page(study: Path) -> None:
 
 def test_example_is_read_as_the_page_says(study: Path) -> None:
     recipe = DataRecipe(str(study), ("acc", "hr"), ("rest", "walk"), 1.0, 0.2, 0.2)
-    corpus = data.load_corpus(recipe, "train")
+    corpus = load_corpus(recipe, "train")
     assert corpus.lengths == {"acc": 5, "hr": 1}
     starts = corpus.starts(labelled=True, every=1)
     np.testing.assert_array_equal(corpus.labels_of(starts), [0, 1])
@@ -65,15 +65,15 @@ def test_example_is_read_as_the_page_says(study: Path) -> None:
     # The row at 1.2 s was lost: 4 of 5 samples are there, and the earlier neighbour is held.
     np.testing.assert_allclose(windows["acc"][1][0], [0.21, 0.21, -0.11, 0.19, -0.13])
     np.testing.assert_array_equal(corpus.present(starts)[:, 0], True)
-    assert data.load_corpus(recipe, "validation").wearers == ["ben"]
-    assert not data.load_corpus(recipe, "test").starts(labelled=True, every=1).size
+    assert load_corpus(recipe, "validation").wearers == ["ben"]
+    assert not load_corpus(recipe, "test").starts(labelled=True, every=1).size
 
 
 def test_parquet_and_mcap_are_as_good_as_csv(study: Path) -> None:
     from pyarrow import csv, parquet
 
     recipe = DataRecipe(str(study), ("acc", "hr"), ("rest", "walk"), 1.0, 0.2, 0.2)
-    before = data.load_corpus(recipe, "train")
+    before = load_corpus(recipe, "train")
     anna = study / "samples" / "anna-1"
     parquet.write_table(csv.read_csv(anna / "acc.csv"), anna / "acc.parquet")
     (anna / "acc.csv").unlink()
@@ -83,8 +83,8 @@ def test_parquet_and_mcap_are_as_good_as_csv(study: Path) -> None:
     stream = Stream(hr, np.array([100, 1100, 2100]) * 1_000_000, np.array([[61], [np.nan], [74]], np.float32))
     write_recording(anna / "hr.mcap", Recording("anna-1", "anna", streams={"hr": stream}))
     (anna / "hr.csv").unlink()
-    assert folder.check(study).mistakes == []
-    after = data.load_corpus(recipe, "train")
+    assert check(study).mistakes == []
+    after = load_corpus(recipe, "train")
     starts = before.starts(labelled=False, every=1)
     for name, windows in before.windows(starts).items():
         np.testing.assert_array_equal(after.windows(starts)[name], windows)
@@ -101,8 +101,8 @@ def test_an_exported_recording_is_a_folder_of_samples(study: Path) -> None:
     table.write_text("\n".join([*table.read_text().splitlines(), *rows[1:]]) + "\n")
     about = study / "dataset.toml"
     about.write_text(about.read_text().replace('train = ["anna"]', 'train = ["anna", "dora"]'))
-    assert folder.check(study).mistakes == []
-    _, entries = folder.open_folder(study)
+    assert check(study).mistakes == []
+    _, entries = open_folder(study)
     read = next(entry for entry in entries if entry.name == "dora-1").read()
     np.testing.assert_array_equal(read.streams["acc"].values, values)
     np.testing.assert_array_equal(read.streams["acc"].times_ns, times)
@@ -112,9 +112,9 @@ def test_an_exported_recording_is_a_folder_of_samples(study: Path) -> None:
 def test_people_without_splits_are_split_by_their_names(study: Path) -> None:
     text = (study / "dataset.toml").read_text()
     (study / "dataset.toml").write_text(text[: text.index("[splits]")])
-    _, entries = folder.open_folder(study)
+    _, entries = open_folder(study)
     assert sorted(entry.split for entry in entries) == ["test", "train", "validation"]
-    again = {entry.person: entry.split for entry in folder.open_folder(study)[1]}
+    again = {entry.person: entry.split for entry in open_folder(study)[1]}
     assert again == {entry.person: entry.split for entry in entries}
 
 
@@ -257,7 +257,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize(("change", "said"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake_is_named_in_its_owners_terms(change: Callable[[Path], None], said: str, study: Path) -> None:
     change(study)
-    found = [str(mistake) for mistake in folder.check(study).mistakes]
+    found = [str(mistake) for mistake in check(study).mistakes]
     assert any(one.startswith(said) for one in found), found
     assert len(found) <= 4
 
@@ -265,7 +265,7 @@ def test_mistake_is_named_in_its_owners_terms(change: Callable[[Path], None], sa
 def test_every_mistake_is_found_at_once(study: Path) -> None:
     for name in ("labels overlap", "no person", "time falls", "decimal comma", "person in no split"):
         MISTAKES[name][0](study)
-    found = "\n".join(map(str, folder.check(study).mistakes))
+    found = "\n".join(map(str, check(study).mistakes))
     for place in ("row 3, column start_s", "row 4, column person", "row 8, column time_s", "row 7, column x", "splits"):
         assert place in found
     out = study.parent / "report.json"
@@ -279,12 +279,12 @@ def test_every_mistake_is_found_at_once(study: Path) -> None:
 def test_many_mistakes_are_counted_not_listed(study: Path) -> None:
     rows = [f"{0.2 * i:.1f},a,b,1" for i in range(1000)]
     (study / ACC).write_text("\n".join(["time_s,x,y,z", *rows]) + "\n")
-    found = folder.check(study).mistakes
+    found = check(study).mistakes
     assert [str(one) for one in found if one.column == "x"][-1] == f"{ACC}, column x: the same in 997 more rows"
     assert len(found) == 8
-    cut = folder.check(study, limit=3)
+    cut = check(study, limit=3)
     assert (len(cut.mistakes), cut.more) == (3, 5)
-    assert list(folder.summary_lines(cut))[-2:] == [
+    assert list(summary_lines(cut))[-2:] == [
         "... and 5 more: correct these first, then check again",
         f"{study}: 3 recordings of 3 people, 8 mistakes",
     ]
@@ -301,7 +301,7 @@ def test_any_bytes_are_mistakes_not_a_crash(study: Path, drawn: st.DataObject) -
         content[at : at + drawn.draw(st.integers(0, 3))] = drawn.draw(st.binary(max_size=4))
     file.write_bytes(content)
     try:
-        for line in folder.summary_lines(folder.check(study)):
+        for line in summary_lines(check(study)):
             assert line
     finally:
         file.write_bytes(good)
@@ -312,7 +312,7 @@ def test_training_refuses_what_check_would_find(name: str, study: Path) -> None:
     MISTAKES[name][0](study)
     recipe = DataRecipe(str(study), ("acc",), ("rest", "walk"), 1.0, 0.2, 0.2)
     if name == "labels overlap":  # is found by check only: the later label holds
-        assert folder.check(study).mistakes
+        assert check(study).mistakes
         return
     with pytest.raises(DataError, match=f"armlet data check {study}"):
-        data.load_corpus(recipe, "train")
+        load_corpus(recipe, "train")

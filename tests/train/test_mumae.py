@@ -16,11 +16,11 @@ from torch import Tensor
 from armlet_runtime.errors import RecipeError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording
-from armlet_train.engine import run_folder as runs
+from armlet_train.engine.run_folder import load_run
 from armlet_train.methods.mumae import MuMae
-from armlet_train.models import build as methods
 from armlet_train.models import mumae
 from armlet_train.models.base import ArmletModel
+from armlet_train.models.build import build_model
 from armlet_train.recipes import AugmentRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, VideoRecipe
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
@@ -49,7 +49,7 @@ def pretraining(masking: Masking = "synchronised", ratio: float = 0.75, tube_rat
 @pytest.fixture
 def model() -> ArmletModel:
     torch.manual_seed(0)
-    return methods.build_model(sizes(), (ACC, PPG), LENGTHS, 4)
+    return build_model(sizes(), (ACC, PPG), LENGTHS, 4)
 
 
 def windows(count: int) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def everything(count: int, streams: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
 def test_model_has_the_common_shape(fusion: Fusion) -> None:
-    model = methods.build_model(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
+    model = build_model(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
     batch = windows(3)
     assert model.tokens(batch).shape == (3, 2, 16 * 16)
     logits, embedding = model(batch, everything(3))
@@ -76,7 +76,7 @@ def test_model_has_the_common_shape(fusion: Fusion) -> None:
 
 @pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
 def test_parts_can_be_exported(fusion: Fusion) -> None:
-    model = methods.build_model(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
+    model = build_model(sizes(fusion), (ACC, PPG), LENGTHS, 4).eval()
     batch = windows(1)
     exported = torch.export.export(model.encoders["acc"], (batch["acc"],)).module()
     torch.testing.assert_close(exported(batch["acc"]), model.encoders["acc"](batch["acc"]))
@@ -136,7 +136,7 @@ def test_video_has_the_published_numbers_of_tokens() -> None:
     # 16 frames of 224 x 224 in tubelets of 2 x 16 x 16: 1568 tokens, of which a tube mask of 0.9 leaves 160.
     video = VideoRecipe(height=224, width=224, patch=16, colours=1)
     camera = Modality("camera", tuple(f"p{number}" for number in range(224 * 224)), "1", 8.0)
-    model = methods.build_model(sizes(video={"camera": video}, spans=8), (camera,), {"camera": 16}, 2)
+    model = build_model(sizes(video={"camera": video}, spans=8), (camera,), {"camera": 16}, 2)
     method = MuMae(model, pretraining())
     mask = method.masks(2)["camera"]
     assert mask.hidden.shape[1] + mask.seen.shape[1] == 1568
@@ -224,7 +224,7 @@ def test_hidden_spans_are_learned(model: ArmletModel) -> None:
 def test_video_beside_a_sensor_learns() -> None:
     # A made clip: a bar that moves at the sensor's pace.
     torch.manual_seed(5)
-    model = methods.build_model(sizes(video={"camera": CLIP}, spans=4), (ACC, CAMERA), {"acc": 64, "camera": 8}, 2)
+    model = build_model(sizes(video={"camera": CLIP}, spans=4), (ACC, CAMERA), {"acc": 64, "camera": 8}, 2)
     method = MuMae(model, pretraining(ratio=0.5, tube_ratio=0.5))
     optimiser = torch.optim.AdamW(method.parameters(), 5e-3)
     losses = []
@@ -257,7 +257,7 @@ def test_video_beside_a_sensor_learns() -> None:
 )
 def test_sizes_that_do_not_fit_are_one_sentence(change: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        methods.build_model(msgspec.structs.replace(sizes(), **change), (ACC, PPG), LENGTHS, 4)
+        build_model(msgspec.structs.replace(sizes(), **change), (ACC, PPG), LENGTHS, 4)
 
 
 def test_mask_that_hides_nothing_is_refused(model: ArmletModel) -> None:
@@ -275,8 +275,8 @@ def test_recipe_runs_from_windows_to_a_classifier(recordings: list[Recording], t
     assert {"loss", "acc", "gyro"} <= set(line["terms"])
     command = [*armlet, "finetune", "hapt-mumae-tiny", "--from", pretrained, "--out", finetuned]
     subprocess.run(command, check=True, capture_output=True)
-    trained = runs.load_run(tmp_path / "finetuned", "finetune")
+    trained = load_run(tmp_path / "finetuned", "finetune")
     assert isinstance(trained.model.aggregator, mumae.JointAggregator)
     # Pretraining and fine-tuning both moved the joint transformer.
-    weights = [runs.load_run(tmp_path / name).model.aggregator.state_dict() for name in ("pretrained", "finetuned")]
+    weights = [load_run(tmp_path / name).model.aggregator.state_dict() for name in ("pretrained", "finetuned")]
     assert not torch.equal(*(state["joint.blocks.0.inner.weight"] for state in weights))

@@ -16,8 +16,8 @@ import pytest
 from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_train.data import arrow_store as store
-from armlet_train.data import corpus as data
+from armlet_train.data import arrow_store
+from armlet_train.data.corpus import join_recordings, load_corpus
 from armlet_train.data.datasets.base import DataSet, Entry
 from armlet_train.recipes import DataRecipe
 
@@ -52,7 +52,7 @@ def made_set(count: int, slow: float = 0.0) -> tuple[DataSet, list[Entry]]:
 
 def prepared(count: int, folder: Path, slow: float = 0.0, workers: int = 1) -> list[tuple[int, int]]:
     said: list[tuple[int, int]] = []
-    store.prepare(*made_set(count, slow), folder, workers, lambda done, total: said.append((done, total)))
+    arrow_store.prepare(*made_set(count, slow), folder, workers, lambda done, total: said.append((done, total)))
     return said
 
 
@@ -61,11 +61,11 @@ def files_of(folder: Path) -> dict[str, int]:
 
 
 def test_windows_are_those_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MOST_SHARDS", 5)
+    monkeypatch.setattr(arrow_store, "MOST_SHARDS", 5)
     said = prepared(12, tmp_path / "store", workers=2)
     assert said[0] == (0, 4) and said[-1] == (4, 4)
-    mapped = data.load_corpus(DataRecipe(str(tmp_path / "store"), *_rest(RECIPE)), "train")
-    memory = data.join([made(i) for i in range(12) if SPLITS[i % 4] == "train"], RECIPE)
+    mapped = load_corpus(DataRecipe(str(tmp_path / "store"), *_rest(RECIPE)), "train")
+    memory = join_recordings([made(i) for i in range(12) if SPLITS[i % 4] == "train"], RECIPE)
     assert (mapped.in_memory, memory.in_memory) == (False, True)
     assert mapped.wearers == memory.wearers
     assert mapped.normalisation() == memory.normalisation()
@@ -77,7 +77,7 @@ def test_windows_are_those_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for name, windows in memory.windows(starts).items():
             np.testing.assert_array_equal(mapped.windows(starts)[name], windows)
     assert not memory.present(memory.starts(False, 7)).all()
-    assert len(data.load_corpus(DataRecipe(str(tmp_path / "store"), *_rest(RECIPE)), "test").pieces) == 3
+    assert len(load_corpus(DataRecipe(str(tmp_path / "store"), *_rest(RECIPE)), "test").pieces) == 3
     # The samples lie in the file, not in memory.
     assert not any(signal.flags.writeable or signal.flags.owndata for signal in mapped.pieces[1].signals.values())
 
@@ -87,7 +87,7 @@ def _rest(recipe: DataRecipe) -> tuple[tuple[str, ...], tuple[str, ...], float, 
 
 
 def test_starts_are_counted_without_being_listed() -> None:
-    corpus = data.join([made(i, gap_s=0.5) for i in range(5)], RECIPE)
+    corpus = join_recordings([made(i, gap_s=0.5) for i in range(5)], RECIPE)
     for every in (1, 7, 50, 199, 5000):
         for labelled in (False, True):
             assert corpus.count(labelled, every) == len(corpus.starts(labelled, every))
@@ -115,7 +115,7 @@ def test_killed_preparation_goes_on_and_half_written_shards_never_count(tmp_path
     shards = {name.split(".")[0] for name in done if name.startswith("shard")}
     assert 3 <= len(shards) < 12
     with pytest.raises(DataError, match=r"is not whole: \d+ of 12 shards are missing; start the same .* again"):
-        data.load_corpus(DataRecipe(str(folder), *_rest(RECIPE)), "train")
+        load_corpus(DataRecipe(str(folder), *_rest(RECIPE)), "train")
     # What a kill in the middle of a file leaves.
     half = next(n for n in range(12) if f"shard-{n:05d}" not in shards)
     (folder / f"shard-{half:05d}.acc.arrow").write_bytes(b"ARROW1\0\0half")
@@ -124,8 +124,8 @@ def test_killed_preparation_goes_on_and_half_written_shards_never_count(tmp_path
     assert said[0] == (len(shards), 12)
     now = files_of(folder)
     assert {name: now[name] for name in done} == done  # what was done was not done again
-    corpus = data.load_corpus(DataRecipe(str(folder), *_rest(RECIPE)), "train")
-    memory = data.join([made(i) for i in range(12) if SPLITS[i % 4] == "train"], RECIPE)
+    corpus = load_corpus(DataRecipe(str(folder), *_rest(RECIPE)), "train")
+    memory = join_recordings([made(i) for i in range(12) if SPLITS[i % 4] == "train"], RECIPE)
     starts = memory.starts(False, 31)
     for name, windows in memory.windows(starts).items():
         np.testing.assert_array_equal(corpus.windows(starts)[name], windows)
@@ -145,16 +145,16 @@ def test_what_cannot_be_a_store_is_one_sentence(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-9])
     with pytest.raises(DataError, match="bytes and should have"):
-        data.load_corpus(recipe, "train")
+        load_corpus(recipe, "train")
     file.write_bytes(b"x" * len(whole))
     with pytest.raises(DataError, match="cannot be read"):
-        data.load_corpus(recipe, "train")
+        load_corpus(recipe, "train")
     (tmp_path / "store" / "shard-00000.json").write_text("{")
     with pytest.raises(DataError, match=r"shard-00000\.json cannot be read"):
-        data.load_corpus(recipe, "train")
+        load_corpus(recipe, "train")
     (tmp_path / "store" / "store.json").write_text("[]")
     with pytest.raises(DataError, match=r"store\.json cannot be read"):
-        data.load_corpus(recipe, "train")
+        load_corpus(recipe, "train")
 
 
 def broken() -> Recording:
@@ -165,7 +165,7 @@ def test_recording_that_cannot_be_read_stops_preparation_and_keeps_the_rest(tmp_
     data_set, entries = made_set(3)
     bad = [*entries[:2], Entry("r2", "p2", "validation", broken)]
     with pytest.raises(DataError, match="r9 is damaged"):
-        store.prepare(data_set, bad, tmp_path / "store", 1, lambda done, total: None)
+        arrow_store.prepare(data_set, bad, tmp_path / "store", 1, lambda done, total: None)
     assert len(list((tmp_path / "store").glob("shard-*.json"))) == 2
-    store.prepare(data_set, entries, tmp_path / "store", 1, lambda done, total: None)
+    arrow_store.prepare(data_set, entries, tmp_path / "store", 1, lambda done, total: None)
     assert len(list((tmp_path / "store").glob("shard-*.json"))) == 3

@@ -16,9 +16,9 @@ from armlet_runtime.signals.recording import Recording
 from armlet_train.commands import evaluate as command
 from armlet_train.data.corpus import Scored
 from armlet_train.evaluation import hand_features as handcrafted
-from armlet_train.evaluation import scores as evaluate
 from armlet_train.evaluation import tables
 from armlet_train.evaluation.bench_masking import VARIANTS, MaskingReport, Row
+from armlet_train.evaluation.scores import People, Standardised, few_label, score_subset, standardise
 
 WINDOWS = {"acc": np.zeros((2, 3, 128), np.float32)}
 
@@ -45,20 +45,20 @@ def separable(count: int, seed: int) -> Scored:
 
 
 def test_probe_learns_from_training_people_alone() -> None:
-    people = evaluate.People(separable(300, 0), separable(90, 1), separable(60, 2))
+    people = People(separable(300, 0), separable(90, 1), separable(60, 2))
 
     def features(windows: Scored, subset: tuple[str, ...]) -> np.ndarray:
         return np.asarray(windows.windows["acc"].mean(axis=2))
 
-    made = evaluate.standardise(features, people, ("acc",))
+    made = standardise(features, people, ("acc",))
     assert made.mean == pytest.approx(features(people.unlabelled, ("acc",)).mean(axis=0))
-    few = evaluate.few_label(made, people.labelled.truth, people.scored.truth, ("a", "b", "c"), seeds=3)
+    few = few_label(made, people.labelled.truth, people.scored.truth, ("a", "b", "c"), seeds=3)
     assert [one.k for one in few] == [1, 5, 10, 20]
     assert few[-1].macro_f1 == 1.0
     # Whoever else is scored beside a person changes nothing for that person: there is no transduction.
     first = Scored(*(part[:10] if isinstance(part, np.ndarray) else {"acc": part["acc"][:10]} for part in (
         people.scored.windows, people.scored.truth, people.scored.people, people.scored.present)))  # type: ignore[arg-type]  # fmt: skip
-    alone = evaluate.standardise(features, people._replace(scored=first), ("acc",))
+    alone = standardise(features, people._replace(scored=first), ("acc",))
     np.testing.assert_array_equal(alone.scored, made.scored[:10])
 
 
@@ -66,7 +66,7 @@ def test_subset_scores_by_person() -> None:
     scored = separable(12, 3)
     wrong = scored.truth.copy()
     wrong[scored.people == "0"] = (wrong[scored.people == "0"] + 1) % 3
-    score = evaluate.score_subset(("acc",), wrong, scored, ("a", "b", "c"))
+    score = score_subset(("acc",), wrong, scored, ("a", "b", "c"))
     assert score.people["0"] == 0 and {value for person, value in score.people.items() if person != "0"} == {1.0}
     assert np.sum(score.confusion) == 12
 
@@ -150,10 +150,10 @@ def test_mistake_is_one_sentence(words: list[str], said: str, capsys: pytest.Cap
 
 
 def test_probe_with_more_labels_than_there_are_says_of_which_class() -> None:
-    made = evaluate.Standardised(*(np.zeros((8, 2), np.float32),) * 2, *(np.zeros(2, np.float32),) * 2)
+    made = Standardised(*(np.zeros((8, 2), np.float32),) * 2, *(np.zeros(2, np.float32),) * 2)
     truth = np.array([0] * 5 + [1] * 3)
     with pytest.raises(DataError, match="3 windows of 'running', and a probe with 5 labelled windows"):
-        evaluate.few_label(made, truth, truth, ("resting", "running"), ks=(5,))
+        few_label(made, truth, truth, ("resting", "running"), ks=(5,))
 
 
 def test_people_who_test_are_scored_only_when_asked_for() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from armlet_train.data import corpus
+from armlet_train.data import load_corpus, score_windows
 from armlet_train.engine import finetune, run_folder
 from armlet_train.models import Encoder, build_model
 from armlet_train.recipes import find_recipe, load_recipe
@@ -44,9 +44,9 @@ def main(recipe_name: str, out: str) -> None:
     """Build, fine-tune, and print a line each epoch."""
     recipe = load_recipe(find_recipe(recipe_name))
     device = run_folder.pick_device("cpu")
-    training = corpus.load_corpus(recipe.data, "train")
+    training = load_corpus(recipe.data, "train")
     normalisation = training.normalisation()
-    held_out = corpus.score_windows(corpus.load_corpus(recipe.data, "validation"), normalisation)
+    held_out = score_windows(load_corpus(recipe.data, "validation"), normalisation)
     torch.manual_seed(recipe.finetune.seed)
     model = build_model(recipe.model, training.modalities, training.lengths, len(training.labels))
     for modality in training.modalities:

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from armlet_train.data import Scored, corpus
+from armlet_train.data import Scored, load_corpus, score_windows
 from armlet_train.recipes import find_recipe, load_recipe
 
 
@@ -24,10 +24,10 @@ def features(people: Scored) -> np.ndarray:
 def main(recipe_name: str) -> None:
     """Fit and score."""
     recipe = load_recipe(find_recipe(recipe_name)).data
-    training = corpus.load_corpus(recipe, "train")
+    training = load_corpus(recipe, "train")
     normalisation = training.normalisation()
-    learning = corpus.score_windows(training, normalisation)
-    held_out = corpus.score_windows(corpus.load_corpus(recipe, "validation"), normalisation)
+    learning = score_windows(training, normalisation)
+    held_out = score_windows(load_corpus(recipe, "validation"), normalisation)
     classifier = LogisticRegression(max_iter=1000).fit(features(learning), learning.truth)
     score = f1_score(held_out.truth, classifier.predict(features(held_out)), average="macro")
     print(f"{len(learning.truth)} windows to learn from, {len(held_out.truth)} held out: macro-F1 {score:.3f}")

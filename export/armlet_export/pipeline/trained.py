@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Protocol
 
 from armlet_runtime.bundle import AGGREGATOR
-from armlet_train.data import Labelled, Scored, corpus, steps_per_epoch
+from armlet_train.data import Labelled, Scored, load_corpus, score_windows, steps_per_epoch
 from armlet_train.engine import finetune, run_folder
 from armlet_train.models import ArmletModel, fold_batchnorm
 from armlet_train.recipes import QatRecipe
@@ -112,10 +112,10 @@ def load_trained(
         DataError: The data set cannot be read.
     """
     recipe = run.recipe
-    training = corpus.load_corpus(recipe.data, "train")
+    training = load_corpus(recipe.data, "train")
 
     def people(split: str) -> Scored:
-        return corpus.score_windows(corpus.load_corpus(recipe.data, split), run.normalisation)
+        return score_windows(load_corpus(recipe.data, split), run.normalisation)
 
     validation = people("validation")
     certify = validation if certify_split == "validation" else people(certify_split)

@@ -82,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
 
-    from ..data.datasets import base as datasets
+    from ..data.datasets import KNOWN, known_data_set
 
-    if args.name not in datasets.KNOWN:
-        raise UsageError(f"there is no data set '{args.name}' to fetch; known are {', '.join(datasets.KNOWN)}")
-    data_set = datasets.known(args.name)
+    if args.name not in KNOWN:
+        raise UsageError(f"there is no data set '{args.name}' to fetch; known are {', '.join(KNOWN)}")
+    data_set = known_data_set(args.name)
     if data_set.fetch is None:
         raise UsageError(f"{args.name} cannot be fetched: {data_set.bring}")
     path = data_set.fetch()
@@ -123,19 +123,17 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _read_info(args: argparse.Namespace) -> DataInfo:
-    from ..data import arrow_store as store
-    from ..data import corpus as data
-    from ..data import on_grid
-    from ..data.datasets import base as datasets
+    from ..data import arrow_store, find_data_set, on_grid
+    from ..data.datasets import SPLITS
 
     pieces: dict[str, Iterable[Piece]]
-    if store.is_store(Path(args.name)):
-        name, modalities, labels = store.open_store(Path(args.name))
-        pieces = {split: store.read_pieces(Path(args.name), split, modalities) for split in datasets.SPLITS}
+    if arrow_store.is_store(Path(args.name)):
+        name, modalities, labels = arrow_store.open_store(Path(args.name))
+        pieces = {split: arrow_store.read_pieces(Path(args.name), split, modalities) for split in SPLITS}
     else:
-        data_set, entries = data.find(args.name, args.path)
+        data_set, entries = find_data_set(args.name, args.path)
         name, modalities, labels = data_set.title, data_set.modalities, data_set.labels
-        parts: dict[str, list[Piece]] = {split: [] for split in datasets.SPLITS}
+        parts: dict[str, list[Piece]] = {split: [] for split in SPLITS}
         with progress_bar("read") as advance:
             for number, entry in enumerate(entries):
                 piece = on_grid(entry.read(), modalities)
@@ -159,12 +157,12 @@ def _check(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.files import write_json
 
-    from ..data import user_folder as folder
+    from ..data import user_folder
 
     if not args.folder.is_dir():
         raise UsageError(f"{args.folder} is not a folder; train/DATA.md describes what is checked")
-    report = folder.check(args.folder)
-    for line in folder.summary_lines(report):
+    report = user_folder.check(args.folder)
+    for line in user_folder.summary_lines(report):
         print(line)
     if args.json:
         write_json(args.json, report)
@@ -174,14 +172,13 @@ def _check(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
 
-    from ..data import arrow_store as store
-    from ..data import corpus as data
+    from ..data import arrow_store, find_data_set
 
     if args.workers < 1:
         raise UsageError("--workers must be at least 1")
-    data_set, entries = data.find(args.name, args.path)
+    data_set, entries = find_data_set(args.name, args.path)
     with progress_bar("prepare") as advance:
-        store.prepare(data_set, entries, args.out, args.workers, advance)
+        arrow_store.prepare(data_set, entries, args.out, args.workers, advance)
     size = sum(file.stat().st_size for file in args.out.iterdir())
     print(f"{args.out}: {len(entries)} recordings, {size / 1e9:.2f} GB; give it as [data] name in a recipe")
     return 0
@@ -191,9 +188,9 @@ def _record(args: argparse.Namespace) -> int:
     from armlet_runtime.errors import UsageError
     from armlet_runtime.signals import write_recording
 
-    from ..data import corpus as data
+    from ..data import find_data_set
 
-    _, entries = data.find(args.name, args.path)
+    _, entries = find_data_set(args.name, args.path)
     chosen = [entry for entry in entries if entry.person == args.person]
     if not 0 <= args.recording < len(chosen):
         raise UsageError(

@@ -75,11 +75,7 @@ def _suite(args: argparse.Namespace) -> int:
     from armlet_runtime.files import write_json
 
     from ..engine import run_folder
-    from ..evaluation import bench_masking as ablation
-    from ..evaluation import bench_methods as suite
-    from ..evaluation import bench_one_shot as oneshot
-    from ..evaluation import bench_specialists as specialists
-    from ..evaluation import tables
+    from ..evaluation import bench_masking, bench_methods, bench_one_shot, bench_specialists, tables
     from .training import progress_bar
 
     if args.bundle is not None or args.engine or args.few_label:
@@ -90,16 +86,18 @@ def _suite(args: argparse.Namespace) -> int:
     report: Any
     if args.suite == "masking":
         with progress_bar("masking", console) as advance:
-            report = ablation.run(folder, args.quick, device, advance)
+            report = bench_masking.run(folder, args.quick, device, advance)
     elif args.suite == "one-shot":
         with progress_bar("one-shot", console) as advance:
-            report = oneshot.table(folder, args.quick, device, advance, args.split)
+            report = bench_one_shot.table(folder, args.quick, device, advance, args.split)
     elif args.suite == "made":
         with progress_bar("MADE data", console) as advance:
-            report = specialists.table(folder, args.quick, device, advance)
+            report = bench_specialists.table(folder, args.quick, device, advance)
     else:
-        methods = args.methods.split(",") if args.methods else list(suite.METHODS)
-        report = suite.Suite(folder, args.split, args.quick, device, console, progress_bar).run(methods, args.seeds)
+        methods = args.methods.split(",") if args.methods else list(bench_methods.METHODS)
+        report = bench_methods.Suite(folder, args.split, args.quick, device, console, progress_bar).run(
+            methods, args.seeds
+        )
     tables.show(report, console)
     if args.json:
         write_json(args.json, report)
@@ -110,26 +108,26 @@ def _suite(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> Evaluation:
     from ..engine import run_folder
-    from ..evaluation import bench_methods as suite
+    from ..evaluation import bench_methods
 
     trained = run_folder.load_run(Path(args.bundle), "finetune")
-    scores = suite.score_run(trained, args.split)
+    scores = bench_methods.score_run(trained, args.split)
     return _evaluation(args, "pytorch", trained.labels, scores)
 
 
 def _few_label(args: argparse.Namespace) -> Evaluation:
-    from ..data import corpus as data
+    from ..data import load_corpus
     from ..engine import run_folder
-    from ..evaluation import scores as evaluate
+    from ..evaluation import scores
 
     trained = run_folder.load_run(Path(args.bundle))
     recipe = trained.recipe
-    train, scored = (data.load_corpus(recipe.data, split, recipe.presence) for split in ("train", args.split))
-    people = evaluate.probe_people(train, scored, trained.normalisation)
-    features = evaluate.standardise(evaluate.model_features(trained.model), people, tuple(trained.model.modalities))
+    train, scored = (load_corpus(recipe.data, split, recipe.presence) for split in ("train", args.split))
+    people = scores.probe_people(train, scored, trained.normalisation)
+    features = scores.standardise(scores.model_features(trained.model), people, tuple(trained.model.modalities))
     truth = people.scored.truth
-    few = evaluate.few_label(features, people.labelled.truth, truth, trained.labels)
-    return evaluate.Evaluation(args.bundle, "pytorch", args.split, trained.labels, len(truth), few_label=few)
+    few = scores.few_label(features, people.labelled.truth, truth, trained.labels)
+    return scores.Evaluation(args.bundle, "pytorch", args.split, trained.labels, len(truth), few_label=few)
 
 
 def _bundle(args: argparse.Namespace) -> Evaluation:
@@ -137,8 +135,8 @@ def _bundle(args: argparse.Namespace) -> Evaluation:
     from armlet_runtime.errors import BundleError
     from armlet_runtime.model import run_subsets
 
-    from ..data import corpus as data
-    from ..evaluation import scores as evaluate
+    from ..data import load_corpus, score_windows
+    from ..evaluation import scores
     from ..recipes import DataRecipe
 
     model = load_model(args)
@@ -147,14 +145,14 @@ def _bundle(args: argparse.Namespace) -> Evaluation:
     # Windows are scored a half window apart, as in the recipes; the manifest's hop is that of the live loop.
     length = manifest.window.length_s
     recipe = DataRecipe("hapt", names, manifest.labels, length, length / 2, manifest.window.hop_s)
-    corpus = data.load_corpus(recipe, args.split)
+    corpus = load_corpus(recipe, args.split)
     if [modality.rate_hz for modality in corpus.modalities] != [modality.rate_hz for modality in manifest.modalities]:
         raise BundleError(f"{args.bundle} was made for other sampling rates than the data have; nothing was scored")
-    scored = data.score_windows(corpus, dict(manifest.normalisation))
+    scored = score_windows(corpus, dict(manifest.normalisation))
     logits, _ = run_subsets(model, scored.windows)
-    scores = evaluate.score(logits.argmax(axis=2), names, scored, manifest.labels)
+    figures = scores.score(logits.argmax(axis=2), names, scored, manifest.labels)
     engine = f"{model.engine.name} {model.engine.version} ({model.engine.detail})"
-    return _evaluation(args, engine, manifest.labels, scores)
+    return _evaluation(args, engine, manifest.labels, figures)
 
 
 def _evaluation(

@@ -3,9 +3,9 @@
 Imports the recipes, the distributed root module and the data sets.
 """
 
-from . import arrow_store, corpus, user_folder
+from . import arrow_store, user_folder
 from .augment import Augment, random_rotations
-from .corpus import NO_LABEL, Corpus, Scored, window_spec
+from .corpus import NO_LABEL, Corpus, Scored, find_data_set, join_recordings, load_corpus, score_windows, window_spec
 from .grid import Piece, on_grid
 from .loader import Labelled, Source, Views, draw_epoch, in_batches, steps_per_epoch
 
@@ -19,11 +19,14 @@ __all__ = [
     "Source",
     "Views",
     "arrow_store",
-    "corpus",
     "draw_epoch",
+    "find_data_set",
     "in_batches",
+    "join_recordings",
+    "load_corpus",
     "on_grid",
     "random_rotations",
+    "score_windows",
     "steps_per_epoch",
     "user_folder",
     "window_spec",

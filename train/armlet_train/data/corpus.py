@@ -23,11 +23,11 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.signals import Label, Normalisation, Recording, WindowSpec, fill_gaps
 
 from ..recipes import DataRecipe
-from . import arrow_store as store
-from . import user_folder as folder
+from .arrow_store import is_store, open_store, read_pieces
 from .datasets import DataSet, Entry
-from .datasets import base as datasets
+from .datasets.base import KNOWN, open_data_set
 from .grid import Piece, grid_count, merge_moments, on_grid
+from .user_folder import open_folder
 
 NO_LABEL = -1
 
@@ -413,32 +413,32 @@ def load_corpus(recipe: DataRecipe, split: str, presence: Presence | None = None
         DataError: The data cannot be had, or lack one of the recipe's modalities or labels.
     """
     hold_out = recipe.hold_out if split == "train" else ()
-    if store.is_store(Path(recipe.name)):
+    if is_store(Path(recipe.name)):
         prepared = Path(recipe.name)
-        modalities = _pick(recipe, *store.open_store(prepared))
-        mapped = store.read_pieces(prepared, split, modalities)
+        modalities = _pick(recipe, *open_store(prepared))
+        mapped = read_pieces(prepared, split, modalities)
         return assemble(mapped, modalities, recipe, presence, hold_out, in_memory=False)
-    data_set, entries = find(recipe.name, recipe.path)
+    data_set, entries = find_data_set(recipe.name, recipe.path)
     modalities = _pick(recipe, data_set.name, data_set.modalities, data_set.labels)
     recordings = (entry.read() for entry in entries if entry.split == split)
     pieces = [on_grid(recording, modalities) for recording in recordings]
     return assemble(pieces, modalities, recipe, presence, hold_out)
 
 
-def find(name: str, path: str | Path | None = None) -> tuple[DataSet, list[Entry]]:
+def find_data_set(name: str, path: str | Path | None = None) -> tuple[DataSet, list[Entry]]:
     """A data set that armlet knows, or one in a folder of armlet's format, and its recordings, not yet read.
 
     Raises:
         DataError: There is no such data set, or its description has a mistake.
     """
-    if name not in datasets.KNOWN and Path(name).is_dir():
+    if name not in KNOWN and Path(name).is_dir():
         if path is not None:
             raise DataError(f"{name} is a folder: it needs no [data] path")
-        return folder.open_folder(Path(name))
-    return datasets.open_data_set(name, path)
+        return open_folder(Path(name))
+    return open_data_set(name, path)
 
 
-def join(recordings: Sequence[Recording], recipe: DataRecipe, presence: Presence | None = None) -> Corpus:
+def join_recordings(recordings: Sequence[Recording], recipe: DataRecipe, presence: Presence | None = None) -> Corpus:
     """Bring recordings that are at hand onto the model's grid.
 
     Raises:

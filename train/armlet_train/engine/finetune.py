@@ -27,8 +27,18 @@ from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
 
 from .. import distributed
-from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, in_batches, steps_per_epoch
-from ..data import corpus as data
+from ..data import (
+    Augment,
+    Corpus,
+    Labelled,
+    Scored,
+    Source,
+    draw_epoch,
+    in_batches,
+    load_corpus,
+    score_windows,
+    steps_per_epoch,
+)
 from ..methods import Objective
 from ..models import ArmletModel, lora
 from ..recipes import CheckpointRecipe, FinetuneRecipe, load_recipe
@@ -186,9 +196,9 @@ def run_finetuning(
     with distributed.processes(device):
         run_folder.start_run(out, path, "finetune")
         began = time.monotonic()
-        corpus = data.load_corpus(recipe.data, "train")
+        corpus = load_corpus(recipe.data, "train")
         normalisation = corpus.normalisation()
-        validation = data.score_windows(data.load_corpus(recipe.data, "validation"), normalisation)
+        validation = score_windows(load_corpus(recipe.data, "validation"), normalisation)
         with RunLog(out, "finetune") as report, progress("finetune") as advance:
             model = finetune(
                 pretrained.model, corpus, normalisation, validation, recipe.finetune, recipe.checkpoints, device,

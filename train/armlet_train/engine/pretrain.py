@@ -17,8 +17,7 @@ import torch
 from armlet_runtime.signals import Normalisation
 
 from .. import distributed
-from ..data import Augment, Corpus, Source, Views, steps_per_epoch
-from ..data import corpus as data
+from ..data import Augment, Corpus, Source, Views, load_corpus, steps_per_epoch
 from ..methods import build_pretraining
 from ..models import ArmletModel, cbramod
 from ..recipes import CBraModModel, CheckpointRecipe, NoPretrain, PretrainRecipe, load_recipe
@@ -61,7 +60,7 @@ def run_pretraining(
     with distributed.processes(device):
         run_folder.start_run(out, path, "pretrain")
         began = time.monotonic()
-        corpus = data.load_corpus(recipe.data, "train")
+        corpus = load_corpus(recipe.data, "train")
         model = run_folder.build_model(recipe, corpus.modalities)
         if isinstance(recipe.model, CBraModModel):
             cbramod.start_from_weights(model, recipe.model, corpus.modalities)

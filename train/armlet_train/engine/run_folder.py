@@ -24,8 +24,7 @@ from armlet_runtime.signals import Normalisation, WindowSpec
 
 from .. import distributed
 from ..data import Corpus, window_spec
-from ..models import ArmletModel
-from ..models import build as methods
+from ..models import ArmletModel, build
 from ..recipes import Recipe, load_recipe
 from . import checkpoints
 
@@ -83,7 +82,7 @@ def build_model(recipe: Recipe, modalities: tuple[Modality, ...]) -> ArmletModel
     window = window_spec(recipe.data)
     lengths = {modality.name: window.samples(modality) for modality in modalities}
     torch.manual_seed(recipe.pretrain.seed)
-    return methods.build_model(recipe.model, modalities, lengths, len(recipe.data.labels))
+    return build.build_model(recipe.model, modalities, lengths, len(recipe.data.labels))
 
 
 def start_run(folder: Path, recipe_path: Path, stage: str) -> None:

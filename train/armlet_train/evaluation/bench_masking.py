@@ -25,13 +25,11 @@ from armlet_runtime.machine import Machine, describe
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 
-from ..data import Corpus, Scored, in_batches
-from ..data import corpus as data
-from ..engine import pretrain as pretraining
-from ..engine import run_folder
+from ..data import Corpus, Scored, in_batches, load_corpus
+from ..engine import pretrain, run_folder
 from ..models import ArmletModel
 from ..recipes import ConvModel, CrosslPretrain, Recipe, find_recipe, load_recipe
-from . import scores as evaluate
+from . import scores
 
 RECIPE = "hapt"
 EPOCHS = 6
@@ -92,8 +90,8 @@ def run(folder: Path, quick: bool, device: torch.device, advance: Callable[[int,
         advance: Called with rows done and rows in all.
     """
     recipe = load_recipe(find_recipe(RECIPE))
-    corpus = data.load_corpus(recipe.data, "train", recipe.presence)
-    scored = data.load_corpus(recipe.data, "validation", recipe.presence)
+    corpus = load_corpus(recipe.data, "train", recipe.presence)
+    scored = load_corpus(recipe.data, "validation", recipe.presence)
     epochs, variants = (1, VARIANTS[:1] + VARIANTS[-1:]) if quick else (EPOCHS, VARIANTS)
     rows = []
     for number, variant in enumerate(variants):
@@ -130,19 +128,19 @@ def _row(recipe: Recipe, variant: Variant, train: Corpus, scored: Corpus, folder
     model = run_folder.build_model(recipe, train.modalities)
     normalisation = train.normalisation()
     assert isinstance(recipe.pretrain, CrosslPretrain)
-    pretraining.pretrain(
+    pretrain.pretrain(
         model, train, normalisation, recipe.pretrain, recipe.checkpoints, device, folder,
         lambda report: None, lambda done, total: None,
     )  # fmt: skip
-    people = evaluate.probe_people(train, scored, normalisation)
+    people = scores.probe_people(train, scored, normalisation)
     classes = len(train.labels)
     names = tuple(model.modalities)
-    frozen = evaluate.standardise(evaluate.model_features(model), people, names)
-    few = evaluate.few_label(frozen, people.labelled.truth, people.scored.truth, train.labels, ks=(K,))[0]
+    frozen = scores.standardise(scores.model_features(model), people, names)
+    few = scores.few_label(frozen, people.labelled.truth, people.scored.truth, train.labels, ks=(K,))[0]
     if variant.objective == "cocoa":
         return Row(variant, few.macro_f1, {})
-    whole = evaluate.standardise(partial(_embeddings, model), people, names)
-    probe = evaluate.fit(whole.labelled, people.labelled.truth)
+    whole = scores.standardise(partial(_embeddings, model), people, names)
+    probe = scores.fit(whole.labelled, people.labelled.truth)
     embedding = {}
     for subset in subsets(names):
         seen = whole.apply(_embeddings(model, people.scored, subset))
@@ -157,4 +155,4 @@ def _embeddings(model: ArmletModel, windows: Scored, subset: tuple[str, ...]) ->
         embedding: Tensor = model(part, visible)[1]
         return embedding
 
-    return in_batches(embed, windows.windows, evaluate.visible(windows, model, subset))
+    return in_batches(embed, windows.windows, scores.visible(windows, model, subset))

@@ -34,11 +34,10 @@ from armlet_runtime.machine import Machine, describe
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
 
-from ..data import Scored
-from ..data import corpus as data
+from ..data import Scored, load_corpus, score_windows
 from ..engine import finetune, run_finetuning, run_folder, run_pretraining
 from ..recipes import Recipe, find_recipe, load_recipe
-from . import scores as evaluate
+from . import scores
 from .hand_features import hand_features
 from .scores import FewLabelScore, People, SubsetScore
 
@@ -164,7 +163,7 @@ class Suite:
         pretrained = run_folder.load_run(tuned.folder.parent / "pretrain", "pretrain")
         finetuned = score_run(tuned, self.split)
         people = _people(pretrained.recipe, self.split, pretrained.normalisation)
-        features = evaluate.model_features(pretrained.model)
+        features = scores.model_features(pretrained.model)
         probe, few = self._probes(features, people, tuned.model.modalities, tuned.labels)
         figures = Figures(
             method=method,
@@ -222,33 +221,33 @@ class Suite:
         return _keep(path, digest, Figures(HAND, name, probe=probe, few_label=few))
 
     def _probes(
-        self, features: evaluate.Features, people: People, names: Sequence[str], labels: Sequence[str]
+        self, features: scores.Features, people: People, names: Sequence[str], labels: Sequence[str]
     ) -> tuple[list[SubsetScore], list[FewLabelScore]]:
         """Linear probes with all labels on every subset, and with few labels on all modalities."""
         self.console.print("linear probes", style="dim")
         probes, few = [], []
         for subset in subsets(names):
-            cut = evaluate.standardise(features, people, subset)
-            predicted = evaluate.fit(cut.labelled, people.labelled.truth).predict(cut.scored)
-            probes.append(evaluate.score_subset(subset, predicted, people.scored, labels))
+            cut = scores.standardise(features, people, subset)
+            predicted = scores.fit(cut.labelled, people.labelled.truth).predict(cut.scored)
+            probes.append(scores.score_subset(subset, predicted, people.scored, labels))
             if len(subset) == len(names):
-                draws = 2 if self.quick else evaluate.SEEDS
-                few = evaluate.few_label(cut, people.labelled.truth, people.scored.truth, labels, draws)
+                draws = 2 if self.quick else scores.SEEDS
+                few = scores.few_label(cut, people.labelled.truth, people.scored.truth, labels, draws)
         return probes, few
 
 
 def _people(recipe: Recipe, split: str, normalisation: dict[str, Normalisation] | None) -> People:
-    train = data.load_corpus(recipe.data, "train", recipe.presence)
-    scored = data.load_corpus(recipe.data, split, recipe.presence)
-    return evaluate.probe_people(train, scored, normalisation)
+    train = load_corpus(recipe.data, "train", recipe.presence)
+    scored = load_corpus(recipe.data, split, recipe.presence)
+    return scores.probe_people(train, scored, normalisation)
 
 
 def score_run(run: run_folder.TrainedRun, split: str) -> list[SubsetScore]:
     """Figures of a fine-tuned run on every subset."""
-    corpus = data.load_corpus(run.recipe.data, split, run.recipe.presence)
-    scored = data.score_windows(corpus, run.normalisation)
+    corpus = load_corpus(run.recipe.data, split, run.recipe.presence)
+    scored = score_windows(corpus, run.normalisation)
     predictions = finetune.all_logits(run.model, scored.windows, scored.present).argmax(axis=2)
-    return evaluate.score(predictions, run.model.modalities, scored, run.labels)
+    return scores.score(predictions, run.model.modalities, scored, run.labels)
 
 
 def _digest(*parts: Any) -> str:

@@ -23,13 +23,11 @@ from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.signals import Normalisation
 
-from ..data import corpus as data
-from ..data import in_batches
+from ..data import Corpus, in_batches, load_corpus
 from ..engine import checkpoints
 from ..engine import pretrain as pretraining
 from ..fewshot import Distance, EpisodeScore, PrototypeHead, episodes
-from ..models import ArmletModel
-from ..models import build as methods
+from ..models import ArmletModel, build_model
 from ..recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
 
 SUITE = "one-shot"
@@ -137,7 +135,7 @@ def table(
     recipe = load_recipe(find_recipe(QUICK_RECIPE if quick else RECIPE))
     few = _few(recipe)
     episodes.check_disjoint(recipe.data.labels, recipe.data.hold_out)
-    corpus = data.load_corpus(recipe.data, "train", recipe.presence)
+    corpus = load_corpus(recipe.data, "train", recipe.presence)
     unseen = _unseen(recipe, split)
     rows = [_hand_row(unseen, few)]
     plan = [(name, seed) for seed in range(few.seeds) for name in ROWS]
@@ -218,7 +216,7 @@ def _variant(recipe: Recipe, masking: Masking | None, fusion: Fusion, seed: int)
 def _train(
     recipe: Recipe,
     masking: Masking | None,
-    corpus: data.Corpus,
+    corpus: Corpus,
     folder: Path,
     device: torch.device,
     say: Callable[[int], None],
@@ -249,9 +247,9 @@ def _train(
     return model, head
 
 
-def _build(recipe: Recipe, corpus: data.Corpus) -> ArmletModel:
+def _build(recipe: Recipe, corpus: Corpus) -> ArmletModel:
     torch.manual_seed(recipe.pretrain.seed)
-    return methods.build_model(recipe.model, corpus.modalities, corpus.lengths, len(corpus.labels))
+    return build_model(recipe.model, corpus.modalities, corpus.lengths, len(corpus.labels))
 
 
 def _shared(model: ArmletModel) -> dict[str, torch.Tensor]:
@@ -277,7 +275,7 @@ def _unseen(recipe: Recipe, split: str) -> _Unseen:
     """The windows around each occurrence of a held-out label."""
     few = _few(recipe)
     wanted = msgspec.structs.replace(recipe.data, labels=recipe.data.hold_out, hold_out=())
-    corpus = data.load_corpus(wanted, split, recipe.presence)
+    corpus = load_corpus(wanted, split, recipe.presence)
     starts = corpus.centred()
     every = corpus.starts(labelled=False, every=1)
     crops = []

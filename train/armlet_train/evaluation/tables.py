@@ -14,8 +14,7 @@ from rich.table import Table as RichTable
 from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 
-from . import bench_one_shot as oneshot
-from . import bench_specialists as specialists
+from . import bench_one_shot, bench_specialists
 from .bench_masking import MaskingReport
 from .bench_methods import Figures, SuiteReport
 from .bench_one_shot import OneShotReport
@@ -39,9 +38,9 @@ def tables(report: Report) -> list[Table]:
         case MaskingReport():
             made = _masking(report)
         case OneShotReport():
-            made = [Table(*oneshot.cells(report))]
+            made = [Table(*bench_one_shot.cells(report))]
         case MadeReport():
-            made = [Table(*specialists.cells(report))]
+            made = [Table(*bench_specialists.cells(report))]
         case SuiteReport():
             made = _methods(report)
     if report.quick:

@@ -32,7 +32,7 @@ from armlet_runtime.modalities import Modality
 
 from .. import distributed
 from ..recipes import CBraModModel, CBraModSizes
-from . import base as models
+from . import base
 
 RATE_HZ = 200.0
 """Sampling rate of the published weights (EEG of the TUEG corpus, resampled)."""
@@ -258,7 +258,7 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return mapped.permute(0, 2, 3, 1).reshape(*values.shape[:-1], -1)
 
 
-class CBraModEncoder(models.Encoder):
+class CBraModEncoder(base.Encoder):
     """One modality's window to its token: cut into patches, encoded, pooled, mapped.
 
     Attributes:
@@ -309,7 +309,7 @@ class CBraModEncoder(models.Encoder):
         return token
 
 
-class ConcatAggregator(models.Aggregator):
+class ConcatAggregator(base.Aggregator):
     """Concatenated tokens through one hidden layer to the head: the "simple fusion" of arXiv 2512.15250.
 
     Neither the paper's head sizes nor its activation are known; ELU is that of CBraMod's own classification heads.
@@ -331,7 +331,7 @@ class ConcatAggregator(models.Aggregator):
 
 def build(
     recipe: CBraModModel, modalities: Sequence[Modality], lengths: Mapping[str, int], labels: int
-) -> models.ArmletModel:
+) -> base.ArmletModel:
     """A fresh model, its weights from PyTorch's generator; see :func:`armlet_train.models.build.build_model`.
 
     Raises:
@@ -339,10 +339,10 @@ def build(
     """
     encoders = {modality.name: CBraModEncoder(recipe, modality, lengths[modality.name]) for modality in modalities}
     aggregator = ConcatAggregator(recipe, len(modalities), labels)
-    return models.ArmletModel([modality.name for modality in modalities], encoders, recipe.token_dim, aggregator)
+    return base.ArmletModel([modality.name for modality in modalities], encoders, recipe.token_dim, aggregator)
 
 
-def start_from_weights(model: models.ArmletModel, recipe: CBraModModel, modalities: Sequence[Modality]) -> None:
+def start_from_weights(model: base.ArmletModel, recipe: CBraModModel, modalities: Sequence[Modality]) -> None:
     """Load the weights that the recipe names for its encoders; an encoder without stays as it is.
 
     Raises:

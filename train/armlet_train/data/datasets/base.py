@@ -72,7 +72,7 @@ class DataSet:
     fetch: Callable[[], Path] | None = None
 
 
-def known(name: str) -> DataSet:
+def known_data_set(name: str) -> DataSet:
     """A data set by its name in :data:`KNOWN`."""
     module, _, attribute = KNOWN[name].partition(":")
     data_set = getattr(import_module(module), attribute or "DATA_SET")
@@ -94,7 +94,7 @@ def open_data_set(name: str, path: str | Path | None = None) -> tuple[DataSet, l
         near = difflib.get_close_matches(name, KNOWN, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(KNOWN)}, and folders"
         raise DataError(f"there is no data set '{name}'; {hint}")
-    data_set = known(name)
+    data_set = known_data_set(name)
     if path is not None:
         root = Path(path)
         if not root.exists():
