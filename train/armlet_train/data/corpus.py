@@ -24,8 +24,7 @@ from armlet_runtime.signals import Label, Normalisation, Recording, WindowSpec, 
 
 from ..recipes import DataRecipe
 from .arrow_store import is_store, open_store, read_pieces
-from .datasets import DataSet, Entry
-from .datasets.base import KNOWN, open_data_set
+from .datasets import KNOWN, DataSet, Entry, open_data_set
 from .grid import Piece, grid_count, merge_moments, on_grid
 from .user_folder import open_folder
 

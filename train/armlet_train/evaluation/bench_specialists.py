@@ -26,8 +26,7 @@ from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
 
-from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, steps_per_epoch
-from ..data import corpus as data
+from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, load_corpus, score_windows, steps_per_epoch
 from ..engine import checkpoints, finetune, run_folder, train
 from ..models import ArmletModel
 from ..recipes import Recipe, find_recipe, load_recipe
@@ -87,10 +86,10 @@ def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[in
     began = time.monotonic()
     recipe = _quick(load_recipe(find_recipe(RECIPE))) if quick else load_recipe(find_recipe(RECIPE))
     corpus, validation, test = (
-        data.load_corpus(recipe.data, split, recipe.presence) for split in ("train", "validation", "test")
+        load_corpus(recipe.data, split, recipe.presence) for split in ("train", "validation", "test")
     )
     normalisation = corpus.normalisation()
-    scored = data.score_windows(test, normalisation)
+    scored = score_windows(test, normalisation)
     folder = folder / checkpoints.fingerprint(recipe, TIMES, _digest(corpus))[:16]
     names = [modality.name for modality in corpus.modalities]
 
@@ -159,7 +158,7 @@ def _one_model(
     longer = msgspec.structs.replace(recipe.finetune, epochs=round(TIMES * recipe.finetune.epochs))
     return finetune.finetune(
         run_folder.build_model(recipe, corpus.modalities), corpus, normalisation,
-        data.score_windows(validation, normalisation), longer, recipe.checkpoints, device,
+        score_windows(validation, normalisation), longer, recipe.checkpoints, device,
         folder / "checkpoints", lambda report: None, say,
     )  # fmt: skip
 
