@@ -14,7 +14,8 @@ from armlet_runtime.errors import RecipeError, RunError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording
 from armlet_train.data.corpus import NO_LABEL, load_corpus
-from armlet_train.evaluation.bench_one_shot import HAND, PARTS, ROWS, _few, _load_shared, _shared, cells, table
+from armlet_train.evaluation.bench_one_shot import HAND, ROWS, _few, _load_shared, _shared, run, tables
+from armlet_train.evaluation.grid import PARTS
 from armlet_train.fewshot import episodes
 from armlet_train.models import build_model
 from armlet_train.recipes import find_recipe, load_recipe
@@ -64,7 +65,7 @@ def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> Non
         assert 0 <= done <= total == PARTS * len(ROWS)
         said.append(done)
 
-    report = table(tmp_path, True, CPU, advance, split="validation")
+    report = run(tmp_path, True, CPU, advance, split="validation")
     assert set(report.examples) == set(RECIPE.data.hold_out)
     assert report.people == ("7", "15", "22", "28") and report.ways == 5 and report.shots == 1
     assert [row.name for row in report.rows] == [HAND, *ROWS]
@@ -80,9 +81,9 @@ def test_quick_table_resumes(recordings: list[Recording], tmp_path: Path) -> Non
     rows = sorted(tmp_path.glob("validation-*.json"))
     rows[0].unlink()
     shutil.rmtree(tmp_path / "checkpoints")
-    assert table(tmp_path, True, CPU, advance, split="validation") == report
+    assert run(tmp_path, True, CPU, advance, split="validation") == report
     assert len(said) < 3 * len(ROWS)
-    title, columns, lines = cells(report)
+    ((title, columns, lines),) = tables(report)
     assert "5-way 1-shot" in title and [len(line) for line in lines] == [len(columns)] * len(report.rows)
 
 

@@ -89,10 +89,10 @@ def _suite(args: argparse.Namespace) -> int:
             report = bench_masking.run(folder, args.quick, device, advance)
     elif args.suite == "one-shot":
         with progress_bar("one-shot", console) as advance:
-            report = bench_one_shot.table(folder, args.quick, device, advance, args.split)
+            report = bench_one_shot.run(folder, args.quick, device, advance, args.split)
     elif args.suite == "made":
         with progress_bar("MADE data", console) as advance:
-            report = bench_specialists.table(folder, args.quick, device, advance)
+            report = bench_specialists.run(folder, args.quick, device, advance)
     else:
         methods = args.methods.split(",") if args.methods else list(bench_methods.METHODS)
         report = bench_methods.Suite(folder, args.split, args.quick, device, console, progress_bar).run(

@@ -10,7 +10,6 @@ since choices are made by these figures.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 
 from armlet_runtime.arrays import Float32
-from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
@@ -30,6 +28,7 @@ from ..engine import pretrain, run_folder
 from ..models import ArmletModel
 from ..recipes import ConvModel, CrosslPretrain, Recipe, find_recipe, load_recipe
 from . import scores
+from .grid import Advance, Cell, Table, run_grid
 
 RECIPE = "hapt"
 EPOCHS = 6
@@ -80,31 +79,39 @@ class MaskingReport(msgspec.Struct, frozen=True):
     machine: Machine
 
 
-def run(folder: Path, quick: bool, device: torch.device, advance: Callable[[int, int], None]) -> MaskingReport:
+def run(folder: Path, quick: bool, device: torch.device, advance: Advance) -> MaskingReport:
     """Make every row that is not in the folder yet.
 
     Args:
         folder: Keeps finished rows.
         quick: Two variants, one epoch of large batches; for tests of the path.
         device: CPU or GPU.
-        advance: Called with rows done and rows in all.
+        advance: Called with parts done and parts in all.
     """
     recipe = load_recipe(find_recipe(RECIPE))
     corpus = load_corpus(recipe.data, "train", recipe.presence)
     scored = load_corpus(recipe.data, "validation", recipe.presence)
     epochs, variants = (1, VARIANTS[:1] + VARIANTS[-1:]) if quick else (EPOCHS, VARIANTS)
-    rows = []
-    for number, variant in enumerate(variants):
-        varied = _vary(recipe, variant, epochs)
-        digest = hashlib.sha256(msgspec.json.encode(varied)).hexdigest()[:12]
-        path = folder / f"row-{digest}.json"
-        if path.exists():
-            rows.append(msgspec.json.decode(path.read_bytes(), type=Row))
-        else:
-            rows.append(_row(varied, variant, corpus, scored, folder / digest, device))
-            write_atomic(path, msgspec.json.encode(rows[-1]))
-        advance(number + 1, len(variants))
+    cells = [_cell(_vary(recipe, variant, epochs), variant, corpus, scored, folder, device) for variant in variants]
+    rows = run_grid(cells, Row, folder, advance)
     return MaskingReport("masking", quick, "validation", RECIPE, epochs, K, rows, describe())
+
+
+def tables(report: MaskingReport) -> list[Table]:
+    """The table of a report."""
+    names = list(report.rows[0].embedding)
+    title = (
+        f"Armlet's small model after {report.epochs} epochs, macro-F1 on {report.split} people: linear probe on the "
+        f"encoders with {report.k} labelled windows of each class, and on the embedding of each subset"
+    )
+    rows = []
+    for row in report.rows:
+        variant = row.variant
+        # COCOA compares tokens, and hides none.
+        choices = ["-"] * 3 if variant.objective == "cocoa" else [variant.strategy, f"{variant.keep:g}", variant.mask]
+        embedding = [f"{row.embedding[name]:.3f}" if name in row.embedding else "-" for name in names]
+        rows.append([variant.objective, *choices, f"{row.few_label:.3f}", *embedding])
+    return [Table(title, ["objective", "strategy", "keep", "mask policy", f"k = {report.k}", *names], rows)]
 
 
 def _vary(recipe: Recipe, variant: Variant, epochs: int) -> Recipe:
@@ -124,13 +131,30 @@ def _vary(recipe: Recipe, variant: Variant, epochs: int) -> Recipe:
     )
 
 
-def _row(recipe: Recipe, variant: Variant, train: Corpus, scored: Corpus, folder: Path, device: torch.device) -> Row:
+def _cell(
+    recipe: Recipe, variant: Variant, train: Corpus, scored: Corpus, folder: Path, device: torch.device
+) -> Cell[Row]:
+    digest = hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()[:12]
+    checkpoints = folder / digest
+    return Cell(
+        f"row-{digest}.json", lambda advance: _row(recipe, variant, train, scored, checkpoints, device, advance)
+    )
+
+
+def _row(
+    recipe: Recipe,
+    variant: Variant,
+    train: Corpus,
+    scored: Corpus,
+    folder: Path,
+    device: torch.device,
+    advance: Advance,
+) -> Row:
     model = run_folder.build_model(recipe, train.modalities)
     normalisation = train.normalisation()
     assert isinstance(recipe.pretrain, CrosslPretrain)
     pretrain.pretrain(
-        model, train, normalisation, recipe.pretrain, recipe.checkpoints, device, folder,
-        lambda report: None, lambda done, total: None,
+        model, train, normalisation, recipe.pretrain, recipe.checkpoints, device, folder, advance=advance,
     )  # fmt: skip
     people = scores.probe_people(train, scored, normalisation)
     classes = len(train.labels)

@@ -38,6 +38,7 @@ from ..data import Scored, load_corpus, score_windows
 from ..engine import finetune, run_finetuning, run_folder, run_pretraining
 from ..recipes import Recipe, find_recipe, load_recipe
 from . import scores
+from .grid import Advance, Cell, Table, run_grid
 from .hand_features import hand_features
 from .scores import FewLabelScore, People, SubsetScore
 
@@ -91,13 +92,6 @@ class SuiteReport(msgspec.Struct, frozen=True):
     machine: Machine
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """Figures in a file, with a digest of what they rest on."""
-
-    digest: str
-    figures: Figures
-
-
 @dataclass(frozen=True)
 class Suite:
     """One suite in one folder.
@@ -132,51 +126,43 @@ class Suite:
         if unknown:
             raise UsageError(f"the suite has no method '{unknown[0]}'; it has {', '.join(METHODS)}")
         recipe = load_recipe(find_recipe(METHODS[methods[0]]))
-        figures = [self._hand_features(recipe, METHODS[methods[0]])]
-        figures += [self._method(method, number) for method in methods for number in range(seeds)]
+        cells = [self._hand_features_cell(recipe, METHODS[methods[0]])]
+        cells += [self._cell(method, number) for method in methods for number in range(seeds)]
+        figures = run_grid(cells, Figures, self.folder)
         windows = int(np.sum(figures[0].probe[0].confusion))
         return SuiteReport("hapt", self.quick, self.split, recipe.data.labels, windows, figures, describe())
 
-    def _method(self, method: str, number: int) -> Figures:
+    def _cell(self, method: str, number: int) -> Cell[Figures]:
+        """A method with the seed of its recipe, or one of those that follow it."""
         table = tomllib.loads(find_recipe(METHODS[method]).read_text())
         for stage in ("pretrain", "finetune"):
             table[stage]["seed"] += number
             if self.quick and "epochs" in table[stage]:
                 table[stage]["epochs"] = 1
-        self.console.rule(f"{method}, training seed {table['pretrain']['seed']}")
-        folder = self.folder / method / str(number)
-        tuned = self._trained(folder, table)
-        alone = [self._specialist(table, subset) for subset in subsets(table["data"]["modalities"])]
-        digest = _digest(*((run.folder / "run.json").read_bytes() for run in (tuned, *alone)), self.quick)
-        path = folder / f"figures-{self.split}.json"
-        return _kept(path, digest) or self._score(path, digest, method, table["pretrain"]["seed"], tuned, alone)
+        folder = Path(method) / str(number)
+        file = folder / f"figures-{self.split}-{_digest(table, self.quick)[:12]}.json"
+        return Cell(str(file), lambda _: self._train_and_score(method, table, self.folder / folder))
 
-    def _score(
-        self,
-        path: Path,
-        digest: str,
-        method: str,
-        seed: int,
-        tuned: run_folder.TrainedRun,
-        alone: list[run_folder.TrainedRun],
-    ) -> Figures:
-        pretrained = run_folder.load_run(tuned.folder.parent / "pretrain", "pretrain")
-        finetuned = score_run(tuned, self.split)
+    def _train_and_score(self, method: str, table: Mapping[str, Any], folder: Path) -> Figures:
+        seed = table["pretrain"]["seed"]
+        self.console.rule(f"{method}, training seed {seed}")
+        tuned = self._trained(folder, table)
+        specialists = [self._specialist(table, subset) for subset in subsets(table["data"]["modalities"])]
+        pretrained = run_folder.load_run(folder / "pretrain", "pretrain")
         people = _people(pretrained.recipe, self.split, pretrained.normalisation)
         features = scores.model_features(pretrained.model)
         probe, few = self._probes(features, people, tuned.model.modalities, tuned.labels)
-        figures = Figures(
+        return Figures(
             method=method,
             recipe=METHODS[method],
             seed=seed,
             parameters=tuned.info.parameters,
             seconds={"pretrain": pretrained.info.seconds, "finetune": tuned.info.seconds},
-            finetuned=finetuned,
-            specialists=[score_run(run, self.split)[0] for run in alone],
+            finetuned=score_run(tuned, self.split),
+            specialists=[score_run(run, self.split)[0] for run in specialists],
             probe=probe,
             few_label=few,
         )
-        return _keep(path, digest, figures)
 
     def _trained(self, folder: Path, table: Mapping[str, Any]) -> run_folder.TrainedRun:
         """Pretrain and fine-tune, as far as that has not been done."""
@@ -205,20 +191,19 @@ class Suite:
         folder = f"{subset_name(subset)}-{_digest(specialist)[:12]}"
         return self._trained(self.folder / "specialists" / folder, specialist)
 
-    def _hand_features(self, recipe: Recipe, name: str) -> Figures:
+    def _hand_features_cell(self, recipe: Recipe, name: str) -> Cell[Figures]:
         """Logistic regression on hand features, of windows in their units."""
-        self.console.rule(HAND)
-        path, digest = self.folder / f"hand-features-{self.split}.json", _digest(recipe.data, self.quick)
-        kept = _kept(path, digest)
-        if kept is not None:
-            return kept
 
         def features(windows: Scored, subset: tuple[str, ...]) -> Float32:
-            return hand_features({one: windows.windows[one] for one in subset})
+            return hand_features({modality: windows.windows[modality] for modality in subset})
 
-        people = _people(recipe, self.split, None)
-        probe, few = self._probes(features, people, recipe.data.modalities, recipe.data.labels)
-        return _keep(path, digest, Figures(HAND, name, probe=probe, few_label=few))
+        def score(_: Advance) -> Figures:
+            self.console.rule(HAND)
+            people = _people(recipe, self.split, None)
+            probe, few = self._probes(features, people, recipe.data.modalities, recipe.data.labels)
+            return Figures(HAND, name, probe=probe, few_label=few)
+
+        return Cell(f"hand-features-{self.split}-{_digest(recipe.data, self.quick)[:12]}.json", score)
 
     def _probes(
         self, features: scores.Features, people: People, names: Sequence[str], labels: Sequence[str]
@@ -254,18 +239,54 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(msgspec.json.encode((version("armlet"), *parts))).hexdigest()
 
 
-def _kept(path: Path, digest: str) -> Figures | None:
-    """Figures written earlier, if they rest on the same."""
-    if not path.exists():
-        return None
-    try:
-        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
-    except msgspec.DecodeError:  # of another version of armlet
-        return None
-    return kept.figures if kept.digest == digest else None
+def tables(report: SuiteReport) -> list[Table]:
+    """The tables of a report: fine-tuned, by person, and with few labels."""
+    methods = {
+        figures.method: [one for one in report.methods if one.method == figures.method] for figures in report.methods
+    }
+    trained = {method: seeds for method, seeds in methods.items() if seeds[0].finetuned}
+    where = f"macro-F1 on {report.windows} windows of {report.split} people"
+    made = []
+    if trained:
+        names = [score.subset for score in next(iter(trained.values()))[0].finetuned]
+        made.append(Table(
+            f"Fine-tuned with all labels, {where}; in brackets the specialist of that subset",
+            ["method", "parameters", "seeds", *names],
+            [[method, f"{seeds[0].parameters:,}", str(len(seeds)), *_with_specialists(seeds)]
+             for method, seeds in trained.items()],
+        ))  # fmt: skip
+        people = list(next(iter(trained.values()))[0].finetuned[0].people)
+        made.append(Table(
+            f"The same by person ({names[0]})",
+            ["method", *people],
+            [[method, *(_mean([one.finetuned[0].people[person] for one in seeds]) for person in people)]
+             for method, seeds in trained.items()],
+        ))  # fmt: skip
+    few = report.methods[0].few_label
+    made.append(Table(
+        f"Linear probe with k labelled windows of each class, mean and deviation of {few[0].seeds} draws, {where}",
+        ["method", *(f"k = {one.k}" for one in few), "all labels"],
+        [[method, *_few(seeds), _mean([one.probe[0].macro_f1 for one in seeds])] for method, seeds in methods.items()],
+    ))  # fmt: skip
+    return made
 
 
-def _keep(path: Path, digest: str, figures: Figures) -> Figures:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, msgspec.json.encode(_Kept(digest, figures)))
-    return figures
+def _with_specialists(seeds: list[Figures]) -> list[str]:
+    cells = []
+    for number in range(len(seeds[0].finetuned)):
+        one_model = _mean([one.finetuned[number].macro_f1 for one in seeds])
+        specialist = _mean([one.specialists[number].macro_f1 for one in seeds])
+        cells.append(f"{one_model} ({specialist})")
+    return cells
+
+
+def _few(seeds: list[Figures]) -> list[str]:
+    cells = []
+    for place in range(len(seeds[0].few_label)):
+        scores = [one.few_label[place] for one in seeds]
+        cells.append(f"{_mean([one.macro_f1 for one in scores])} ± {_mean([one.deviation for one in scores])}")
+    return cells
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f}"

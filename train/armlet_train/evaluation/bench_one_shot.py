@@ -9,7 +9,6 @@ normalisation's mean and deviation are those of all samples).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,22 +18,18 @@ from numpy.typing import NDArray
 
 from armlet_runtime.arrays import Float32
 from armlet_runtime.errors import RecipeError, RunError
-from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.signals import Normalisation
 
 from ..data import Corpus, in_batches, load_corpus
-from ..engine import checkpoints
-from ..engine import pretrain as pretraining
+from ..engine import checkpoints, pretrain
 from ..fewshot import Distance, EpisodeScore, PrototypeHead, episodes
 from ..models import ArmletModel, build_model
 from ..recipes import FewShotRecipe, Fusion, Masking, MuMaeModel, MuMaePretrain, Recipe, find_recipe, load_recipe
+from .grid import Advance, Cell, Table, run_grid
 
 SUITE = "one-shot"
 RECIPE, QUICK_RECIPE = "hapt-mumae-oneshot", "hapt-mumae-tiny"
-
-PARTS = 100
-"""Of one training, for the progress bar."""
 
 EPISODE_SEED = 20_000
 """Of the test episodes; the same ones for every row and seed."""
@@ -113,11 +108,11 @@ class _Unseen(msgspec.Struct, frozen=True):
     recordings: NDArray[np.str_]
 
 
-def table(
+def run(
     folder: Path,
     quick: bool,
     device: torch.device,
-    advance: Callable[[int, int], None],
+    advance: Advance,
     split: str = "test",
 ) -> OneShotReport:
     """Make the table; begun again in the same folder, it goes on where it stopped.
@@ -126,7 +121,7 @@ def table(
         folder: For checkpoints and finished rows.
         quick: Seconds of training, for tests of the path; its figures mean nothing.
         device: CPU or GPU.
-        advance: Called with parts done and parts in all, :data:`PARTS` for each training.
+        advance: Called with parts done and parts in all.
         split: Whose movements are tested; ``validation`` while something is still being chosen.
 
     Raises:
@@ -139,21 +134,11 @@ def table(
     unseen = _unseen(recipe, split)
     rows = [_hand_row(unseen, few)]
     plan = [(name, seed) for seed in range(few.seeds) for name in ROWS]
-    trained: dict[str, list[_Trained]] = {name: [] for name in ROWS}
-    for number, (name, seed) in enumerate(plan):
-        masking, fusion = ROWS[name]
-        variant = _variant(recipe, masking, fusion, seed)
-        done = folder / f"{split}-{checkpoints.fingerprint(variant)[:16]}.json"
-        if not done.exists():
-            model, head = _train(
-                variant, masking, corpus, folder, device,
-                lambda part, number=number: advance(number * PARTS + part, len(plan) * PARTS),  # type: ignore[misc]
-            )  # fmt: skip
-            embedded = _embed(model, unseen, corpus.normalisation(), few.distance)
-            write_atomic(done, msgspec.json.encode(_score(embedded, unseen, head, few)))
-        advance((number + 1) * PARTS, len(plan) * PARTS)
-        trained[name].append(msgspec.json.decode(done.read_bytes(), type=_Trained))
-    rows += [_row(name, scores) for name, scores in trained.items()]
+    cells = [_cell(_variant(recipe, *ROWS[name], seed), ROWS[name][0], corpus, unseen, folder, device, split)
+             for name, seed in plan]  # fmt: skip
+    trained = run_grid(cells, _Trained, folder, advance)
+    rows += [_row(name, [scores for (row, _), scores in zip(plan, trained, strict=True) if row == name])
+             for name in ROWS]  # fmt: skip
     labels, counts = np.unique(unseen.truth, return_counts=True)
     return OneShotReport(
         suite=SUITE,
@@ -171,8 +156,8 @@ def table(
     )
 
 
-def cells(report: OneShotReport) -> tuple[str, list[str], list[list[str]]]:
-    """The table for people: title, columns, rows."""
+def tables(report: OneShotReport) -> list[Table]:
+    """The table of a report."""
     title = (
         f"{report.ways}-way {report.shots}-shot on {', '.join(report.examples)}, none of them in training: accuracy "
         f"and 95 % confidence interval over {report.episodes:,} episodes, {len(report.people)} {report.split} people"
@@ -188,7 +173,24 @@ def cells(report: OneShotReport) -> tuple[str, list[str], list[list[str]]]:
             f"{people[0][0]:.2f} ({people[0][1]}) to {people[-1][0]:.2f} ({people[-1][1]})",
             f"{row.recordings_accuracy:.3f} ± {row.recordings_interval:.3f}",
         ])  # fmt: skip
-    return title, columns, rows
+    return [Table(title, columns, rows)]
+
+
+def _cell(
+    recipe: Recipe,
+    masking: Masking | None,
+    corpus: Corpus,
+    unseen: _Unseen,
+    folder: Path,
+    device: torch.device,
+    split: str,
+) -> Cell[_Trained]:
+    def train_and_score(advance: Advance) -> _Trained:
+        few = _few(recipe)
+        model, head = _train(recipe, masking, corpus, folder, device, advance)
+        return _score(_embed(model, unseen, corpus.normalisation(), few.distance), unseen, head, few)
+
+    return Cell(f"{split}-{checkpoints.fingerprint(recipe)[:16]}.json", train_and_score)
 
 
 def _few(recipe: Recipe) -> FewShotRecipe:
@@ -200,15 +202,15 @@ def _few(recipe: Recipe) -> FewShotRecipe:
 def _variant(recipe: Recipe, masking: Masking | None, fusion: Fusion, seed: int) -> Recipe:
     """The recipe of one row and seed."""
     assert isinstance(recipe.model, MuMaeModel) and isinstance(recipe.pretrain, MuMaePretrain)
-    pretrain = msgspec.structs.replace(recipe.pretrain, seed=seed)
+    pretraining = msgspec.structs.replace(recipe.pretrain, seed=seed)
     if masking is None:
-        pretrain = msgspec.structs.replace(pretrain, epochs=0)
+        pretraining = msgspec.structs.replace(pretraining, epochs=0)
     else:
-        pretrain = msgspec.structs.replace(pretrain, masking=masking)
+        pretraining = msgspec.structs.replace(pretraining, masking=masking)
     return msgspec.structs.replace(
         recipe,
         model=msgspec.structs.replace(recipe.model, fusion=fusion),
-        pretrain=pretrain,
+        pretrain=pretraining,
         fewshot=msgspec.structs.replace(_few(recipe), seed=seed, seeds=1),  # more seeds: more rows, not others
     )
 
@@ -219,30 +221,29 @@ def _train(
     corpus: Corpus,
     folder: Path,
     device: torch.device,
-    say: Callable[[int], None],
+    advance: Advance,
 ) -> tuple[ArmletModel, PrototypeHead]:
     """Pretrain and meta-train; what is pretrained does not hang on the fusion, so both fusions share it.
 
-    ``say`` is called with how many of :data:`PARTS` are done; pretraining is the first half of them.
+    ``advance`` is called with steps done and steps in all; pretraining counts for the first half of them.
     """
     assert isinstance(recipe.model, MuMaeModel) and isinstance(recipe.pretrain, MuMaePretrain)
     normalisation = corpus.normalisation()
     keep = (recipe.checkpoints, device, folder / "checkpoints")
-    half = PARTS // 2
     model = _build(recipe, corpus)
     if masking is not None:
         plain = msgspec.structs.replace(recipe.model, fusion="concatenation")
         kept = folder / f"pretrained-{checkpoints.fingerprint(recipe.data, plain, recipe.pretrain)[:16]}.pt"
         if not kept.exists():
             first = _build(msgspec.structs.replace(recipe, model=plain), corpus)
-            pretraining.pretrain(
-                first, corpus, normalisation, recipe.pretrain, *keep, lambda _: None,
-                lambda done, all_: say(half * done // all_),
+            pretrain.pretrain(
+                first, corpus, normalisation, recipe.pretrain, *keep,
+                advance=lambda done, total: advance(done, 2 * total),
             )  # fmt: skip
             checkpoints.save(kept, _shared(first))
         _load_shared(model, kept)
     head = episodes.meta_train(
-        model, corpus, normalisation, _few(recipe), *keep, lambda done, all_: say(half + half * done // all_)
+        model, corpus, normalisation, _few(recipe), *keep, lambda done, total: advance(total + done, 2 * total)
     )
     return model, head
 

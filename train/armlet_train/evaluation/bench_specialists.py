@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from armlet_runtime.arrays import Int64
-from armlet_runtime.files import write_atomic
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.signals import Normalisation
@@ -30,6 +29,7 @@ from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, load_c
 from ..engine import checkpoints, finetune, run_folder, train
 from ..models import ArmletModel
 from ..recipes import Recipe, find_recipe, load_recipe
+from .grid import Advance, Cell, Table, run_grid
 
 RECIPE = "made"
 
@@ -71,14 +71,14 @@ class MadeReport(msgspec.Struct, frozen=True):
     rows: list[Row]
 
 
-def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[int, int], None]) -> MadeReport:
+def run(folder: Path, quick: bool, device: torch.device, advance: Advance) -> MadeReport:
     """Train and score all 32; begun again in the same folder, it goes on where it stopped.
 
     Args:
         folder: For finished models' figures and checkpoints.
         quick: Eight people and a step or two each, for tests of the path; its figures mean nothing.
         device: CPU or GPU.
-        advance: Called with hundredths of a model that are done, and those of all 32.
+        advance: Called with parts done and parts in all.
 
     Raises:
         MissingExtraError: neurokit2 is not installed.
@@ -93,36 +93,35 @@ def table(folder: Path, quick: bool, device: torch.device, advance: Callable[[in
     folder = folder / checkpoints.fingerprint(recipe, TIMES, _digest(corpus))[:16]
     names = [modality.name for modality in corpus.modalities]
 
-    def one() -> dict[str, float]:
-        model = _one_model(recipe, corpus, normalisation, validation, device, folder, partial(_say, advance, 0))
+    def one_model(advance: Advance) -> dict[str, float]:
+        model = _one_model(recipe, corpus, normalisation, validation, device, folder, advance)
         predicted = finetune.all_logits(model, scored.windows, scored.present).argmax(axis=2)
         return {
             subset_name(subset): _score(scored, names, subset, row, len(corpus.labels))
             for subset, row in zip(subsets(names), predicted, strict=True)
         }
 
-    figures = _once(folder / "one.json", one)
+    def specialist(subset: tuple[str, ...], advance: Advance) -> dict[str, float]:
+        model = _specialist(recipe, corpus, normalisation, subset, device, folder, advance)
+        windows = {modality: scored.windows[modality] for modality in subset}
+        predicted = finetune.all_logits(model, windows)[0].argmax(axis=1)  # the whole subset comes first
+        return {subset_name(subset): _score(scored, names, subset, predicted, len(corpus.labels))}
+
+    cells = [Cell("one.json", one_model)]
+    cells += [Cell(f"{subset_name(subset)}.json", partial(specialist, subset)) for subset in subsets(names)]
+    figures, *specialists = run_grid(cells, dict[str, float], folder, advance)
     rows = []
-    for number, subset in enumerate(subsets(names)):
+    for subset, special in zip(subsets(names), specialists, strict=True):
         name = subset_name(subset)
-
-        def specialist(subset: tuple[str, ...] = subset, number: int = number, name: str = name) -> dict[str, float]:
-            say = partial(_say, advance, number + 1)
-            model = _specialist(recipe, corpus, normalisation, subset, device, folder, say)
-            windows = {modality: scored.windows[modality] for modality in subset}
-            predicted = finetune.all_logits(model, windows)[0].argmax(axis=1)  # the whole subset comes first
-            return {name: _score(scored, names, subset, predicted, len(corpus.labels))}
-
-        special = _once(folder / f"{name}.json", specialist)
         rows.append(Row(name, int(scored.having(names, subset).sum()), figures[name], special[name]))
     parameters = sum(parameter.numel() for parameter in run_folder.build_model(recipe, corpus.modalities).parameters())
     people = len(corpus.wearers) + len(validation.wearers) + len(test.wearers)
-    said = f"MADE data: {people} simulated people, no measurements"
-    return MadeReport("made", quick, said, RECIPE, people, parameters, time.monotonic() - began, rows)
+    data = f"MADE data: {people} simulated people, no measurements"
+    return MadeReport("made", quick, data, RECIPE, people, parameters, time.monotonic() - began, rows)
 
 
-def cells(report: MadeReport) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and rows of the table."""
+def tables(report: MadeReport) -> list[Table]:
+    """The table of a report."""
     rows = [
         [row.subset, str(row.windows), f"{row.one:.3f}", f"{row.specialist:.3f}", f"{row.one - row.specialist:+.3f}"]
         for row in report.rows
@@ -130,12 +129,7 @@ def cells(report: MadeReport) -> tuple[str, list[str], list[list[str]]]:
     one, special = (float(np.mean([getattr(row, name) for row in report.rows])) for name in ("one", "specialist"))
     rows.append([f"mean of {len(rows)}", "", f"{one:.3f}", f"{special:.3f}", f"{one - special:+.3f}"])
     title = f"{report.data}. Macro-F1 on test people: one model in every subset, and a specialist of each"
-    return title, ["subset", "windows", "one model", "specialist", "difference"], rows
-
-
-def _say(advance: Callable[[int, int], None], models: int, done: int, total: int) -> None:
-    """Pass on how far one of the 32 trainings is, ``models`` of which went before, in hundredths of a training."""
-    advance(100 * models + 100 * done // total, 3200)
+    return [Table(title, ["subset", "windows", "one model", "specialist", "difference"], rows)]
 
 
 def _quick(recipe: Recipe) -> Recipe:
@@ -153,13 +147,13 @@ def _one_model(
     validation: Corpus,
     device: torch.device,
     folder: Path,
-    say: Callable[[int, int], None],
+    advance: Advance,
 ) -> ArmletModel:
     longer = msgspec.structs.replace(recipe.finetune, epochs=round(TIMES * recipe.finetune.epochs))
     return finetune.finetune(
         run_folder.build_model(recipe, corpus.modalities), corpus, normalisation,
         score_windows(validation, normalisation), longer, recipe.checkpoints, device,
-        folder / "checkpoints", lambda report: None, say,
+        folder / "checkpoints", advance=advance,
     )  # fmt: skip
 
 
@@ -170,7 +164,7 @@ def _specialist(
     subset: tuple[str, ...],
     device: torch.device,
     folder: Path,
-    say: Callable[[int, int], None],
+    advance: Advance,
 ) -> ArmletModel:
     alone = dataclasses.replace(corpus, modalities=tuple(one for one in corpus.modalities if one.name in subset))
     numbers = {name: normalisation[name] for name in subset}
@@ -190,7 +184,7 @@ def _specialist(
         folder / "checkpoints", f"specialist-{subset_name(subset)}", expected, recipe.checkpoints
     )
     train(
-        objective, batches, steps, recipe.finetune, finetune.STAGE, device, keeper, lambda epoch, terms: None, say
+        objective, batches, steps, recipe.finetune, finetune.STAGE, device, keeper, lambda epoch, terms: None, advance
     )  # fmt: skip
     return objective.average.requires_grad_(True).cpu().eval()
 
@@ -198,15 +192,6 @@ def _specialist(
 def _score(scored: Scored, names: list[str], subset: tuple[str, ...], predicted: Int64, classes: int) -> float:
     having = scored.having(names, subset)
     return macro_f1(scored.truth[having], predicted[having], classes)
-
-
-def _once(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Figures from a file, or made and written there."""
-    if not path.exists():
-        figures = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, msgspec.json.encode(figures))
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
 
 
 def _digest(corpus: Corpus) -> str:
