@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -20,7 +21,7 @@ from .decisions import Decision
 
 if TYPE_CHECKING:
     from .live import LiveCore
-    from .model import BundleModel
+    from .model import BundleModel, Policy
 
 MAX_WAITING = 1024
 """Decisions that wait for a slow ``for``; beyond it the oldest are dropped, and counted in :attr:`Live.dropped`."""
@@ -36,30 +37,27 @@ class Live:
         dropped: Decisions that a ``for`` was too slow to take.
     """
 
-    core: LiveCore
-
     def __init__(
         self,
         model: BundleModel,
-        make_core: Callable[[], LiveCore],
+        policy: Policy | None,
         bluetooth: str,
         wearables: Sequence[str],
-        duration_s: float | None,
+        duration_s: float | None = None,
     ) -> None:
         """Use :func:`open_live`."""
         self.dropped = 0
-        self.core = make_core()
-        self._model, self._make_core = model, make_core
+        self._model, self._policy = model, policy
         self._bluetooth, self._wearables, self._duration_s = bluetooth, tuple(wearables), duration_s
+        self.core = self._new_core()
+
+    def _new_core(self) -> LiveCore:
+        from .live import LiveCore
+
+        return LiveCore(self._model, time.monotonic_ns, self._policy)
 
     def __aiter__(self) -> AsyncGenerator[Decision, None]:
-        """The decisions of a run in this event loop.
-
-        Raises:
-            UsageError: No wearable was named.
-            WearableError: There is no usable Bluetooth here.
-            EngineError: The engine failed.
-        """
+        """The decisions of a run in this event loop; errors as for :meth:`run`."""
         return self.decisions()
 
     async def decisions(self, stop: asyncio.Event | None = None) -> AsyncGenerator[Decision, None]:
@@ -69,7 +67,7 @@ class Live:
         """
         from .bluetooth import Session, choose_wearables, open_bluetooth, turns
 
-        core = self.core = self._make_core()
+        core = self.core = self._new_core()
         rates_hz = {modality.name: modality.rate_hz for modality in self._model.manifest.modalities}
         async with open_bluetooth(self._bluetooth) as bluetooth:
             names = await choose_wearables(bluetooth, self._wearables, rates_hz)
@@ -83,13 +81,7 @@ class Live:
                         yield decision
 
     def __iter__(self) -> Iterator[Decision]:
-        """The decisions of a run whose event loop is in a thread of its own.
-
-        Raises:
-            UsageError: No wearable was named.
-            WearableError: There is no usable Bluetooth here.
-            EngineError: The engine failed.
-        """
+        """The decisions of a run whose event loop is in a thread of its own; errors as for :meth:`run`."""
         waiting: deque[Decision] = deque()
         news = threading.Condition()
         ended = False
@@ -182,14 +174,8 @@ def open_live(
         EnrolmentError: The classes enrolled for it cannot be read.
         UsageError: The floor or the threshold does not lie between 0 and 1.
     """
-    import time
-
-    from .live import LiveCore, open_model
+    from .live import open_model
     from .model import Policy
 
     opened = open_model(str(bundle), keys, engine, Policy(floor, unknown_below))
-
-    def core() -> LiveCore:
-        return LiveCore(opened.model, time.monotonic_ns, opened.policy)
-
-    return Live(opened.model, core, bluetooth, wearables, duration_s)
+    return Live(opened.model, opened.policy, bluetooth, wearables, duration_s)

@@ -61,7 +61,7 @@ def logging_to(file: Path | None, level: str | None) -> Iterator[None]:
         UsageError: The environment holds no level.
         OSError: The file cannot be written.
     """
-    journal = _is_journal()
+    journal = is_journal(2)
     level = level or os.environ.get(VARIABLE) or ("info" if journal or file is not None else "warning")
     if level not in LEVELS:
         raise UsageError(f"{VARIABLE}={level}: choose {', '.join(LEVELS)}")
@@ -95,10 +95,10 @@ def logging_to(file: Path | None, level: str | None) -> Iterator[None]:
             handler.close()
 
 
-def _is_journal() -> bool:
-    """Whether the standard error output goes to the journal (systemd.exec(5) on ``JOURNAL_STREAM``)."""
+def is_journal(file: int) -> bool:
+    """Whether a file descriptor is the journal (systemd.exec(5) on ``JOURNAL_STREAM``)."""
     try:
-        status = os.fstat(2)
+        status = os.fstat(file)
     except OSError:  # closed
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def one_line(text: str) -> str:
+    """A text as :func:`printable`, with blanks for line breaks."""
+    return printable(" ".join(text.split()))
+
+
 def printable_texts(message: Any) -> Any:
     """A message of dictionaries and lists with every text in it made printable, keys too."""
     if isinstance(message, str):

@@ -364,7 +364,7 @@ def test_mistakes_are_one_sentence(small_bundle: SmallBundle, played: Path, tmp_
         (["run", small_bundle.path, *key, *ANY, "--decisions", tmp_path / "no" / "d.jsonl"], "cannot write"),
         (["record", tmp_path / "r.mcap", "--bluetooth", "bumble:tcp-client:127.0.0.1:1"], "127.0.0.1:1"),
         (["run", small_bundle.path, *key, "--record", tmp_path / "r.mcap", "--bluetooth", "nonsense"], "nonsense"),
-        (["replay", tmp_path / "endless.mcap", small_bundle.path, *key], "a week after its last packet"),
+        (["replay", tmp_path / "endless.mcap", small_bundle.path, *key], "a week or more after its last packet"),
     ]
     for arguments, says in mistakes:
         refused = armlet(*arguments)

@@ -29,10 +29,9 @@ from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals.conversion import packets_of
 from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.views import line_writer
-from armlet_runtime.views.frame import frame, spark
+from armlet_runtime.views.frame import fitted, frame, spark
 from armlet_runtime.views.line_writer import BackgroundWriter
 from armlet_runtime.views.monitor import Monitor
-from armlet_runtime.views.printable import fitted
 from armlet_runtime.views.traces import binned, one_channel
 from tests.support.small_bundle import SmallBundle
 

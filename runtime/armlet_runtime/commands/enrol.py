@@ -159,14 +159,13 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
     from ..api import Live
     from ..bluetooth import ANY, open_bluetooth
     from ..errors import EnrolmentError
-    from ..live import LiveCore
 
     window = model.manifest.window
     length_s = max(args.length or 0.0, window.length_s)
     names = {modality.name for modality in model.manifest.modalities}
     async with open_bluetooth(args.bluetooth) as bluetooth:
         wearables = await chosen_names(args, bluetooth, names) or (ANY,)
-    live = Live(model, lambda: LiveCore(model, time.monotonic_ns), args.bluetooth, wearables, None)
+    live = Live(model, None, args.bluetooth, wearables)
     give_up = time.monotonic() + PATIENCE_S
     # Before the first sample there are no decisions by which to measure the time.
     silent = asyncio.Event()

@@ -116,7 +116,7 @@ def _ended_ns(path: Path, recording: Recording, newest_ns: int) -> int:
     ended = recording.meta.get(ENDED_NS, "")
     ended_ns = int(ended) if ended.isdecimal() else newest_ns
     if ended_ns - newest_ns >= LONGEST_SILENCE_NS:
-        raise DataError(f"{path}: its end is given as {ended_ns} ns, a week or more after its last packet")
+        raise DataError(f"{path}: its end, at {ended_ns} ns, is a week or more after its last packet")
     return ended_ns
 
 

@@ -246,21 +246,13 @@ async def _follow(bluetooth: str, name: str, duration_s: float | None) -> dict[s
             return (shown_ns or now_ns) + round(WATCH_S * 1e9)
 
         await drive(session, turn, duration_s)
-        return {
-            "name": name,
-            **state,
-            "groups": {group: _clock_state(wearable, group) for group in wearable.clocks},
-        }
+        return {"name": name, **state, "groups": {group: _clock_state(wearable, group) for group in wearable.clocks}}
 
 
 def watch_line(link: Link, wearable: Wearable, before: Mapping[str, int], elapsed_s: float) -> str:
     """A line of 'watch': the link, and for each group of modalities its rate, its loss and the error of its clock.
 
-    Args:
-        link: Link of the wearable.
-        wearable: The wearable.
-        before: Samples of each group at the time of the line before.
-        elapsed_s: Time since that line.
+    ``before``: samples of each group ``elapsed_s`` seconds ago, when the line before was printed.
     """
     parts = [link.state if not link.problem else f"{link.state} ({link.problem})"]
     parts += [f"{link.rssi} dBm"] if link.rssi is not None else []

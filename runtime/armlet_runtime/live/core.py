@@ -87,10 +87,7 @@ class LiveCore:
     """
 
     def __init__(
-        self,
-        model: BundleModel,
-        clock_ns: Callable[[], int] | None = None,
-        policy: Policy | None = None,
+        self, model: BundleModel, clock_ns: Callable[[], int] | None = None, policy: Policy | None = None
     ) -> None:
         """Begin without any packet.
 

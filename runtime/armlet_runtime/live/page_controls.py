@@ -24,14 +24,7 @@ class RunControls:
     """Carries out the commands of a page."""
 
     def __init__(self, run: Run, path: str, engine: str | None, recorder: Recorder) -> None:
-        """Control a run.
-
-        Args:
-            run: The run.
-            path: Path of the bundle, as given to the run.
-            engine: Engine, as given to the run.
-            recorder: Recorder of the run.
-        """
+        """Control a run with its recorder; ``path`` and ``engine``: of the bundle, as given to the run."""
         self._run, self._path, self._engine, self._recorder = run, path, engine, recorder
         self._learning = False
 

@@ -25,13 +25,7 @@ class RecordingOutput(Output):
     """Writes packets and decisions to the recording, if any is being written; in a folder, in successive parts."""
 
     def __init__(self, recorder: Recorder, run: Run, folder: OutputFolder | None = None) -> None:
-        """Write nothing yet.
-
-        Args:
-            recorder: Recorder of the run.
-            run: The run, which begins the parts.
-            folder: Folder of the parts; None for a recording of one file.
-        """
+        """Write nothing yet; ``folder``: of the parts, None for a recording of one file."""
         self._recorder, self._run, self._folder = recorder, run, folder
         self._problem = self._reported = ""
         self._retry_ns = 0

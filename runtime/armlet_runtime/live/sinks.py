@@ -210,12 +210,7 @@ class LslSink:
     """
 
     def __init__(self, name: str, hop_s: float, labels: Sequence[str]) -> None:
-        """Announce the streams.
-
-        Args:
-            name: Name of the streams.
-            hop_s: Time between two decisions in seconds.
-            labels: Names of the scores.
+        """Announce the streams, with a decision every ``hop_s`` seconds; ``labels``: names of the scores.
 
         Raises:
             UsageError: The name is empty.

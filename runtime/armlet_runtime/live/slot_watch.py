@@ -43,14 +43,9 @@ class SlotWatch(Output):
     """
 
     def __init__(self, run: Run, path: str, keys: Sequence[Path], engine: str | None, recorder: Recorder) -> None:
-        """Watch the slot of one run.
+        """Watch the slot ``path`` (``file:FOLDER``) of a run; the other arguments are as given to the run.
 
-        Args:
-            run: The run; it decides with the bundle that is in use in the slot.
-            path: ``file:FOLDER``.
-            keys: Public keys to trust; empty for those of this home.
-            engine: As given to the run.
-            recorder: The recorder of the run: a recording is of one bundle, so nothing is taken up during a recording.
+        Nothing is taken up during a recording, which is of a single bundle.
 
         Raises:
             BundleError: The slot cannot be written to.

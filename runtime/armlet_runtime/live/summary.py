@@ -151,15 +151,9 @@ class Tally(Output):
         dropped: int = 0,
         sinks: Sequence[SinkReport] = (),
     ) -> Summary:
-        """The summary at the end.
+        """The summary of a run that ended; ``links``: wearable name to state and problem, None for a replay.
 
-        Args:
-            run: The run that ended.
-            ready_s: See :class:`Summary`.
-            ran_s: See :class:`Summary`.
-            links: Wearable name to state and problem; None for a replay.
-            dropped: Packets lost because this process was too busy.
-            sinks: See :class:`Summary`.
+        The other arguments are fields of :class:`Summary`.
         """
         core = run.core
         model, policy = core.model, core.policy

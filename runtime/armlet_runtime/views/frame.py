@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..bundle import UNKNOWN
 from .monitor import Monitor
-from .printable import fitted
 from .state import Point, State
 from .summary_text import certified_text
 
@@ -41,9 +40,8 @@ def frame(
         monitor: Monitor of the run.
         modalities: Modalities of the model.
         now_ns: Time on the clock of the arrivals.
-        width: Columns.
-        height: Rows.
-        blocks: Whether block characters can be shown.
+        width, height: Columns and rows of the terminal.
+        blocks: Whether the terminal shows block characters.
     """
     from rich.text import Text
 
@@ -165,6 +163,21 @@ def _wearables(state: State, width: int, height: int, blocks: bool) -> list[Text
     if len(shown) < len(state.wearables):
         lines.append(Text(f"and {len(state.wearables) - len(shown)} more", "dim"))
     return lines
+
+
+def fitted(text: str, width: int) -> str:
+    """Text in exactly ``width`` columns; a long text loses its middle, because names differ at both ends."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    head = (width - 2 + 1) // 2
+    tail = ""
+    for character in reversed(text):
+        if cell_len(character + tail) > width - 2 - head:
+            break
+        tail = character + tail
+    return set_cell_size(f"{set_cell_size(text, head)}..{tail}", width)
 
 
 def _column(names: Sequence[str], narrowest: int, widest: int) -> int:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from ..decisions import Decision
 from ..modalities import subset_name
+from ..printable import one_line
 from .line_writer import LineWriter
 from .lines import LineView
-from .printable import one_line
 
 if TYPE_CHECKING:
     from ..model import Policy

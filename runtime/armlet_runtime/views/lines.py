@@ -21,12 +21,7 @@ class LineView(Output):
     """Prints a line when a link or the subset changes."""
 
     def __init__(self, policy: Policy | None = None, writer: LineWriter | None = None) -> None:
-        """Print nothing yet.
-
-        Args:
-            policy: Policy with the certificate of the bundle in use; None without a certificate.
-            writer: Writer of the lines; None for a :class:`DirectWriter`.
-        """
+        """Print nothing yet; ``policy``: with the certificate; ``writer``: None for a :class:`DirectWriter`."""
         self._links: Mapping[str, LinkView] = {}
         self._states: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None

@@ -15,7 +15,7 @@ from ..bundle import CertificateRow
 from ..decisions import Decision
 from ..live import Output
 from ..modalities import Modality, subset_name
-from .printable import one_line
+from ..printable import one_line
 from .state import ClockState, LinkView, Point, SignalState, State, WearableState
 from .traces import binned, one_channel
 

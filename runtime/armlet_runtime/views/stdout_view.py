@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..log import is_journal
 from .journal import JournalView
 from .line_writer import BackgroundWriter
 from .lines import LineView
@@ -21,19 +22,10 @@ if TYPE_CHECKING:
 def make_view(monitor: Monitor, modalities: Sequence[Modality], policy: Policy) -> LineView:
     """A screen on a terminal, sentences in the journal, else lines; no view waits for a stalled reader.
 
-    Args:
-        monitor: Monitor of the run, for a screen.
-        modalities: Modalities of the model.
-        policy: See :class:`LineView`.
+    ``policy``: see :class:`LineView`.
     """
     if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return TerminalView(monitor, modalities)
     sys.stdout.flush()  # text printed so far comes before the view's lines
     writer = BackgroundWriter(sys.stdout.fileno(), sys.stderr.fileno())
-    return JournalView(policy, writer) if _is_journal(sys.stdout.fileno()) else LineView(policy, writer)
-
-
-def _is_journal(file: int) -> bool:
-    """Whether a file is the journal: systemd puts its device and inode into the environment (systemd.exec(5))."""
-    status = os.fstat(file)
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return JournalView(policy, writer) if is_journal(sys.stdout.fileno()) else LineView(policy, writer)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..decisions import Decision
+from ..printable import one_line
 from .frame import frame
 from .lines import LineView
 from .monitor import Monitor
-from .printable import one_line
 from .screen import Screen
 from .state import LinkView
 
@@ -26,12 +26,7 @@ class TerminalView(LineView):
     """Draws a :class:`armlet_runtime.views.monitor.Monitor` on the terminal, and restores the terminal at the end."""
 
     def __init__(self, monitor: Monitor, modalities: Sequence[Modality]) -> None:
-        """Switch the terminal to its alternate screen.
-
-        Args:
-            monitor: Monitor of the run.
-            modalities: Modalities of the model.
-        """
+        """Switch the terminal to its alternate screen; ``modalities``: of the model."""
         super().__init__()
         self._monitor = monitor
         self._modalities = modalities

@@ -81,11 +81,7 @@ class Page(Output):
     """
 
     def __init__(
-        self,
-        monitor: Monitor,
-        modalities: Sequence[Modality],
-        controls: Controls | None,
-        access: Access,
+        self, monitor: Monitor, modalities: Sequence[Modality], controls: Controls | None, access: Access
     ) -> None:
         """Use :func:`serve_page`."""
         self.url = ""
@@ -233,18 +229,11 @@ def _respond(connection: ServerConnection, status: HTTPStatus, sentence: str) ->
 
 @asynccontextmanager
 async def serve_page(
-    address: Address,
-    monitor: Monitor,
-    modalities: Sequence[Modality],
-    controls: Controls | None = None,
+    address: Address, monitor: Monitor, modalities: Sequence[Modality], controls: Controls | None = None
 ) -> AsyncIterator[Page]:
     """Serve the page inside the block.
 
-    Args:
-        address: Address to listen on.
-        monitor: Monitor of the run.
-        modalities: Modalities of the model.
-        controls: Carries out commands of the page; None for a replay.
+    ``controls``: carries out commands of the page; None for a replay.
 
     Raises:
         MissingExtraError: ``websockets`` is not installed.
