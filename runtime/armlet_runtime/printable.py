@@ -15,8 +15,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as :func:`printable`, with blanks for line breaks."""
-    return printable(" ".join(text.split()))
+    """A text with a blank for each character that :func:`printable` escapes, such as a line break."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def printable_texts(message: Any) -> Any:
