@@ -8,7 +8,7 @@ import pytest
 from armlet_export.pipeline.proven import BANK_PER_LABEL, bank
 from armlet_export.proof import calibration as calibrate
 from armlet_runtime.bundle.manifest import Confidence
-from armlet_train.data.corpus import Scored
+from armlet_train.data import Scored
 
 NAMES = ("acc", "gyro")
 

@@ -9,7 +9,7 @@ from armlet_export.backends.base import Part, Signature
 from armlet_export.backends.registry import lower_part
 from armlet_runtime import engines
 from armlet_runtime.modalities import Modality
-from armlet_train.models.cbramod import CBraModEncoder
+from armlet_train.models import CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes
 
 from .conftest import run_tiny

@@ -21,7 +21,7 @@ from armlet_export.proof.reference import Reference
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import ExportError, UsageError
-from armlet_train.data.corpus import Scored
+from armlet_train.data import Scored
 from armlet_train.engine.finetune import all_logits
 from armlet_train.models.base import ArmletModel
 

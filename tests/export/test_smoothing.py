@@ -10,7 +10,7 @@ from armlet_runtime.bundle.manifest import HiddenMarkov, Majority
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_runtime.signals.windows import WindowSpec
-from armlet_train.data.corpus import Corpus, join_recordings
+from armlet_train.data import Corpus, join_recordings
 from armlet_train.recipes import DataRecipe, ExportRecipe
 
 SECOND = 1_000_000_000

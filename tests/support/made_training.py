@@ -17,7 +17,7 @@ from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
 from armlet_train import distributed
-from armlet_train.data.corpus import Corpus, join_recordings, score_windows
+from armlet_train.data import Corpus, join_recordings, score_windows
 from armlet_train.engine import checkpoints, finetune
 from armlet_train.engine import pretrain as pretraining
 from armlet_train.models.base import ArmletModel

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from armlet_train.data.corpus import Corpus
+from armlet_train.data import Corpus
 from armlet_train.data.loader import Source, in_batches, steps_per_epoch
 from tests.support.made_training import made_corpus
 

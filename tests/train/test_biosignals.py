@@ -12,7 +12,7 @@ import pytest
 
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError
-from armlet_train.data.corpus import load_corpus
+from armlet_train.data import load_corpus
 from armlet_train.data.datasets import _filters as biosignals
 from armlet_train.data.datasets import dreamer, ptb_xl, sleep_edf
 from armlet_train.data.datasets.base import SPLITS, open_data_set

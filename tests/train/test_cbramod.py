@@ -14,10 +14,9 @@ from armlet_runtime.errors import DataError, RecipeError
 from armlet_runtime.modalities import Modality
 from armlet_train import distributed
 from armlet_train.engine import finetune
-from armlet_train.models import cbramod, lora
+from armlet_train.models import CBraMod, CBraModEncoder, cbramod, cbramod_encoder, lora
 from armlet_train.models.base import ArmletModel
 from armlet_train.models.build import build_model
-from armlet_train.models.cbramod import CBraMod, CBraModEncoder
 from armlet_train.recipes import CBraModModel, CBraModSizes, LoraRecipe, find_recipe, load_recipe
 from tests.support import braindecode_cbramod
 
@@ -200,10 +199,10 @@ def test_gradient_reaches_a_patch_of_zeros() -> None:
 def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     state = CBraMod().state_dict()
-    path = tmp_path / cbramod.PUBLISHED_NAME
+    path = tmp_path / cbramod_encoder.PUBLISHED_NAME
     torch.save(state, path)
     with pytest.raises(DataError, match=r"is not CBraMod's published .* 19,775,842"):
-        cbramod.load_state(path)
+        cbramod_encoder.load_state(path)
     # With its own size and hash as the published ones, the file is taken.
     content = path.read_bytes()
     monkeypatch.setattr(cbramod, "PUBLISHED_BYTES", len(content))
@@ -218,17 +217,19 @@ def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: py
     lengths = {"eeg": 400, "ecg": 80}
     model = build_model(recipe, (EEG, ECG), lengths, 2)
     ecg = {name: value.clone() for name, value in encoder_of(model, "ecg").state_dict().items()}
-    cbramod.start_from_weights(model, recipe, (EEG, ECG))
+    cbramod_encoder.start_from_weights(model, recipe, (EEG, ECG))
     for name, value in encoder_of(model, "eeg").cbramod.state_dict().items():
         assert torch.equal(value, state[name])
     assert all(torch.equal(value, ecg[name]) for name, value in encoder_of(model, "ecg").state_dict().items())
     # Microvolts at 200 Hz, or nothing.
     for strange in (msgspec.structs.replace(EEG, unit="mV"), msgspec.structs.replace(EEG, rate_hz=100.0)):
         with pytest.raises(RecipeError, match="microvolts at 200 Hz, and eeg comes in"):
-            cbramod.start_from_weights(model, recipe, (strange, ECG))
+            cbramod_encoder.start_from_weights(model, recipe, (strange, ECG))
     other = msgspec.structs.replace(recipe, encoders={**recipe.encoders, "ecg": recipe.encoders["eeg"]})
     with pytest.raises(RecipeError, match="ecg comes in mV at 100 Hz"):
-        cbramod.start_from_weights(build_model(other, (EEG, ECG), {**lengths, "ecg": 200}, 2), other, (EEG, ECG))
+        cbramod_encoder.start_from_weights(
+            build_model(other, (EEG, ECG), {**lengths, "ecg": 200}, 2), other, (EEG, ECG)
+        )
 
 
 class Harmful:
@@ -241,21 +242,21 @@ class Harmful:
 def test_wrong_weights_are_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"
     with pytest.raises(DataError, match="cannot read CBraMod's weights"):
-        cbramod.load_state(path)
+        cbramod_encoder.load_state(path)
     path.write_bytes(b"weights")
     with pytest.raises(DataError, match="not a file of weights"):
-        cbramod.load_state(path)
+        cbramod_encoder.load_state(path)
     torch.save({"weights": Harmful()}, path)
     with pytest.raises(DataError, match="not a file of weights that PyTorch reads safely"):
-        cbramod.load_state(path)
+        cbramod_encoder.load_state(path)
     state = CBraMod().state_dict()
     del state["proj_out.0.bias"]
     torch.save(state, path)
     with pytest.raises(DataError, match=r"1 of its tensors .* 'proj_out.0.bias' for one \(wanted \(200,\), found None"):
-        cbramod.load_state(path)
+        cbramod_encoder.load_state(path)
     torch.save([1, 2], path)
     with pytest.raises(DataError, match="211 of its tensors"):
-        cbramod.load_state(path)
+        cbramod_encoder.load_state(path)
 
 
 # The model around the encoders.

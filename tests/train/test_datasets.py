@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.errors import DataError
-from armlet_train.data.corpus import load_corpus
+from armlet_train.data import load_corpus
 from armlet_train.data.datasets import mmact, pamap2, wesad
 from armlet_train.data.datasets import simulated as made
 from armlet_train.data.datasets._safe_pickle import load_arrays

@@ -14,10 +14,9 @@ from armlet_runtime.modalities import Modality
 from armlet_train import distributed
 from armlet_train.methods import build_pretraining
 from armlet_train.methods.dual_masking import Dual, dual_mask
-from armlet_train.models import lora
+from armlet_train.models import CBraModEncoder, lora
 from armlet_train.models.base import ArmletModel
 from armlet_train.models.build import build_model
-from armlet_train.models.cbramod import CBraModEncoder
 from armlet_train.recipes import (
     AugmentRecipe,
     CBraModModel,

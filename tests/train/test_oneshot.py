@@ -13,7 +13,7 @@ import torch
 from armlet_runtime.errors import RecipeError, RunError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording
-from armlet_train.data.corpus import NO_LABEL, load_corpus
+from armlet_train.data import NO_LABEL, load_corpus
 from armlet_train.evaluation.bench_one_shot import HAND, ROWS, _few, _load_shared, _shared, run, tables
 from armlet_train.evaluation.grid import PARTS
 from armlet_train.fewshot import episodes

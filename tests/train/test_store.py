@@ -16,8 +16,7 @@ import pytest
 from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_train.data import arrow_store
-from armlet_train.data.corpus import join_recordings, load_corpus
+from armlet_train.data import arrow_store, join_recordings, load_corpus
 from armlet_train.data.datasets.base import DataSet, Entry
 from armlet_train.recipes import DataRecipe
 

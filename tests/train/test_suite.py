@@ -14,7 +14,7 @@ from armlet_runtime.errors import DataError, UsageError
 from armlet_runtime.machine import describe
 from armlet_runtime.signals.recording import Recording
 from armlet_train.commands import evaluate as command
-from armlet_train.data.corpus import Scored
+from armlet_train.data import Scored
 from armlet_train.evaluation import hand_features as handcrafted
 from armlet_train.evaluation import tables
 from armlet_train.evaluation.bench_masking import VARIANTS, MaskingReport, Row

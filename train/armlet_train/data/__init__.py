@@ -5,7 +5,15 @@ Imports the recipes, the distributed root module and the data sets.
 
 from . import arrow_store, user_folder
 from .augment import Augment, random_rotations
-from .corpus import NO_LABEL, Corpus, Scored, find_data_set, join_recordings, load_corpus, score_windows, window_spec
+from .corpus import NO_LABEL, Corpus
+from .corpus_loading import (
+    Scored,
+    find_data_set,
+    join_recordings,
+    load_corpus,
+    score_windows,
+    window_spec,
+)
 from .grid import Piece, on_grid
 from .loader import Labelled, Source, Views, draw_epoch, in_batches, steps_per_epoch
 

@@ -19,7 +19,7 @@ from armlet_runtime.signals import Normalisation
 from .. import distributed
 from ..data import Augment, Corpus, Source, Views, load_corpus, steps_per_epoch
 from ..methods import build_pretraining
-from ..models import ArmletModel, cbramod
+from ..models import ArmletModel, cbramod_encoder
 from ..recipes import CBraModModel, CheckpointRecipe, NoPretrain, PretrainRecipe, load_recipe
 from . import checkpoints, run_folder
 from .run_log import RunLog
@@ -63,7 +63,7 @@ def run_pretraining(
         corpus = load_corpus(recipe.data, "train")
         model = run_folder.build_model(recipe, corpus.modalities)
         if isinstance(recipe.model, CBraModModel):
-            cbramod.start_from_weights(model, recipe.model, corpus.modalities)
+            cbramod_encoder.start_from_weights(model, recipe.model, corpus.modalities)
         if not isinstance(recipe.pretrain, NoPretrain):
             with RunLog(out, "pretrain") as report, progress("pretrain") as advance:
                 pretrain(

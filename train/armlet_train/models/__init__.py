@@ -3,10 +3,11 @@
 Imports the recipes and the distributed root module.
 """
 
-from . import build, cbramod, lora
+from . import build, cbramod, cbramod_encoder, lora
 from .base import ArmletModel, Encoder, fold_batchnorm
 from .build import build_model
-from .cbramod import CBraMod, CBraModEncoder
+from .cbramod import CBraMod
+from .cbramod_encoder import CBraModEncoder
 from .conv import ConvEncoder
 from .mumae import VARIANCE_EPS, JointAggregator, SpanEncoder, Transformer, VideoEncoder, sine_cosine
 
@@ -24,6 +25,7 @@ __all__ = [
     "build",
     "build_model",
     "cbramod",
+    "cbramod_encoder",
     "fold_batchnorm",
     "lora",
     "sine_cosine",

@@ -13,7 +13,7 @@ from ..recipes import (
     ModelRecipe,
     MuMaeModel,
 )
-from . import cbramod, conv, crossl, mumae
+from . import cbramod_encoder, conv, crossl, mumae
 from .base import ArmletModel
 
 
@@ -37,7 +37,7 @@ def build_model(
         case CrosslModel():
             return crossl.build(recipe, modalities, labels)
         case CBraModModel():
-            return cbramod.build(recipe, modalities, lengths, labels)
+            return cbramod_encoder.build(recipe, modalities, lengths, labels)
         case MuMaeModel():
             return mumae.build(recipe, modalities, lengths, labels)
         case _:
