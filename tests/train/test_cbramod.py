@@ -205,8 +205,8 @@ def test_weights_are_loaded_strictly_and_exactly(tmp_path: Path, monkeypatch: py
         cbramod_encoder.load_state(path)
     # With its own size and hash as the published ones, the file is taken.
     content = path.read_bytes()
-    monkeypatch.setattr(cbramod, "PUBLISHED_BYTES", len(content))
-    monkeypatch.setattr(cbramod, "PUBLISHED_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(cbramod_encoder, "PUBLISHED_BYTES", len(content))
+    monkeypatch.setattr(cbramod_encoder, "PUBLISHED_SHA256", hashlib.sha256(content).hexdigest())
     recipe = CBraModModel(
         encoders={"eeg": CBraModSizes(weights=str(path)), "ecg": SMALL},
         pool="mean",

@@ -1,8 +1,9 @@
 """CBraMod: an encoder of many-channel biosignals by patches and criss-cross attention (Wang et al., ICLR 2025).
 
 The state dict is interchangeable with the published one: the same 211 names and shapes (4,924,000 values), see
-:func:`armlet_train.models.cbramod_encoder.load_state`. The published constants are the defaults of :class:`armlet_train.recipes.CBraModSizes`: patches
-of 200 samples, which are 1 s at 200 Hz, in units of 100 µV. The same architecture with other constants encodes ECG.
+:func:`armlet_train.models.cbramod_encoder.load_state`. The published constants are the defaults of
+:class:`armlet_train.recipes.CBraModSizes`: patches of 200 samples, which are 1 s at 200 Hz, in units of 100 µV. The
+same architecture with other constants encodes ECG.
 
 What comes out equals the published model's but is computed faster: the spectrum is one matrix product with constant
 cosines and sines (which also lets the model be exported), the positions' kernel is cut to the rows and columns that can
