@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import MissingExtraError, UsageError
+from armlet_runtime.live.core import LiveCore
 from armlet_runtime.live.sinks import LslSink, MqttSink, Sinks, mqtt_login
+from armlet_runtime.model.bundle_model import BundleModel
 
 LABELS = ("still", "walking")
 
@@ -28,6 +31,14 @@ def decision(index: int, label: str | None = "still") -> Decision:
     return Decision(
         index, now_ns - 30_000_000_000, now_ns, ("acc",), label, scores, (), {}, {}, "litert", reason, label
     )
+
+
+@pytest.fixture
+def core(small_draft: Path) -> Iterator[LiveCore]:
+    draft = Draft(small_draft)
+    model = BundleModel(draft.manifest, draft.read, "litert")
+    yield LiveCore(model)
+    model.close()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> None:
@@ -111,34 +122,36 @@ def test_a_broker_gets_every_decision(broker: RealBroker) -> None:
     client.loop_stop()
 
 
-def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: RealBroker) -> None:
+def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: RealBroker, core: LiveCore) -> None:
     sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/t")
-    sinks = Sinks([sink])
+    sinks = Sinks([sink], core)
     wait_for(lambda: sink.problem == "")
-    sinks.send(decision(0), LABELS)
+    sinks.decision(decision(0))
     broker.kill()
     wait_for(lambda: sink.problem != "")
     assert sinks.news() != [] and sinks.news() == []
     began = time.monotonic()
     for index in range(1, 6):
-        sinks.send(decision(index), LABELS)
+        sinks.decision(decision(index))
     assert time.monotonic() - began < 5  # nobody waits for a broker
     broker.start()
     wait_for(lambda: sinks.news() == [f"{sink.name}: takes decisions"])
-    (report,) = sinks.close()
+    sinks.close()
+    (report,) = sinks.reports
     assert (report.sent, report.lost) == (6, 0)
 
 
-def test_without_a_broker_what_is_lost_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_broker_what_is_lost_is_counted(core: LiveCore) -> None:
     pytest.importorskip("paho.mqtt.client", reason="pip install 'armlet[mqtt]'")
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
         sink = MqttSink(f"mqtt://127.0.0.1:{nobody.getsockname()[1]}/t")
-        sinks = Sinks([sink])
+        sinks = Sinks([sink], core)
         wait_for(lambda: any("the broker cannot be reached" in told for told in sinks.news()))
         for index in range(1500):
-            sinks.send(decision(index), LABELS)
-        (report,) = sinks.close()
+            sinks.decision(decision(index))
+        sinks.close()
+    (report,) = sinks.reports
     assert (report.sent, report.lost, report.problem) == (0, 1500, "the broker cannot be reached")
 
 

@@ -31,8 +31,7 @@ from armlet_runtime.signals.recording import Recording, Stream
 from armlet_runtime.views import line_writer
 from armlet_runtime.views.frame import fitted, frame, spark
 from armlet_runtime.views.line_writer import BackgroundWriter
-from armlet_runtime.views.monitor import Monitor
-from armlet_runtime.views.traces import binned, one_channel
+from armlet_runtime.views.monitor import Monitor, binned, one_channel
 from tests.support.small_bundle import SmallBundle
 
 

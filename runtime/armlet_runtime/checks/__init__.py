@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bench import DECISION, BenchReport, cases, fresh_start, measure_engines
+    from .bench import DECISION, BenchReport, cases, engines_to_measure, fresh_start, measure_engines
     from .cold_start import FreshStart
     from .export_proof import Draft, ProofReport
     from .live_score import LiveScore, PlayEvent, score_live
@@ -23,6 +23,7 @@ __all__ = [
     "PlayEvent",
     "ProofReport",
     "cases",
+    "engines_to_measure",
     "fresh_start",
     "measure_engines",
     "score_live",
@@ -37,6 +38,7 @@ _HOME = {
     "PlayEvent": "live_score",
     "ProofReport": "export_proof",
     "cases": "bench",
+    "engines_to_measure": "bench",
     "fresh_start": "bench",
     "measure_engines": "bench",
     "score_live": "live_score",

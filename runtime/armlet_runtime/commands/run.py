@@ -61,7 +61,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
 
     from ..bluetooth import Session, open_bluetooth
     from ..files import write_json
-    from ..live import LiveCore, Notifier, RecordingOutput, Run, ServiceOutput, SinkOutput, Tally, open_sinks
+    from ..live import LiveCore, Notifier, RecordingOutput, Run, ServiceOutput, Tally, open_sinks
     from ..signals import Recorder
 
     _report_other_classes(args.bundle, opened)
@@ -77,8 +77,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         lines = run.add(decision_lines(args)) if args.decisions is not None else None
         folder = recording_folder(args)
         run.add(RecordingOutput(recorder, run, folder))
-        sinks = open_sinks(args.mqtt, args.lsl, manifest.window.hop_s, core.labels)
-        run.add(SinkOutput(sinks, core))
+        sinks = run.add(open_sinks(args.mqtt, args.lsl, core))
         _record_or_watch(args, run, recorder, folder)
         session = Session(bluetooth, names, rates_hz, lambda: core.complete)
         view = await _add_views(args, run, recorder, session, stack)
@@ -88,7 +87,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         run.finish()
     links = {name: (link.state, link.problem) for name, link in session.links.items()}
     ran_s = (run.newest_ns - began_ns) / 1e9
-    reports = [*sinks.close(), *(lines.reports() if lines is not None else ())]
+    reports = [*sinks.reports, *(lines.reports() if lines is not None else ())]
     summary = tally.summary(run, ready_s, ran_s, links, session.dropped, reports)
     if args.json:
         write_json(args.json, summary)

@@ -27,22 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; 1 if a golden run failed."""
-    from ..engines import available
+    from ..checks import engines_to_measure
     from ..files import write_json
-    from ..model import BundleModel, choose_engine, run_golden
+    from ..model import BundleModel, run_golden
 
     bundle = load_bundle(args)
     print(f"{args.bundle}: whole, and signed by trusted keys ({', '.join(bundle.signers)}); digest {bundle.digest}")
 
-    results, skipped = [], {}
-    engines = []
-    if args.engine:
-        engines = [args.engine]
-    elif args.golden:
-        choose_engine(bundle.manifest)  # without a usable engine this is an error, not a pass
-        reasons = available()
-        skipped = {name: reason for name in bundle.manifest.engines if (reason := reasons.get(name, "unknown here"))}
-        engines = [name for name in bundle.manifest.engines if name not in skipped]
+    engines, skipped, results = list[str](), dict[str, str](), []
+    if args.engine or args.golden:
+        engines, skipped = engines_to_measure(bundle, [args.engine] if args.engine else [])
     for name in engines:
         result = run_golden(BundleModel.from_bundle(bundle, name), bundle.read)
         results.append(result)

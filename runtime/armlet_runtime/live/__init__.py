@@ -8,7 +8,7 @@ from .decision_lines import DecisionLines, LiveDecisionLines
 from .enrol_recording import Stretch, other_occurrences, recorded_windows
 from .open_bundle import Opened, layer_path, load_programs, open_model
 from .output_folder import OutputFolder, is_folder
-from .outputs import Comparison, Output, ServiceOutput, SinkOutput
+from .outputs import Comparison, Output, ServiceOutput
 from .page_controls import RunControls
 from .recording_output import RecordingOutput
 from .run import Run
@@ -33,7 +33,6 @@ __all__ = [
     "Run",
     "RunControls",
     "ServiceOutput",
-    "SinkOutput",
     "SlotWatch",
     "Stretch",
     "Summary",

@@ -48,18 +48,9 @@ def open_model(
 
 
 def load_programs(path: str, bundle: Bundle, engine: str | None, policy: Policy) -> Opened:
-    """Load the programs of a verified bundle.
+    """Load the programs of a verified bundle and the classes enrolled for it; ``path``: its file or slot.
 
-    Args:
-        path: A file, or ``file:FOLDER`` for a slot; the enrolled classes lie beside the file or in the slot.
-        bundle: The bundle.
-        engine: Engine to run on; None for the bundle's first that is usable here.
-        policy: The person's floor and threshold.
-
-    Raises:
-        BundleError: The bundle cannot be used.
-        EngineError: The engine cannot be used here.
-        EnrolmentError: The classes enrolled for it cannot be read.
+    The other arguments and the errors are those of :func:`open_model`.
     """
     layer = read_layer(layer_path(path, bundle.digest), bundle.digest, bundle.manifest)
     model = BundleModel.from_bundle(bundle, engine)

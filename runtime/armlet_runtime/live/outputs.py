@@ -11,10 +11,8 @@ from ..signals import decoded
 if TYPE_CHECKING:
     from ..decisions import Decision
     from ..signals import Packet
-    from .core import LiveCore
     from .open_bundle import Opened
     from .sd_notify import Notifier
-    from .sinks import Sinks
 
 
 class Output:
@@ -44,26 +42,6 @@ class Output:
 
     def close(self) -> None:
         """Release resources; the last call, also of a run that failed."""
-
-
-class SinkOutput(Output):
-    """Gives decisions to MQTT and the Lab Streaming Layer."""
-
-    def __init__(self, sinks: Sinks, core: LiveCore) -> None:
-        """``sinks``: closed with the output; ``core``: for the names of the scores."""
-        self._sinks, self._core = sinks, core
-
-    def decision(self, decision: Decision) -> None:
-        """Send a decision."""
-        self._sinks.send(decision, self._core.labels)
-
-    def news(self) -> Sequence[str]:
-        """Problems of sinks that began or ended."""
-        return self._sinks.news()
-
-    def close(self) -> None:
-        """Close the sinks."""
-        self._sinks.close()
 
 
 class ServiceOutput(Output):

@@ -20,9 +20,11 @@ import msgspec
 
 from ..bundle import home
 from ..errors import MissingExtraError, UsageError
+from .outputs import Output
 
 if TYPE_CHECKING:
     from ..decisions import Decision
+    from .core import LiveCore
 
 log = logging.getLogger(__name__)
 
@@ -281,18 +283,23 @@ def _module(name: str, extra: str) -> ModuleType:
         raise MissingExtraError(f"the library of '{name}' does not load: {str(error).splitlines()[0]}") from error
 
 
-class Sinks:
-    """All sinks of a run."""
+class Sinks(Output):
+    """The sinks of a run.
 
-    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
-        self._sinks = list(sinks)
+    Attributes:
+        reports: Reports of the sinks that were closed.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], core: LiveCore) -> None:
+        """``sinks``: closed with the output; ``core``: for the names of the scores."""
+        self.reports: list[SinkReport] = []
+        self._sinks, self._core = list(sinks), core
         self._reported = dict.fromkeys((sink.name for sink in sinks), "")
-        self._reports: list[SinkReport] = []
 
-    def send(self, decision: Decision, labels: Sequence[str]) -> None:
-        """Give a decision to all sinks; ``labels``: names of its scores."""
+    def decision(self, decision: Decision) -> None:
+        """Send a decision to all sinks."""
         for sink in self._sinks:
-            sink.send(decision, labels)
+            sink.send(decision, self._core.labels)
 
     def news(self) -> list[str]:
         """A sentence on each sink whose problem has changed since the last call."""
@@ -304,18 +311,17 @@ class Sinks:
                 sentences.append(f"{sink.name}: {problem or 'takes decisions'}")
         return sentences
 
-    def close(self) -> list[SinkReport]:
-        """Close all sinks; their reports."""
+    def close(self) -> None:
+        """Close all sinks."""
         while self._sinks:
-            self._reports.append(self._sinks.pop(0).close())
-        return self._reports
+            self.reports.append(self._sinks.pop(0).close())
 
 
-def open_sinks(mqtt: str | None, lsl: str | None, hop_s: float, labels: Sequence[str]) -> Sinks:
+def open_sinks(mqtt: str | None, lsl: str | None, core: LiveCore) -> Sinks:
     """Open the sinks of a command line; arguments and errors as for :class:`MqttSink` and :class:`LslSink`."""
     sinks: list[Sink] = []
     if lsl is not None:
-        sinks.append(LslSink(lsl, hop_s, labels))
+        sinks.append(LslSink(lsl, core.model.manifest.window.hop_s, core.labels))
     if mqtt is not None:
         sinks.append(MqttSink(mqtt))
-    return Sinks(sinks)
+    return Sinks(sinks, core)

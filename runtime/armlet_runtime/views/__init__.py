@@ -1,6 +1,6 @@
 """Views of a run: lines, the journal, a terminal screen, a page; and tables of figures.
 
-Imports the root, the wearables, the signals, the bundle, the model and the live wing.
+Imports the root, the wearables, the signals, the Bluetooth wing, the bundle, the model and the live wing.
 """
 
 from .line_writer import BackgroundWriter

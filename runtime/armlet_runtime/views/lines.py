@@ -10,10 +10,10 @@ from ..live import Output
 from ..modalities import subset_name
 from ..model import Policy
 from .line_writer import DirectWriter, LineWriter
-from .state import LinkView
 from .summary_text import certified_text, summary_lines
 
 if TYPE_CHECKING:
+    from ..bluetooth import Link
     from ..live import Opened, Summary
 
 
@@ -22,14 +22,14 @@ class LineView(Output):
 
     def __init__(self, policy: Policy | None = None, writer: LineWriter | None = None) -> None:
         """Print nothing yet; ``policy``: with the certificate; ``writer``: None for a :class:`DirectWriter`."""
-        self._links: Mapping[str, LinkView] = {}
+        self._links: Mapping[str, Link] = {}
         self._states: dict[str, str] = {}
         self._subset: tuple[str, ...] | None = None
         self._first_end_ns: int | None = None
         self._policy = policy or Policy()
         self._writer: LineWriter = writer or DirectWriter()
 
-    def links(self, links: Mapping[str, LinkView]) -> None:
+    def links(self, links: Mapping[str, Link]) -> None:
         """Show these links; each :meth:`tick` reads them again."""
         self._links = links
 

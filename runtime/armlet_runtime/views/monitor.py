@@ -11,15 +11,19 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ..arrays import Float32
 from ..bundle import CertificateRow
 from ..decisions import Decision
 from ..live import Output
 from ..modalities import Modality, subset_name
 from ..printable import one_line
-from .state import ClockState, LinkView, Point, SignalState, State, WearableState
-from .traces import binned, one_channel
+from ..wearables import XYZ
+from .state import ClockState, Point, SignalState, State, WearableState
 
 if TYPE_CHECKING:
+    from ..bluetooth import Link
     from ..live import LiveCore
     from ..signals import PacketClock, SampleRing, Wearable
 
@@ -42,7 +46,7 @@ class Monitor(Output):
         self.timeline: deque[Point] = deque(maxlen=TIMELINE)
         self._core = core
         self._live = live
-        self._links: Mapping[str, LinkView] = {}
+        self._links: Mapping[str, Link] = {}
         self._newest: Decision | None = None
         self._first_end_ns = 0
         self._counted: dict[str, tuple[int, int]] = {}  # wearable to the time of a count of its samples, and the count
@@ -53,7 +57,7 @@ class Monitor(Output):
         """Subset to its row of the certificate of the bundle in use; a new object with each bundle."""
         return self._core.policy.certified
 
-    def links(self, links: Mapping[str, LinkView]) -> None:
+    def links(self, links: Mapping[str, Link]) -> None:
         """Show these links; each state reads them anew."""
         self._links = links
 
@@ -173,3 +177,20 @@ def _clock_state(wearable: Wearable | None) -> ClockState | None:
 
     worst = max(clocks, key=badness)
     return ClockState(worst.fit.drift_ppm, None if worst.bound_ns is None else worst.bound_ns / 1e6)
+
+
+def one_channel(modality: Modality, values: Float32) -> Float32:
+    """(n,) from (n, channels): the length of the vector of three axes, else the first channel."""
+    if modality.channels == XYZ:
+        length: Float32 = np.sqrt(np.square(values).sum(axis=1))
+        return length
+    return values[:, 0]
+
+
+def binned(times_ns: np.ndarray, values: Float32, span_ns: int, points: int) -> list[float | None]:
+    """Means of the samples in ``points`` equal parts of the ``span_ns`` before 0; None for a part without samples."""
+    within = (times_ns > -span_ns) & (times_ns <= 0) & np.isfinite(values)
+    part = ((times_ns[within] + span_ns) * points // (span_ns + 1)).astype(np.int64)
+    counts = np.bincount(part, minlength=points)[:points]
+    sums = np.bincount(part, values[within], minlength=points)[:points]
+    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]

@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import msgspec
 
 from ..bundle import CertificateRow
-
-
-class LinkView(Protocol):
-    """The part of a link that screens show (see :class:`armlet_runtime.bluetooth.Link`)."""
-
-    @property
-    def state(self) -> str:
-        """``streaming``, ``missing`` and others."""
-
-    @property
-    def problem(self) -> str:
-        """The reason for which it is not streaming; empty without a problem."""
-
-    @property
-    def rssi(self) -> int | None:
-        """Signal strength in dBm."""
-
-    @property
-    def battery(self) -> int | None:
-        """Charge in percent."""
 
 
 class ClockState(msgspec.Struct, frozen=True):

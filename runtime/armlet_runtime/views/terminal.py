@@ -12,9 +12,9 @@ from .frame import frame
 from .lines import LineView
 from .monitor import Monitor
 from .screen import Screen
-from .state import LinkView
 
 if TYPE_CHECKING:
+    from ..bluetooth import Link
     from ..live import Summary
     from ..modalities import Modality
 
@@ -34,7 +34,7 @@ class TerminalView(LineView):
         self._notice = ""
         self._screen: Screen | None = Screen()
 
-    def links(self, links: Mapping[str, LinkView]) -> None:
+    def links(self, links: Mapping[str, Link]) -> None:
         """Do nothing: the monitor has the links."""
 
     def decision(self, decision: Decision) -> None:

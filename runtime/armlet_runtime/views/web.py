@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
     from websockets.http11 import Request, Response
 
+    from ..live import RunControls
+
 log = logging.getLogger(__name__)
 
 UPDATES_HZ = 5.0
@@ -43,27 +45,6 @@ MAX_COMMAND_BYTES = 1024
 
 # Part of the signals that is sent after a pause, such as that of a page that was asleep.
 _CATCH_UP_NS = 2_000_000_000
-
-
-class Controls(Protocol):
-    """Commands of a page; each returns a sentence to show, and may raise an :class:`ArmletError`."""
-
-    @property
-    def recording(self) -> str:
-        """Path of the present recording; empty if no recording is being written."""
-
-    @property
-    def can_enrol(self) -> bool:
-        """Whether classes can be learned."""
-
-    def record(self) -> str:
-        """Begin a recording."""
-
-    def stop(self) -> str:
-        """End the recording."""
-
-    async def enrol(self, name: str, seconds: float) -> str:
-        """Learn a class of this name from the last ``seconds``."""
 
 
 class _Command(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,7 +62,7 @@ class Page(Output):
     """
 
     def __init__(
-        self, monitor: Monitor, modalities: Sequence[Modality], controls: Controls | None, access: Access
+        self, monitor: Monitor, modalities: Sequence[Modality], controls: RunControls | None, access: Access
     ) -> None:
         """Use :func:`serve_page`."""
         self.url = ""
@@ -229,7 +210,7 @@ def _respond(connection: ServerConnection, status: HTTPStatus, sentence: str) ->
 
 @asynccontextmanager
 async def serve_page(
-    address: Address, monitor: Monitor, modalities: Sequence[Modality], controls: Controls | None = None
+    address: Address, monitor: Monitor, modalities: Sequence[Modality], controls: RunControls | None = None
 ) -> AsyncIterator[Page]:
     """Serve the page inside the block.
 
