@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_bridge.boards.target import PREFIX
+from armlet_bridge.boards.ssh import PREFIX
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import MANIFEST, open_bundle, write_bundle
 from armlet_runtime.engines.executorch_shim import cache_folder

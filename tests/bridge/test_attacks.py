@@ -25,7 +25,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from armlet_bridge.boards import environment as setup
-from armlet_bridge.boards.target import PREFIX
+from armlet_bridge.boards.ssh import PREFIX
 from armlet_runtime.bundle import keys, trust
 from armlet_runtime.bundle.container import (
     DOMAIN,

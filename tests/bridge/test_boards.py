@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import pytest
 
-from armlet_bridge.boards import target as boards
+from armlet_bridge.boards import agent_client, push, ssh
+from armlet_bridge.boards.agent_client import AgentClient, BoardError, LinkError
 from armlet_bridge.boards.environment import trust_owner
-from armlet_bridge.boards.target import AgentClient, BoardError, LinkError, deploy, parse_target
+from armlet_bridge.boards.push import push_bundle
+from armlet_bridge.boards.target import parse_target
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle, read_front
 from armlet_runtime.bundle.trust import trusted_keys
@@ -40,7 +42,7 @@ def prefix(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) -
     return path
 
 
-def connecting(prefix: Path, cut_after: list[int] | None = None) -> boards.Connect:
+def connecting(prefix: Path, cut_after: list[int] | None = None) -> agent_client.Connect:
     """Links to the board's agent; each of the first ones is cut after that many bytes sent to it."""
 
     @contextlib.asynccontextmanager
@@ -91,13 +93,13 @@ async def test_a_bundle_reaches_a_board_and_the_next_costs_only_its_changes(
     make_bundle: MakeBundle, prefix: Path
 ) -> None:
     states: list[str] = []
-    first = await deploy(make_bundle(1), "b", connecting(prefix), progress=lambda state, *_: states.append(state))
+    first = await push_bundle(make_bundle(1), "b", connecting(prefix), progress=lambda state, *_: states.append(state))
     assert (first.result, first.links_lost) == (UpdateResult.SUCCESS, 0), first.message
     assert list(dict.fromkeys(states)) == ["downloading", "downloaded", "updating", "idle"]
     front = read_front(make_bundle(1), None)
     old = {member.sha256: member.size for member in front.members}
     assert first.bytes_sent == sum(old.values()) - front.members[0].size and digest(prefix) == first.digest
-    second = await deploy(make_bundle(2), "b", connecting(prefix))
+    second = await push_bundle(make_bundle(2), "b", connecting(prefix))
     assert second.result is UpdateResult.SUCCESS and digest(prefix) == second.digest != first.digest
     new = {member.sha256: member.size for member in read_front(make_bundle(2), None).members[1:]}
     assert second.bytes_sent == sum(size for sha256, size in new.items() if sha256 not in old) < first.bytes_sent
@@ -107,12 +109,12 @@ async def test_a_bundle_reaches_a_board_and_the_next_costs_only_its_changes(
 async def test_a_link_that_breaks_is_taken_up_where_it_broke(
     make_bundle: MakeBundle, prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boards, "CHUNK", 500)
-    monkeypatch.setattr(boards, "UNDER_WAY", 1)
+    monkeypatch.setattr(push, "CHUNK", 500)
+    monkeypatch.setattr(push, "UNDER_WAY", 1)
     bundle = make_bundle(1)
     front = len(read_front(bundle, None).data)
     cuts = [10, front // 2, front + 900, front + 100, front + 900]
-    done = await deploy(bundle, "b", connecting(prefix, cuts), retries_s=(0.0,) * 3)
+    done = await push_bundle(bundle, "b", connecting(prefix, cuts), retries_s=(0.0,) * 3)
     assert (done.result, done.links_lost) == (UpdateResult.SUCCESS, 5), done.message
     whole = done.bytes_bundle - front
     assert whole - 10 <= done.bytes_sent <= whole + 5 * 500, "more was sent again than the chunk that was under way"
@@ -121,17 +123,17 @@ async def test_a_link_that_breaks_is_taken_up_where_it_broke(
 
 async def test_a_board_out_of_reach_is_given_up(make_bundle: MakeBundle, prefix: Path) -> None:
     with pytest.raises(LinkError, match="link to the board ended"):
-        await deploy(make_bundle(1), "b", connecting(prefix, [3] * 4), retries_s=(0.0,) * 3)
+        await push_bundle(make_bundle(1), "b", connecting(prefix, [3] * 4), retries_s=(0.0,) * 3)
     assert not (prefix / "slot").exists()
 
 
 async def test_a_refusal_is_the_boards_own_sentence(make_bundle: MakeBundle, prefix: Path, tmp_path: Path) -> None:
-    good = await deploy(make_bundle(1), "b", connecting(prefix))
+    good = await push_bundle(make_bundle(1), "b", connecting(prefix))
     keys.generate(tmp_path / "stranger")
-    strange = await deploy(make_bundle(2, key=tmp_path / "stranger"), "b", connecting(prefix))
+    strange = await push_bundle(make_bundle(2, key=tmp_path / "stranger"), "b", connecting(prefix))
     assert strange.result is UpdateResult.INTEGRITY_CHECK_FAILED and strange.bytes_sent == 0
     assert "the offered bundle is signed by the key" in strange.message
-    broken = await deploy(make_bundle(2, golden_error=0.5), "b", connecting(prefix))
+    broken = await push_bundle(make_bundle(2, golden_error=0.5), "b", connecting(prefix))
     assert broken.result is UpdateResult.UPDATE_FAILED and "golden run on onnx differs by 0.5" in broken.message
     assert digest(prefix) == good.digest
     async with connecting(prefix)() as board:
@@ -204,7 +206,7 @@ async def test_a_login_that_prints_something_is_told() -> None:
     "text", ["pi@board", "ssh://", "ssh://a b", "ssh://-oProxyCommand", "ssh://x:99999", "http://x"]
 )
 def test_what_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no board"):
+    with pytest.raises(UsageError, match="is not a board's address"):
         parse_target(text)
 
 
@@ -217,9 +219,11 @@ async def test_a_board_goes_back_by_its_owners_word(
     make_bundle: MakeBundle, prefix: Path, signing_key: Path, tmp_path: Path
 ) -> None:
     owner = keys.load_private(signing_key)
-    old = await deploy(make_bundle(1, release=1), "b", connecting(prefix))
-    new = await deploy(make_bundle(2, release=2), "b", connecting(prefix))
-    assert (await deploy(make_bundle(1, release=1), "b", connecting(prefix))).result is UpdateResult.UNSUPPORTED_PACKAGE
+    old = await push_bundle(make_bundle(1, release=1), "b", connecting(prefix))
+    new = await push_bundle(make_bundle(2, release=2), "b", connecting(prefix))
+    assert (
+        await push_bundle(make_bundle(1, release=1), "b", connecting(prefix))
+    ).result is UpdateResult.UNSUPPORTED_PACKAGE
     async with connecting(prefix)() as board:
         with pytest.raises(BoardError, match="going back needs the owner's signed permission"):
             await board.roll_back(None)
@@ -229,7 +233,7 @@ async def test_a_board_goes_back_by_its_owners_word(
         assert digest(prefix) == new.digest
         entry = await board.roll_back(permit(old.digest, (await board.hello())["floor"], [owner]))
     assert entry.version == "0.1" and digest(prefix) == old.digest
-    assert (await deploy(make_bundle(2, release=2), "b", connecting(prefix))).result is UpdateResult.SUCCESS
+    assert (await push_bundle(make_bundle(2, release=2), "b", connecting(prefix))).result is UpdateResult.SUCCESS
 
 
 async def test_whom_a_board_trusts_is_not_changed_by_a_second_setup(
@@ -302,7 +306,7 @@ def test_a_board_is_set_up_and_deployed_to_over_ssh(
     assert "runs toy 0.3" in said and "before it: toy 0.1" in said and "unit: none" in said
     status = json.loads((tmp_path / "3.json").read_text())
     assert status["update"]["result"] == UpdateResult.SUCCESS and abs(status["clock_s"]) < 5
-    (sshd.home / boards.PREFIX / "update.log").write_text("one\ntwo\nthree\n")
+    (sshd.home / ssh.PREFIX / "update.log").write_text("one\ntwo\nthree\n")
     assert "update:\n  two\n  three\n" in armlet("board", "logs", "ssh://board", "--lines", 2)
     inventory = tmp_path / "boards.toml"
     inventory.write_text('[[group]]\nname = "desk"\nboards = ["ssh://board"]\n')
@@ -312,5 +316,5 @@ def test_a_board_is_set_up_and_deployed_to_over_ssh(
     away = json.loads((tmp_path / "4.json").read_text())[1]
     assert away["bundle"] is None and "cannot reach ssh://127.0.0.1:1" in away["update"]["message"]
     assert "nothing of armlet's is on it now" in armlet("board", "remove", "ssh://board")
-    assert not (sshd.home / boards.PREFIX).exists()
+    assert not (sshd.home / ssh.PREFIX).exists()
     assert "has no armlet yet" in armlet("board", "status", "ssh://board", ok=False)

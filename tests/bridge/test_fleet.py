@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from armlet_bridge.boards import target as boards
+from armlet_bridge.boards import agent_client
+from armlet_bridge.boards.agent_client import AgentClient, LinkError
 from armlet_bridge.boards.fleet import Group, Inventory, Row, deploy_to_fleet, read_inventory, table, totals
-from armlet_bridge.boards.target import AgentClient, LinkError
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.errors import UsageError
@@ -54,10 +54,10 @@ def fleet(tmp_path: Path, signing_key: Path, monkeypatch: pytest.MonkeyPatch) ->
     boards_.wait()
 
 
-def connecting(fleet: Path) -> Callable[[str], boards.Connect]:
+def connecting(fleet: Path) -> Callable[[str], agent_client.Connect]:
     """Links to the boards."""
 
-    def to(target: str) -> boards.Connect:
+    def to(target: str) -> agent_client.Connect:
         name = target.removeprefix("ssh://")
 
         @contextlib.asynccontextmanager
@@ -136,7 +136,7 @@ class Deaf:
 
 
 async def test_a_board_that_answers_nonsense_is_one_row(make_bundle: MakeBundle) -> None:
-    def to(target: str) -> boards.Connect:
+    def to(target: str) -> agent_client.Connect:
         @contextlib.asynccontextmanager
         async def connect() -> AsyncIterator[AgentClient]:
             reader = asyncio.StreamReader()
@@ -156,7 +156,7 @@ async def test_a_board_that_answers_nonsense_is_one_row(make_bundle: MakeBundle)
         ("", "missing required field `group`"),
         ("[[group]]\nname = 'a'\nboards = []", "names no boards"),
         ("[[group]]\nname = 'a'\nboards = ['ssh://x', 'ssh://x']", "names ssh://x twice"),
-        ("[[group]]\nname = 'a'\nboards = ['x']", "is no board"),
+        ("[[group]]\nname = 'a'\nboards = ['x']", "is not a board's address"),
         ("concurency = 3\n[[group]]\nname = 'a'\nboards = ['ssh://x']", "unknown field `concurency`"),
         ("stop_at = 3.0\n[[group]]\nname = 'a'\nboards = ['ssh://x']", "share between 0 and 1"),
     ],

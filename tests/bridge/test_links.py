@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from armlet_bridge.boards import target as boards
-from armlet_bridge.boards.target import AgentClient, LinkError, deploy
+from armlet_bridge.boards import agent_client, push, ssh, target
+from armlet_bridge.boards.agent_client import AgentClient, LinkError
+from armlet_bridge.boards.push import push_bundle
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle
 from armlet_runtime.install.agent import HOME
@@ -64,7 +65,7 @@ def test_nobody_is_left_at_the_far_end(tmp_path: Path) -> None:
     assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def connecting(link: BadLink, patience_s: float = 20.0) -> boards.Connect:
+def connecting(link: BadLink, patience_s: float = 20.0) -> agent_client.Connect:
     @contextlib.asynccontextmanager
     async def connect() -> AsyncIterator[AgentClient]:
         try:
@@ -90,7 +91,7 @@ async def test_a_deploy_ends_over_a_link_that_loses_packets(
     loss: float, delay_s: float, link: BadLink, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     link.loss, link.delay_s = loss, delay_s
-    done = await deploy(make_bundle(1), "board", connecting(link), retries_s=(0.5,) * 60)
+    done = await push_bundle(make_bundle(1), "board", connecting(link), retries_s=(0.5,) * 60)
     assert done.result is UpdateResult.SUCCESS, done.message
     assert digest(tmp_path) == done.digest and link.carried > 20
 
@@ -98,18 +99,18 @@ async def test_a_deploy_ends_over_a_link_that_loses_packets(
 async def test_a_link_that_stays_away_leaves_the_old_bundle(
     link: BadLink, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boards, "ANSWER_S", 2.0)
-    old = await deploy(make_bundle(1), "board", connecting(link))
+    monkeypatch.setattr(agent_client, "ANSWER_S", 2.0)
+    old = await push_bundle(make_bundle(1), "board", connecting(link))
     assert old.result is UpdateResult.SUCCESS
 
     def cut(state: str, done: int, total: int) -> None:
         link.cut = True
 
     with pytest.raises(LinkError):
-        await deploy(make_bundle(2), "board", connecting(link, 1.0), progress=cut, retries_s=(0.1, 0.1))
+        await push_bundle(make_bundle(2), "board", connecting(link, 1.0), progress=cut, retries_s=(0.1, 0.1))
     assert digest(tmp_path) == old.digest
     link.cut = False
-    new = await deploy(make_bundle(2), "board", connecting(link))
+    new = await push_bundle(make_bundle(2), "board", connecting(link))
     assert new.result is UpdateResult.SUCCESS and digest(tmp_path) == new.digest
     assert new.bytes_sent < new.bytes_bundle, "what had arrived before the cut counts"
 
@@ -117,7 +118,7 @@ async def test_a_link_that_stays_away_leaves_the_old_bundle(
 async def test_a_link_that_is_lost_during_the_install_is_no_second_install(
     link: BadLink, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boards, "ANSWER_S", 1.0)
+    monkeypatch.setattr(agent_client, "ANSWER_S", 1.0)
 
     def cut(state: str, done: int, total: int) -> None:
         if state == "updating" and not link.lost:
@@ -125,7 +126,7 @@ async def test_a_link_that_is_lost_during_the_install_is_no_second_install(
             asyncio.get_running_loop().call_later(4.0, setattr, link, "cut", False)
 
     waits = (0.5,) * 60
-    done = await deploy(make_bundle(1), "board", connecting(link, 1.0), progress=cut, retries_s=waits)
+    done = await push_bundle(make_bundle(1), "board", connecting(link, 1.0), progress=cut, retries_s=waits)
     assert done.result is UpdateResult.SUCCESS and "is in use, place a" in done.message and done.links_lost >= 1
     assert digest(tmp_path) == done.digest
     assert not (tmp_path / "board" / "slot" / "b").exists(), "it was installed once"
@@ -139,7 +140,7 @@ async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
     server = Sshd(tmp_path / "sshd", link.address, link.inside())
     server.start()
     try:
-        prefix = server.home / boards.PREFIX
+        prefix = server.home / ssh.PREFIX
         prefix.mkdir(parents=True)
         (prefix / "venv").symlink_to(sys.prefix)  # what a setup would have brought
         (prefix / HOME).symlink_to(tmp_path / "board" / HOME)
@@ -148,12 +149,12 @@ async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
         (person / "config").write_text(f"Host {link.address}\n  User root\n  IdentityFile {server.key}\n")
         monkeypatch.setenv("HOME", str(person.parent))
         monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-        monkeypatch.setattr(boards, "KEEPALIVE_S", 1.0)
-        monkeypatch.setattr(boards, "CONNECT_S", 3.0)
-        monkeypatch.setattr(boards, "CHUNK", 300)
-        monkeypatch.setattr(boards, "UNDER_WAY", 2)
+        monkeypatch.setattr(ssh, "KEEPALIVE_S", 1.0)
+        monkeypatch.setattr(ssh, "CONNECT_S", 3.0)
+        monkeypatch.setattr(push, "CHUNK", 300)
+        monkeypatch.setattr(push, "UNDER_WAY", 2)
         link.loss = 0.01
-        target = boards.Target(link.address, port=server.port)
+        address = target.Target(link.address, port=server.port)
         cut: list[int] = []
 
         def progress(state: str, done: int, total: int) -> None:
@@ -163,9 +164,9 @@ async def test_a_deploy_over_ssh_outlives_a_cut_of_twelve_seconds(
                 asyncio.get_running_loop().call_later(12.0, setattr, link, "cut", False)
 
         def connect() -> contextlib.AbstractAsyncContextManager[AgentClient]:
-            return boards.connect(target, server.fingerprint)
+            return ssh.connect(address, server.fingerprint)
 
-        done = await deploy(make_bundle(1), "board", connect, progress=progress, retries_s=(0.5,) * 60)
+        done = await push_bundle(make_bundle(1), "board", connect, progress=progress, retries_s=(0.5,) * 60)
         assert done.result is UpdateResult.SUCCESS and done.links_lost >= 1 and done.seconds > 12, done
         assert done.bytes_sent <= done.bytes_bundle + 2 * 300 * done.links_lost, "what had arrived was not sent again"
         assert open_bundle(current_bundle(prefix / "slot"), None).digest == done.digest

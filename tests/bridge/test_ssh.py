@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from armlet_bridge.boards.target import PREFIX, LinkError, Target, connect, login
+from armlet_bridge.boards.agent_client import LinkError
+from armlet_bridge.boards.ssh import PREFIX, connect, login
+from armlet_bridge.boards.target import Target
 from armlet_bridge.boards.wheels import path_of
 from armlet_runtime.errors import DeployError
 from tests.support.sshd import Sshd
@@ -69,7 +71,7 @@ async def test_a_host_key_that_changed_is_refused_even_if_its_fingerprint_is_nam
     person.config(f"  IdentityFile {sshd.key}")
     person.believe(new_key(tmp_path / "other"))
     before = person.known.read_bytes()
-    words = rf"CHANGED: it says that it is {re.escape(sshd.fingerprint)}, .*ssh-keygen -R '\["
+    words = rf"CHANGED: the host shows {re.escape(sshd.fingerprint)}, .*ssh-keygen -R '\["
     for named in (None, sshd.fingerprint):
         with pytest.raises(LinkError, match=words):
             await person.hello(named)
@@ -159,7 +161,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 async def test_a_key_in_the_agent(person: Person, sshd: Sshd, host_key: Path, agent: Path) -> None:
     person.config()
     person.believe(host_key)
-    with pytest.raises(LinkError, match=r"lets nobody in with the keys at hand .*ssh-copy-id"):
+    with pytest.raises(LinkError, match=r"accepts none of the keys at hand .*ssh-copy-id"):
         await person.hello()
     subprocess.run(["ssh-add", "-q", str(sshd.key)], check=True)
     assert await person.hello() == "42"

@@ -5,17 +5,19 @@ Imports the runtime.
 
 from .environment import remove, setup
 from .fleet import deploy_to_fleet, named_boards, read_inventory, table, totals
+from .push import Deployed, push_bundle
 from .roster import status, statuses
-from .target import FLEET, Deployed, connect, deploy, parse_target
+from .ssh import connect
+from .target import FLEET, parse_target
 
 __all__ = [
     "FLEET",
     "Deployed",
     "connect",
-    "deploy",
     "deploy_to_fleet",
     "named_boards",
     "parse_target",
+    "push_bundle",
     "read_inventory",
     "remove",
     "setup",

@@ -2,7 +2,7 @@
 
 And undoing it (:func:`remove`).
 
-Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.target.PREFIX`) each environment gets a folder named
+Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.ssh.PREFIX`) each environment gets a folder named
 by its contents, ``venv`` is a link to the one in use, and the link is moved only when the new one can import the
 runtime; so a setup that is cut off leaves the board as it was and may be repeated.
 """
@@ -19,7 +19,9 @@ from armlet_runtime.bundle import Trust, key_id
 from armlet_runtime.errors import DeployError
 from armlet_runtime.install import UNIT, BoardDescription, unit_text
 
-from .target import PREFIX, AgentClient, LinkError, Target, connect, login
+from .agent_client import AgentClient, LinkError
+from .ssh import PREFIX, connect, login
+from .target import Target
 from .wheels import PROBE, Environment, Probe, gather, read_probe
 
 INSTALL = f"""

@@ -31,7 +31,9 @@ from armlet_runtime.bundle import Trust, read_front
 from armlet_runtime.errors import DeployError, UsageError
 from armlet_runtime.install import UpdateResult
 
-from .target import FLEET, Connect, Deployed, deploy, parse_target
+from .agent_client import Connect
+from .push import Deployed, push_bundle
+from .target import FLEET, parse_target
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +121,7 @@ async def deploy_to_fleet(
         bundle: The bundle's file.
         inventory: The boards.
         connecting: Board to what opens a link to its agent.
-        trusted: As for :func:`armlet_bridge.boards.target.deploy`.
+        trusted: As for :func:`armlet_bridge.boards.push.push_bundle`.
         report: Called with each board's row as it ends.
         permission: The owner's signed permission to go back.
 
@@ -167,7 +169,7 @@ async def _one(
             found = await board.hello()
             if found["place"] is not None and found["places"][found["place"]]["digest"] == digest:
                 return Row(name, group.name, "already", "it runs this bundle")
-        done = await deploy(bundle, name, connecting, trusted, permission)
+        done = await push_bundle(bundle, name, connecting, trusted, permission)
     except DeployError as error:
         return Row(name, group.name, "failed", str(error))
     except Exception as error:  # a board that answers nonsense must not keep the others from their bundle

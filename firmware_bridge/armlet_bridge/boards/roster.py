@@ -12,7 +12,7 @@ import msgspec
 from armlet_runtime.errors import DeployError
 from armlet_runtime.install import PlaceState, Update, UpdateResult, UpdateState
 
-from .target import Connect
+from .agent_client import Connect
 
 CONCURRENCY = 16
 """Boards asked at a time."""

@@ -129,7 +129,7 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     from armlet_runtime.install import UpdateResult
 
     _need_ssh()
-    from ..boards import connect, deploy, parse_target
+    from ..boards import connect, parse_target, push_bundle
 
     target = parse_target(args.target)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -142,7 +142,7 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
         permission = _permission(args, bundle, over)
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("connecting", total=None)
-            return await deploy(
+            return await push_bundle(
                 bundle, str(target), lambda: connect(target, args.host_key), trusted_keys(args.key), permission,
                 lambda state, done, total: progress.update(task, description=state, completed=done, total=total),
             )  # fmt: skip

@@ -52,6 +52,9 @@ class Installer:
             DeployError: Another bundle was offered since, or is being installed.
         """
         if self.in_use() == digest:
+            # Its installer may be about to record how it went.
+            while self._record.read().state is UpdateState.UPDATING and self.is_installing(digest):
+                time.sleep(POLL_S)
             message = "this bundle is in use"
             if (update := self._record.read()).digest == digest and update.result is UpdateResult.SUCCESS:
                 message = update.message

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from armlet_bridge.boards.target import PREFIX
+from armlet_bridge.boards.ssh import PREFIX
 
 from .. import sshd
 from .board import STARTED, start_armlet
