@@ -135,12 +135,7 @@ def measure_engines(
                     case: round(timing.p50_us / timings[names[0]][case].p50_us, 3)
                     for case, timing in timings[name].items()
                 },
-                fresh=FreshStart(
-                    cold_start_s=statistics.median(start.cold_start_s for start in starts),
-                    resident_bytes=int(statistics.median(start.resident_bytes for start in starts)),
-                    before_engine_bytes=int(statistics.median(start.before_engine_bytes for start in starts)),
-                    peak_bytes=int(statistics.median(start.peak_bytes for start in starts)),
-                ),
+                fresh=FreshStart(*map(statistics.median_low, zip(*map(msgspec.structs.astuple, starts), strict=True))),
             )
         )
     return BenchReport(

@@ -19,7 +19,7 @@ from ..model import BundleModel, golden_windows, run_golden
 from .bundle_arguments import read_arguments
 
 DECISIONS = 40
-"""How many decisions are timed: the 95th percentile is then the third slowest."""
+"""Number of timed decisions: the 95th percentile is the third slowest."""
 
 
 def check(path: Path, keys: Sequence[Path] = ()) -> Health:
@@ -27,15 +27,15 @@ def check(path: Path, keys: Sequence[Path] = ()) -> Health:
 
     Args:
         path: The bundle.
-        keys: Files of trusted public keys; what the home trusts without any.
+        keys: Files of trusted public keys; empty for those of the home.
 
     Raises:
-        BundleError: It cannot be trusted or used.
+        BundleError: The bundle cannot be trusted or used.
         EngineError: The engine failed.
     """
     bundle = open_bundle(path, trusted_keys(keys))
     model = BundleModel.from_bundle(bundle)
-    decode_certificate(bundle.read(bundle.manifest.certificate))  # the runtime would not start without
+    decode_certificate(bundle.read(bundle.manifest.certificate))  # the runtime needs it at its start
     golden = run_golden(model, bundle.read)
     seconds = _decision_s(model, golden_windows(bundle.manifest, bundle.read))
     return Health(golden, seconds, bundle.manifest.window.hop_s)

@@ -1,4 +1,4 @@
-"""Run a bundle, or the draft of one, in a fresh process without torch: the proof that export, deploy and tests rest on.
+"""The run of a bundle, or of its draft, in a fresh process without torch: the proof behind export, deploy and tests.
 
 ::
 
@@ -36,7 +36,7 @@ from ..model import BundleModel, run_encoders, run_subsets, what_failed
 
 
 class ProofReport(msgspec.Struct, frozen=True):
-    """How the run went.
+    """Figures of the run.
 
     Attributes:
         engine: Engine name, with its ``version`` and ``detail``.
@@ -46,7 +46,7 @@ class ProofReport(msgspec.Struct, frozen=True):
         run_s: Time of all windows in all subsets.
         resident_bytes: Memory of this process at the end.
         failed: Properties that the programs lack, of :func:`armlet_runtime.model.golden_run.what_failed`.
-        steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
+        steps: Largest difference of step programs from programs of whole windows; None if no encoder is incremental.
     """
 
     engine: str
@@ -68,7 +68,7 @@ class Draft:
         """Read the manifest.
 
         Raises:
-            BundleError: There is no usable manifest.
+            BundleError: The manifest is missing or not valid.
         """
         self._folder = folder
         self.manifest = decode_manifest(self.read(MANIFEST))
@@ -106,7 +106,7 @@ def read_windows(path: Path, manifest: Manifest) -> dict[str, Float32]:
 
 
 def prove(source: Path, windows_path: Path, output: Path, engine: str, keys: Sequence[Path] = ()) -> ProofReport:
-    """Do the run, in this process, and write ``output``.
+    """Run all subsets in this process, and write ``output``.
 
     Raises:
         ArmletError: The draft or bundle, its programs, the engine or the input cannot be used.

@@ -91,10 +91,7 @@ def score_live(
     start = next(event for event in log if event.event == "start")
     length_ns = round(manifest.window.length_s * 1e9)
     unknown: Counter[str] = Counter()
-    truth: dict[str, list[int]] = {}
-    live: dict[str, list[int]] = {}
-    raw: dict[str, list[int]] = {}
-    offline: dict[str, list[int]] = {}
+    labels: dict[str, list[tuple[int, int, int, int]]] = {}  # subset to true, live, raw and offline labels
     for decision in decisions:
         end_ns = decision.window_end_ns - start.monotonic_ns + start.recording_ns
         name = single_label(recording.labels, end_ns - length_ns, end_ns)
@@ -104,26 +101,26 @@ def score_live(
         if decision.label not in manifest.labels or decision.raw_label not in manifest.labels:
             unknown[key] += 1
             continue
-        truth.setdefault(key, []).append(manifest.labels.index(name))
-        live.setdefault(key, []).append(manifest.labels.index(decision.label))
-        raw.setdefault(key, []).append(manifest.labels.index(decision.raw_label))
-        offline.setdefault(key, []).append(_offline(recording, model, decision.subset, end_ns))
+        true, live, raw = map(manifest.labels.index, (name, decision.label, decision.raw_label))
+        labels.setdefault(key, []).append((true, live, raw, _offline(recording, model, decision.subset, end_ns)))
 
     classes = len(manifest.labels)
-    scores = [
-        SubsetScore(
-            subset=key,
-            windows=len(truth[key]),
-            unknown=unknown[key],
-            macro_f1_live=macro_f1(truth[key], live[key], classes),
-            macro_f1_offline=macro_f1(truth[key], offline[key], classes),
-            agreement=accuracy(offline[key], raw[key]),
-            confusion=confusion_matrix(truth[key], live[key], classes).tolist(),
+    scores = []
+    for key in sorted(labels, key=lambda key: (-key.count("+"), key)):
+        truth, lived, raws, offline = zip(*labels[key], strict=True)
+        scores.append(
+            SubsetScore(
+                subset=key,
+                windows=len(truth),
+                unknown=unknown[key],
+                macro_f1_live=macro_f1(truth, lived, classes),
+                macro_f1_offline=macro_f1(truth, offline, classes),
+                agreement=accuracy(offline, raws),
+                confusion=confusion_matrix(truth, lived, classes).tolist(),
+            )
         )
-        for key in sorted(truth, key=lambda key: (-key.count("+"), key))
-    ]
     missed = sum(later.index - earlier.index - 1 for earlier, later in pairwise(decisions))
-    return LiveScore(len(decisions), missed, sum(map(len, truth.values())), scores, _losses(decisions, log, model))
+    return LiveScore(len(decisions), missed, sum(map(len, labels.values())), scores, _losses(decisions, log, model))
 
 
 def _offline(recording: Recording, model: BundleModel, subset: Sequence[str], end_ns: int) -> int:

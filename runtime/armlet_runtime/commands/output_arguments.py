@@ -50,12 +50,6 @@ def gigabytes(text: str) -> float:
     return value
 
 
-def keep_bytes(args: argparse.Namespace) -> int:
-    """The largest size of an output folder in bytes."""
-    keep_gb: float = args.keep
-    return round(keep_gb * 1e9)
-
-
 def decision_lines(args: argparse.Namespace) -> LiveDecisionLines:
     """The output that ``--decisions`` names.
 
@@ -66,7 +60,7 @@ def decision_lines(args: argparse.Namespace) -> LiveDecisionLines:
 
     path = Path(args.decisions)
     if is_folder(args.decisions):
-        return LiveDecisionLines(OutputFolder(path, "decisions", ".jsonl", keep_bytes(args)), args.embeddings)
+        return LiveDecisionLines(OutputFolder(path, "decisions", ".jsonl", round(args.keep * 1e9)), args.embeddings)
     keep_earlier(path)
     return LiveDecisionLines(path)
 
@@ -81,7 +75,7 @@ def recording_folder(args: argparse.Namespace) -> OutputFolder | None:
 
     if args.record is None or not is_folder(args.record):
         return None
-    return OutputFolder(Path(args.record), "recording", ".mcap", keep_bytes(args))
+    return OutputFolder(Path(args.record), "recording", ".mcap", round(args.keep * 1e9))
 
 
 def keep_earlier(path: Path) -> None:

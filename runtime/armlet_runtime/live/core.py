@@ -310,9 +310,8 @@ class LiveCore:
             self._find_due()
         return decisions
 
-    def _decide(self, decided_ns: int) -> Decision:
-        began_ns = time.perf_counter_ns()
-        end_ns = self._end_ns()
+    def _encode(self, end_ns: int) -> tuple[dict[str, Float32], dict[str, float | None], dict[str, float]]:
+        """Tokens of the present modalities in a window, and age in seconds and coverage of all modalities."""
         tokens: dict[str, Float32] = {}
         age_s: dict[str, float | None] = {}
         coverage: dict[str, float] = {}
@@ -321,15 +320,22 @@ class LiveCore:
             age_s[name] = None if cut is None or cut.age_ns is None else cut.age_ns / 1e9
             coverage[name] = 0.0 if cut is None else cut.coverage
             slot.present = cut is not None and self._is_present(slot, cut)
-            if cut is not None and slot.present:
-                if slot.token is None or slot.token_total != cut.total:
-                    try:
-                        slot.token, slot.carried = self._model.encode_next(name, cut.window, slot.carried)
-                    except NotANumberError:  # finite samples that normalisation makes infinite
-                        slot.present, slot.token = False, None
-                        continue
-                    slot.token_total = cut.total
-                tokens[name] = slot.token
+            if cut is None or not slot.present:
+                continue
+            if slot.token is None or slot.token_total != cut.total:
+                try:
+                    slot.token, slot.carried = self._model.encode_next(name, cut.window, slot.carried)
+                except NotANumberError:  # finite samples that normalisation makes infinite
+                    slot.present, slot.token = False, None
+                    continue
+                slot.token_total = cut.total
+            tokens[name] = slot.token
+        return tokens, age_s, coverage
+
+    def _decide(self, decided_ns: int) -> Decision:
+        began_ns = time.perf_counter_ns()
+        end_ns = self._end_ns()
+        tokens, age_s, coverage = self._encode(end_ns)
         label: str | None = None
         raw_label: str | None = None
         scores: tuple[float, ...] = ()
@@ -351,7 +357,6 @@ class LiveCore:
         if reason is not None:
             self._decider.skip()
         self._recent.append((end_ns, tokens))
-        live = self._clock_ns is not None
         return Decision(
             index=self._index,
             window_end_ns=end_ns,
@@ -367,7 +372,7 @@ class LiveCore:
             raw_label=raw_label,
             enrolled=self._decider.enrolled,
             latency_s=(self._clock_ns() - end_ns) / 1e9 if self._clock_ns is not None else None,
-            compute_s=(time.perf_counter_ns() - began_ns) / 1e9 if live else None,
+            compute_s=(time.perf_counter_ns() - began_ns) / 1e9 if self._clock_ns is not None else None,
         )
 
     def _is_present(self, slot: _Slot, cut: Cut) -> bool:

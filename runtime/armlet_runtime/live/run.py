@@ -36,7 +36,7 @@ class Run:
         self._outputs: list[Output] = []
 
     def add(self, output: OutputT) -> OutputT:
-        """Add an output behind the present ones; the output itself."""
+        """Add an output behind the present outputs; the output itself."""
         self._outputs.append(output)
         return output
 

@@ -89,7 +89,7 @@ class SlotWatch(Output):
         self._follower.report()
 
     def _open(self, policy: Policy) -> _Candidate | None:
-        """Verify and load the bundle in use if it is another one. Runs in a thread.
+        """Verify and load the bundle in use, if it is a new bundle. Runs in a thread.
 
         Raises:
             ArmletError: As of :meth:`~armlet_runtime.install.Follower.look`.

@@ -67,7 +67,7 @@ class Summary(msgspec.Struct, frozen=True):
     labels: dict[str, int]
     """Label to its number of decisions."""
     stepped: int
-    """Windows of single modalities that a step program encoded from the one before; 0 without incremental encoders."""
+    """Windows of single modalities encoded by a step from the window before; 0 without incremental encoders."""
     undecided: dict[str, int]
     """Reason for no label, to its number of windows."""
     certified: dict[str, CertificateRow]
