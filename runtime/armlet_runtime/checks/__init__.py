@@ -29,24 +29,17 @@ __all__ = [
     "score_live",
 ]
 
-_HOME = {
-    "BenchReport": "bench",
-    "DECISION": "bench",
-    "Draft": "export_proof",
-    "FreshStart": "cold_start",
-    "LiveScore": "live_score",
-    "PlayEvent": "live_score",
-    "ProofReport": "export_proof",
-    "cases": "bench",
-    "engines_to_measure": "bench",
-    "fresh_start": "bench",
-    "measure_engines": "bench",
-    "score_live": "live_score",
+_NAMES = {
+    "bench": ("BenchReport", "DECISION", "cases", "engines_to_measure", "fresh_start", "measure_engines"),
+    "cold_start": ("FreshStart",),
+    "export_proof": ("Draft", "ProofReport"),
+    "live_score": ("LiveScore", "PlayEvent", "score_live"),
 }
 
 
 def __getattr__(name: str) -> Any:
     # A check runs in a process of its own and is measured there: it loads what it needs and nothing else.
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

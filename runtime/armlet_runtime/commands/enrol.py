@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Change the layer, or list it."""
+    """Change the enrolled classes, or list them."""
+    from ..bluetooth import run_main
     from ..errors import UsageError
     from ..files import write_json
     from ..live import layer_path, other_occurrences
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         bank = Bank(bundle.manifest, bundle.read)
         model = BundleModel.from_bundle(bundle, args.engine)
         packets = _packets(args, model) if args.recording is not None else None
-        windows, source = _live(args, model) if packets is None else _recorded(args, model, packets)
+        windows, source = run_main(_live(args, model)) if packets is None else _recorded(args, model, packets)
         if (label := taken_for(model, windows)) is not None:
             print(f"the model is sure that all of this is '{label}': the two will not be told apart")
         example = make_example(model, bank, windows, source)
@@ -144,14 +145,8 @@ def _recorded(
     return windows, f"{args.recording.name} at {args.at:g} s"
 
 
-def _live(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
-    """The windows of an example from the wearables, from the moment at which all sensors send."""
-    from ..bluetooth import run_main
-
-    return run_main(_watch(args, model)), "live"
-
-
-async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str, Float32]]:
+async def _live(args: argparse.Namespace, model: BundleModel) -> tuple[list[dict[str, Float32]], str]:
+    """The windows of an example from the wearables, from the moment at which all sensors send; and its source."""
     import asyncio
     import time
     from contextlib import aclosing
@@ -181,7 +176,7 @@ async def _watch(args: argparse.Namespace, model: BundleModel) -> list[dict[str,
                 print(f"now, for {length_s:g} s: {args.name}", flush=True)
                 end_ns = time.monotonic_ns() + round((length_s + window.hop_s) * 1e9)
             elif end_ns is not None and decision.window_end_ns >= end_ns:
-                return live.core.recent(length_s)
+                return live.core.recent(length_s), "live"
             elif end_ns is None and time.monotonic() > give_up:
                 break
     raise EnrolmentError(

@@ -44,16 +44,8 @@ def run(args: argparse.Namespace) -> int:
         _show_programs(console, certificate)
     console.print(f"{len(bundle.sizes)} members, {sum(bundle.sizes.values()) / 1024:.1f} KiB")
     if args.json:
-        write_json(
-            args.json,
-            {
-                "digest": bundle.digest,
-                "signers": bundle.signers,
-                "sizes": bundle.sizes,
-                "manifest": bundle.manifest,
-                "certificate": certificate,
-            },
-        )
+        contents = {"digest": bundle.digest, "signers": bundle.signers, "sizes": bundle.sizes}
+        write_json(args.json, {**contents, "manifest": bundle.manifest, "certificate": certificate})
     return 0
 
 

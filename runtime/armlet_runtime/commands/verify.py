@@ -52,16 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     passed = all(result.passed for result in results)
     if args.json:
-        write_json(
-            args.json,
-            {
-                "digest": bundle.digest,
-                "signers": bundle.signers,
-                "golden": results,
-                "skipped": skipped,
-                "passed": passed,
-            },
-        )
+        report = {"digest": bundle.digest, "signers": bundle.signers, "golden": results, "skipped": skipped}
+        write_json(args.json, {**report, "passed": passed})
     if not passed:
         print("armlet: this machine's results are not those that the bundle was certified with", file=sys.stderr)
     return 0 if passed else 1

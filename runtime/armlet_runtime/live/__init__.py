@@ -6,7 +6,7 @@ Imports the root, the signals, the bundle, the model and the install wing.
 from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
 from .decision_lines import DecisionLines, LiveDecisionLines
 from .enrol_recording import Stretch, other_occurrences, recorded_windows
-from .open_bundle import Opened, layer_path, load_programs, open_model
+from .open_bundle import Opened, layer_path, open_model
 from .output_folder import OutputFolder, is_folder
 from .outputs import Comparison, Output, ServiceOutput
 from .page_controls import RunControls
@@ -14,13 +14,12 @@ from .recording_output import RecordingOutput
 from .run import Run
 from .sd_notify import Notifier
 from .sinks import mqtt_address, mqtt_login, open_sinks
-from .slot_watch import RESTART, SlotWatch
+from .slot_watch import SlotWatch
 from .summary import Summary, Tally, since_process_start_s
 
 __all__ = [
     "LONGEST_SILENCE_NS",
     "NOT_A_NUMBER",
-    "RESTART",
     "Comparison",
     "DecisionLines",
     "LiveCore",
@@ -39,7 +38,6 @@ __all__ = [
     "Tally",
     "is_folder",
     "layer_path",
-    "load_programs",
     "mqtt_address",
     "mqtt_login",
     "open_model",
