@@ -146,7 +146,7 @@ class Apart:
     @staticmethod
     async def start(arguments: Sequence[str]) -> Apart:
         """``arguments``: of ``python -m benchmarks.endurance.soak_runtime``."""
-        command = (sys.executable, "-m", f"{__package__}.soaked", *arguments)
+        command = (sys.executable, "-m", f"{__package__}.soak_runtime", *arguments)
         return Apart(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE))
 
     async def run(self) -> dict[str, Any]:

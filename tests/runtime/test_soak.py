@@ -36,6 +36,12 @@ def test_four_wearables_and_every_kind_of_fault(small_bundle: SmallBundle, tmp_p
     assert got["longest_silence_hops"] <= 2
 
 
+def test_the_runtime_in_its_own_process_loses_nothing(small_bundle: SmallBundle, tmp_path: Path) -> None:
+    arguments = ("--apart", "--minutes", "1", "--speed", "4", "--faults", "500")
+    got = figures("benchmarks.endurance.soak", small_bundle, tmp_path / "s.json", *arguments)
+    assert got["windows_wrong"] == 0 and got["windows_checked"] > 300 and got["faults"] > 100
+
+
 def test_lost_links_are_recovered_in_time(small_bundle: SmallBundle, tmp_path: Path) -> None:
     got = figures("benchmarks.endurance.link_losses", small_bundle, tmp_path / "l.json", "--losses", "10")
     assert got["recovered"] == got["links"] == 10 and got["missed"] == 0
