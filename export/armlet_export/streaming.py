@@ -149,18 +149,18 @@ def plans(encoders: nn.ModuleDict, modalities: Sequence[Modality], window: Windo
     Raises:
         ExportError: An encoder is of another kind, the hop does not fit its strides, or no window is long enough.
     """
-    found = {}
+    steps = {}
     for modality in modalities:
         length, hop = window.samples(modality), window.hop_s * modality.rate_hz
         made = plan_of(encoders[modality.name], modality.name, length, hop)
         if made is not None:
-            found[modality.name] = made
-    if not found:
+            steps[modality.name] = made
+    if not steps:
         raise ExportError(
             f"no encoder can be incremental: of windows of {window.length_s:g} s every {window.hop_s:g} s nothing is "
             "left to carry; leave out --incremental and [export] incremental"
         )
-    return found
+    return steps
 
 
 class _Columns(nn.Module):

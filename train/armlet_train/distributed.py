@@ -167,8 +167,8 @@ class Dropout(nn.Dropout):
         """Drop, when training."""
         if world() == 1 or not self.training:
             return F.dropout(input, self.p, self.training)
-        ones = torch.ones((), dtype=input.dtype, device=input.device)
-        return input * rows(lambda count: F.dropout(ones.expand(count, *input.shape[1:]), self.p), len(input))
+        unit = torch.ones((), dtype=input.dtype, device=input.device)
+        return input * rows(lambda count: F.dropout(unit.expand(count, *input.shape[1:]), self.p), len(input))
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -115,13 +115,13 @@ def _partitioner_reasons() -> Iterator[dict[str, str]]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found = re.search(
+            match = re.search(
                 r"(?:target|node)[^\n]*?aten\.?_?([a-z0-9_]+?)(?:_copy)?(?:\.\w+)?\b.*?(?:due to|reason:?)\s*(.+)",
                 record.getMessage(),
                 re.S,
             )
-            if found:
-                reasons[found[1]] = " ".join(found[2].split())
+            if match:
+                reasons[match[1]] = " ".join(match[2].split())
 
     logger = logging.getLogger("executorch.exir.backend.utils")
     handler, level, passes_on = Keep(), logger.level, logger.propagate

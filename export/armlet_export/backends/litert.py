@@ -154,14 +154,14 @@ def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> d
                 waiting[np.ascontiguousarray(weight.transpose(1, 2, 3, 0)).tobytes()].append(name)
         else:
             waiting[np.ascontiguousarray(weight).tobytes()].append(name)
-    found: dict[int, str] = {}
+    tensor_names: dict[int, str] = {}
     for place, operator in enumerate(file.operators):
         if operator.kind in WEIGHTED:
             candidates = waiting.get(file.constants.get(operator.inputs[1], b""), [])
-            free = [name for name in candidates if name not in found.values()]
+            free = [name for name in candidates if name not in tensor_names.values()]
             if free:
-                found[place] = free[0]
-    missing = set(names) - set(found.values())
+                tensor_names[place] = free[0]
+    missing = set(names) - set(tensor_names.values())
     if missing:
         raise library_changed(
             "litert-torch",
@@ -169,7 +169,7 @@ def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> d
             f"the weights of {', '.join(sorted(missing))} are not in the converted .tflite file, so their trained "
             "ranges cannot be applied",
         )
-    return found
+    return tensor_names
 
 
 def _static(

@@ -96,9 +96,9 @@ def fit(names: Sequence[str], people: Scored, logits: Sequence[Float32], max_unk
     """
     temperature, right = {}, []
     for place, subset in enumerate(subsets(names)):
-        there = people.having(names, subset)
-        every = np.concatenate([engine[place][there] for engine in logits])
-        truth = np.tile(people.truth[there], len(logits))
+        complete = people.having(names, subset)
+        every = np.concatenate([engine[place][complete] for engine in logits])
+        truth = np.tile(people.truth[complete], len(logits))
         fitted = temperature[subset_name(subset)] = fit_temperature(every, truth)
         shares = probabilities(every, fitted)
         right.append(shares.max(axis=1)[shares.argmax(axis=1) == truth])
@@ -119,11 +119,11 @@ def measure(
     """
     plain, calibrated, unknown = {}, {}, {}
     for place, subset in enumerate(subsets(names)):
-        there = certified.having(names, subset)
-        if not there.any():
+        complete = certified.having(names, subset)
+        if not complete.any():
             continue
         name = subset_name(subset)
-        mine, truth, people = logits[place][there], certified.truth[there], certified.people[there]
+        mine, truth, people = logits[place][complete], certified.truth[complete], certified.people[complete]
         shares = probabilities(mine, confidence.temperature[name])
         unknown[name] = float(np.mean(shares.max(axis=1) < confidence.unknown_below))
         if fitted_on_them and len(np.unique(people)) > 1:

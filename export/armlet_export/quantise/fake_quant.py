@@ -268,7 +268,7 @@ def layer_ranges_nodes(prepared: fx.GraphModule) -> list[tuple[fx.Node, fx.Node,
         ExportError: A layer with weights has no fake quantiser at its input, weight or output.
     """
     weighted = {node for node, _ in weighted_nodes(prepared)}
-    found = []
+    nodes = []
     for node in prepared.graph.nodes:
         before = node.args[0] if node.args else None
         is_mean = node.target is aten.mean.dim and _is_quantiser(prepared, before)
@@ -282,8 +282,8 @@ def layer_ranges_nodes(prepared: fx.GraphModule) -> list[tuple[fx.Node, fx.Node,
             quantised = quantised and _is_quantiser(prepared, node.args[1])
         if not quantised or not isinstance(before, fx.Node):
             raise ExportError(f"the layer '{node.name}' would stay in float: it got no int8 form")
-        found.append((node, before, users[0]))
-    return found
+        nodes.append((node, before, users[0]))
+    return nodes
 
 
 def _is_quantiser(graph: fx.GraphModule, node: object) -> bool:
@@ -302,15 +302,15 @@ def layer_ranges(prepared: fx.GraphModule) -> list[LayerRanges]:
     """
     weights = dict(weighted_nodes(prepared))
     integer = {node: (before, after) for node, before, after in layer_ranges_nodes(prepared)}
-    found = []
+    ranges = []
     for node in prepared.graph.nodes:
         if node in integer:
             before, after = (_range(prepared, quantiser) for quantiser in integer[node])
             scale = _qparams(prepared, node.args[1])[0] if node in weights else None
-            found.append(LayerRanges(str(node.target).split(".")[1], weights.get(node), scale, before, after))
+            ranges.append(LayerRanges(str(node.target).split(".")[1], weights.get(node), scale, before, after))
         elif node.target is aten.mean.dim:
-            found.append(LayerRanges("mean", None, None, None, None))
-    return found
+            ranges.append(LayerRanges("mean", None, None, None, None))
+    return ranges
 
 
 def _range(prepared: fx.GraphModule, node: fx.Node) -> Range:

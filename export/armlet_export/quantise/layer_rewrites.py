@@ -201,20 +201,20 @@ def _matrices(build: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def _matmul(build: GraphBuilder, node: fx.Node) -> fx.Node | None:
-    one, other = node.args[:2]
-    assert isinstance(one, fx.Node) and isinstance(other, fx.Node)
-    left, right = build.shape(one), build.shape(other)
+    first, other = node.args[:2]
+    assert isinstance(first, fx.Node) and isinstance(other, fx.Node)
+    left, right = build.shape(first), build.shape(other)
     if len(left) < 2 or left[:-2] != right[:-2] or len(left) == 3:
         return None
-    product = build(aten.bmm.default, _matrices(build, one), _matrices(build, other))
+    product = build(aten.bmm.default, _matrices(build, first), _matrices(build, other))
     return build.reshape(product, [*left[:-1], right[-1]])
 
 
 def _matmul_to_bmm(build: GraphBuilder, node: fx.Node) -> fx.Node | None:
-    one, other = node.args[:2]
-    assert isinstance(one, fx.Node) and isinstance(other, fx.Node)
-    if len(build.shape(one)) == len(build.shape(other)) == 3 and build.shape(one)[0] == build.shape(other)[0]:
-        return build(aten.bmm.default, one, other)
+    first, other = node.args[:2]
+    assert isinstance(first, fx.Node) and isinstance(other, fx.Node)
+    if len(build.shape(first)) == len(build.shape(other)) == 3 and build.shape(first)[0] == build.shape(other)[0]:
+        return build(aten.bmm.default, first, other)
     return _matmul(build, node)
 
 

@@ -86,8 +86,8 @@ def _sum(build: GraphBuilder, node: fx.Node) -> fx.Node | None:
     if not axes:
         return None
     rows, shape = _reduced_last(build, source_of(node), list(axes), bool(argument(node, 2, "keepdim", False)))
-    ones = build.constant(torch.ones(1, build.shape(rows)[-1]))
-    return build.reshape(build(aten.linear.default, rows, ones), shape)
+    units = build.constant(torch.ones(1, build.shape(rows)[-1]))
+    return build.reshape(build(aten.linear.default, rows, units), shape)
 
 
 def _spectrum(build: GraphBuilder, node: fx.Node) -> fx.Node | None:

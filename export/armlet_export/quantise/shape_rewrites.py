@@ -22,9 +22,9 @@ def _transpose(build: GraphBuilder, node: fx.Node) -> fx.Node | None:
     if node.target is aten.permute.default:
         order = [axis % rank for axis in argument(node, 1, "dims", [])]
     else:
-        one, other = (argument(node, place, "", 0) % rank for place in (1, 2))
+        first, other = (argument(node, place, "", 0) % rank for place in (1, 2))
         order = list(range(rank))
-        order[one], order[other] = other, one
+        order[first], order[other] = other, first
     return source_of(node) if order == sorted(order) else None
 
 

@@ -242,6 +242,8 @@ async def _run(connection: Any, command: str, given: bytes) -> str:
     if done.exit_status is None:
         raise LinkError("the link to the board was lost in the middle; it is as it was: set it up again")
     if done.exit_status != 0:
-        said = bytes(done.stderr).decode(errors="replace").strip().splitlines()
-        raise DeployError(f"the board could not do its part ({said[-1] if said else f'status {done.exit_status}'})")
+        complaints = bytes(done.stderr).decode(errors="replace").strip().splitlines()
+        raise DeployError(
+            f"the board could not do its part ({complaints[-1] if complaints else f'status {done.exit_status}'})"
+        )
     return bytes(done.stdout).decode(errors="replace")

@@ -97,14 +97,14 @@ def named_boards(targets: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         UsageError: One is no board, or its inventory cannot be read.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for target in targets:
         if target.startswith(FLEET):
             for group in read_inventory(Path(target.removeprefix(FLEET))).group:
-                found |= dict.fromkeys(group.boards, group.name)
+                names |= dict.fromkeys(group.boards, group.name)
         else:
-            found.setdefault(str(parse_target(target)), "")
-    return list(found.items())
+            names.setdefault(str(parse_target(target)), "")
+    return list(names.items())
 
 
 async def deploy_to_fleet(
@@ -166,8 +166,8 @@ async def _one(
 ) -> Row:
     try:
         async with connecting() as board:
-            found = await board.hello()
-            if found["place"] is not None and found["places"][found["place"]]["digest"] == digest:
+            hello = await board.hello()
+            if hello["place"] is not None and hello["places"][hello["place"]]["digest"] == digest:
                 return Row(name, group.name, "already", "it runs this bundle")
         done = await push_bundle(bundle, name, connecting, trusted, permission)
     except DeployError as error:

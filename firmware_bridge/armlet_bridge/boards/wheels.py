@@ -79,7 +79,7 @@ def read_probe(text: str) -> Probe:
     Raises:
         DeployError: The board cannot run armlet; the sentence says what it lacks.
     """
-    said: dict[str, str] = {}
+    answers: dict[str, str] = {}
     pythons: dict[str, str] = {}
     for line in text.splitlines():
         name, _, value = line.partition("=")
@@ -87,13 +87,13 @@ def read_probe(text: str) -> Probe:
         if name == "python" and version in PYTHONS:
             pythons.setdefault(version, path)
         else:
-            said[name] = value
-    if said.get("architecture") not in ("aarch64", "x86_64"):
+            answers[name] = value
+    if answers.get("architecture") not in ("aarch64", "x86_64"):
         raise DeployError(
-            f"this board is a {said.get('architecture') or 'machine of unknown kind'}; armlet has programs for 64-bit "
-            f"Arm (aarch64) and x86-64: install a 64-bit system on it"
+            f"this board is a {answers.get('architecture') or 'machine of unknown kind'}; armlet has programs for "
+            f"64-bit Arm (aarch64) and x86-64: install a 64-bit system on it"
         )
-    if not re.fullmatch(r"2\.\d+", said.get("glibc", "")):
+    if not re.fullmatch(r"2\.\d+", answers.get("glibc", "")):
         raise DeployError(
             "this board has no GNU C library, which the engines need; use Debian, Raspberry Pi OS or Ubuntu"
         )
@@ -101,14 +101,14 @@ def read_probe(text: str) -> Probe:
     if best is None:
         raise DeployError(f"this board has no Python {PYTHONS[-1]} to {PYTHONS[0]} with its venv module; install one")
     return Probe(
-        architecture=said["architecture"],
-        glibc=said["glibc"],
-        model=said.get("model", ""),
-        memory_bytes=int(said.get("memory_kb") or 0) * 1024,
-        features=tuple(said.get("features", "").split()),
-        free_bytes=int(said.get("free_kb") or 0) * 1024,
-        clock=int(said.get("clock") or 0),
-        units=said.get("units", ""),
+        architecture=answers["architecture"],
+        glibc=answers["glibc"],
+        model=answers.get("model", ""),
+        memory_bytes=int(answers.get("memory_kb") or 0) * 1024,
+        features=tuple(answers.get("features", "").split()),
+        free_bytes=int(answers.get("free_kb") or 0) * 1024,
+        clock=int(answers.get("clock") or 0),
+        units=answers.get("units", ""),
         python=pythons[best],
         python_version=best,
     )
@@ -179,10 +179,10 @@ def _check_extras(extras: tuple[str, ...], lock: str, probe: Probe) -> None:
 
 def _own_wheel(root: Path, probe: Probe) -> Path | str:
     """The wheel of the armlet that this is: built from its sources where they are, else by its version."""
-    found = distribution("armlet")
-    where = json.loads(found.read_text("direct_url.json") or "{}").get("url", "")
+    installed = distribution("armlet")
+    where = json.loads(installed.read_text("direct_url.json") or "{}").get("url", "")
     if not where.startswith("file://"):
-        return f"armlet=={found.version}"
+        return f"armlet=={installed.version}"
     _uv(["build", "--wheel", "--out-dir", str(root), path_of(where)], probe)
     return next(root.glob("armlet-*.whl"))
 
@@ -196,10 +196,10 @@ def _uv(arguments: list[str], probe: Probe) -> None:
     command = [sys.executable, "-m", "uv", "--quiet", "--no-python-downloads", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = " ".join(done.stderr.split())
+        complaint = " ".join(done.stderr.split())
         raise DeployError(
             f"cannot gather what a board with Python {probe.python_version}, {probe.architecture} and glibc "
-            f"{probe.glibc} needs: {said[:400]}"
+            f"{probe.glibc} needs: {complaint[:400]}"
         )
 
 

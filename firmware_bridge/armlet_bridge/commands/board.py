@@ -106,21 +106,21 @@ async def _info(args: argparse.Namespace) -> tuple[Any, bool]:
 
     target = parse_target(args.target)
     async with connect(target, args.host_key) as board:
-        found = await board.hello()
-    machine, place = found["machine"], found["place"]
+        hello = await board.hello()
+    machine, place = hello["machine"], hello["place"]
     print(
         f"{target}: {machine['cpu']}, {machine['cores']} cores, {machine['architecture']}, Python {machine['python']}"
     )
-    print(f"{found['free_bytes'] / 1e6:.0f} MB of disk and {found['memory_available'] / 1e6:.0f} MB of memory free")
-    engines = [f"{name}{'' if why is None else f' (no: {why})'}" for name, why in found["engines"].items()]
+    print(f"{hello['free_bytes'] / 1e6:.0f} MB of disk and {hello['memory_available'] / 1e6:.0f} MB of memory free")
+    engines = [f"{name}{'' if why is None else f' (no: {why})'}" for name, why in hello["engines"].items()]
     print(f"engines: {', '.join(engines)}")
     if place is None:
         print("no bundle yet")
     else:
-        entry = found["places"][place]
+        entry = hello["places"][place]
         print(f"runs {entry['name']} {entry['version']} ({entry['digest'][:12]}), deployed {entry['deployed']}")
-    print(f"last update: {found['update']['message']}")
-    return found, True
+    print(f"last update: {hello['update']['message']}")
+    return hello, True
 
 
 async def _status(args: argparse.Namespace) -> tuple[Any, bool]:
@@ -128,20 +128,18 @@ async def _status(args: argparse.Namespace) -> tuple[Any, bool]:
 
     target = parse_target(args.target)
     async with connect(target, args.host_key) as board:
-        found = status(str(target), "", await board.hello())
-    if found.bundle is None:
+        row = status(str(target), "", await board.hello())
+    if row.bundle is None:
         print(f"{target} has no bundle yet: 'armlet deploy BUNDLE {target}'")
     else:
-        entry = found.bundle
+        entry = row.bundle
         print(f"{target} runs {entry.name} {entry.version} ({entry.digest[:12]}), deployed {entry.deployed}")
-    if found.before is not None:
-        print(
-            f"before it: {found.before.name} {found.before.version} ({found.before.digest[:12]}), kept for a rollback"
-        )
-    print(f"last update: {found.update.state.name.lower()}, {found.update.message}")
-    print(f"unit: {found.unit}")
-    print(f"clock: {abs(found.clock_s):.0f} s {'ahead of' if found.clock_s > 0 else 'behind'} this machine's")
-    return found, found.well
+    if row.before is not None:
+        print(f"before it: {row.before.name} {row.before.version} ({row.before.digest[:12]}), kept for a rollback")
+    print(f"last update: {row.update.state.name.lower()}, {row.update.message}")
+    print(f"unit: {row.unit}")
+    print(f"clock: {abs(row.clock_s):.0f} s {'ahead of' if row.clock_s > 0 else 'behind'} this machine's")
+    return row, row.well
 
 
 async def _logs(args: argparse.Namespace) -> tuple[Any, bool]:
@@ -155,9 +153,9 @@ async def _logs(args: argparse.Namespace) -> tuple[Any, bool]:
     target = parse_target(args.target)
     async with connect(target, args.host_key) as board:
         logs = await board.logs(args.lines)
-    for name, none in (("update", "its process wrote nothing"), ("service", "none, or no right to read the journal")):
+    for name, empty in (("update", "its process wrote nothing"), ("service", "none, or no right to read the journal")):
         print(f"{name}:")
-        for line in logs[name] or [f"({none})"]:
+        for line in logs[name] or [f"({empty})"]:
             print(f"  {line}")
     return logs, True
 
@@ -190,12 +188,12 @@ async def _roll_back(args: argparse.Namespace) -> tuple[Any, bool]:
 
     target = parse_target(args.target)
     async with connect(target, args.host_key) as board:
-        found = await board.hello()
-        other = PLACES[1] if found["place"] == PLACES[0] else PLACES[0]
-        if other not in found["places"]:
+        hello = await board.hello()
+        other = PLACES[1] if hello["place"] == PLACES[0] else PLACES[0]
+        if other not in hello["places"]:
             raise DeployError(f"{target} holds no bundle besides the present one; deploy the one you want")
         key, _ = default_signing_key()
-        entry = await board.roll_back(permit(found["places"][other]["digest"], found["floor"], [key]))
+        entry = await board.roll_back(permit(hello["places"][other]["digest"], hello["floor"], [key]))
     print(f"{target} runs {entry.name} {entry.version} ({entry.digest[:12]}) again")
     return entry, True
 

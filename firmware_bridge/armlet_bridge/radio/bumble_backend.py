@@ -174,19 +174,19 @@ class Radio:
             return attempt.result()
 
     async def _hear(self, address: str) -> hci.Address:
-        found: asyncio.Future[hci.Address] = asyncio.get_running_loop().create_future()
+        connectable: asyncio.Future[hci.Address] = asyncio.get_running_loop().create_future()
 
         def heard(advertisement: Advertisement) -> None:
-            if advertisement.is_connectable and not found.done() and _text(advertisement.address) == address:
-                found.set_result(advertisement.address)
+            if advertisement.is_connectable and not connectable.done() and _text(advertisement.address) == address:
+                connectable.set_result(advertisement.address)
 
         await self.start_scan(heard)
         try:
-            await asyncio.wait({found, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({connectable, self._lost}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await self.stop_scan(heard)
         self.check()
-        return found.result()
+        return connectable.result()
 
     async def _abandon(self, attempt: asyncio.Future[Connection]) -> None:
         """Cancel a pending connect in the controller; a link that came up all the same is taken down."""
@@ -307,12 +307,12 @@ class BumbleClient(BaseBleakClient):
         self.services = await self._request(self._discover(connection))
 
     async def _discover(self, connection: Connection) -> BleakGATTServiceCollection:
-        found = BleakGATTServiceCollection()
+        services = BleakGATTServiceCollection()
         for service in await connection.gatt_client.discover_services():
             if self._wanted and _uuid(service.uuid) not in self._wanted:
                 continue
             ours = BleakGATTService(service, service.handle, _uuid(service.uuid))
-            found.add_service(ours)
+            services.add_service(ours)
             for characteristic in await service.discover_characteristics():
                 flags = [name for flag, name in _PROPERTIES.items() if characteristic.properties & flag]
                 theirs = BleakGATTCharacteristic(
@@ -323,12 +323,12 @@ class BumbleClient(BaseBleakClient):
                     lambda: connection.att_mtu - 3,
                     ours,
                 )
-                found.add_characteristic(theirs)
+                services.add_characteristic(theirs)
                 for descriptor in await characteristic.discover_descriptors():
-                    found.add_descriptor(
+                    services.add_descriptor(
                         BleakGATTDescriptor(descriptor, descriptor.handle, _uuid(descriptor.type), theirs)
                     )
-        return found
+        return services
 
     async def disconnect(self) -> None:
         """Take the link down; no error if there is none."""

@@ -133,9 +133,9 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         for controller in self.controllers:
             if controller.le_legacy_advertiser.enabled and controller.le_legacy_advertiser.address == address:
                 return bytes(controller.le_legacy_advertiser.scan_response_data)
-            for one in controller.advertising_sets.values():
-                if one.enabled and one.address == address:
-                    return bytes(one.scan_response_data)
+            for advertising in controller.advertising_sets.values():
+                if advertising.enabled and advertising.address == address:
+                    return bytes(advertising.scan_response_data)
         return b""
 
     def leave(self, controller: AirController) -> None:
@@ -289,10 +289,10 @@ class AirController(Controller):  # type: ignore[misc]  # bumble is followed wit
         """Give a packet to the host; a scan response holds what the advertiser set as such."""
         if isinstance(packet, hci.HCI_LE_Advertising_Report_Event):
             kind = hci.HCI_LE_Advertising_Report_Event.EventType.SCAN_RSP
-            packet = type(packet)([self._answered(one, one.event_type == kind) for one in packet.reports])
+            packet = type(packet)([self._answered(report, report.event_type == kind) for report in packet.reports])
         elif isinstance(packet, hci.HCI_LE_Extended_Advertising_Report_Event):
             flag = hci.HCI_LE_Extended_Advertising_Report_Event.EventType.SCAN_RESPONSE
-            packet = type(packet)([self._answered(one, bool(one.event_type & flag)) for one in packet.reports])
+            packet = type(packet)([self._answered(report, bool(report.event_type & flag)) for report in packet.reports])
         super().send_hci_packet(packet)
 
     def _answered(self, report: Any, is_scan_response: bool) -> Any:

@@ -82,8 +82,8 @@ class VirtualWearable:
         self._device = Device.with_hci(name, address, self.controller, AsyncPipeSink(self.controller))
         self._twin.device = self._device
         self._device.add_services([self._twin.service, *_common_services(str(address))])
-        for one in self._twin.notifying.values():
-            one.on(Characteristic.EVENT_SUBSCRIPTION, lambda *_: self._update_subscribed())
+        for source in self._twin.notifying.values():
+            source.on(Characteristic.EVENT_SUBSCRIPTION, lambda *_: self._update_subscribed())
         self._device.on(Device.EVENT_CONNECTION, self._on_connection)
 
     def _on_connection(self, connection: Any) -> None:
@@ -97,20 +97,21 @@ class VirtualWearable:
             self._advertiser = asyncio.ensure_future(self._advertise())
 
     def _update_subscribed(self) -> None:
-        if any(self._is_subscribed(one) for one in self._twin.notifying.values()):
+        if any(self._is_subscribed(notifying) for notifying in self._twin.notifying.values()):
             self.subscribed.set()
         else:
             self.subscribed.clear()
 
-    def _is_subscribed(self, one: Characteristic) -> bool:
+    def _is_subscribed(self, notifying: Characteristic) -> bool:
         subscriptions = self._device.gatt_server.subscribers.values()
-        return any(cccds.get(one.handle, bytes(2))[0] & 3 for cccds in subscriptions)
+        return any(cccds.get(notifying.handle, bytes(2))[0] & 3 for cccds in subscriptions)
 
     @property
     def ready(self) -> bool:
         """Whether a central is subscribed and has started what it is subscribed to."""
         return any(
-            self._is_subscribed(one) and self._twin.running(source) for source, one in self._twin.notifying.items()
+            self._is_subscribed(notifying) and self._twin.running(source)
+            for source, notifying in self._twin.notifying.items()
         )
 
     async def power_on(self) -> None:
@@ -272,8 +273,8 @@ def default_wearables(recording: Recording) -> list[WearableSpec]:
     """One wearable for each modality that a profile carries, named ``Armlet-Acc`` and the like."""
     return [
         WearableSpec(f"Armlet-{name.capitalize()}", (name,))
-        for name, one in recording.streams.items()
-        if twin_for([one])
+        for name, stream in recording.streams.items()
+        if twin_for([stream])
     ]
 
 
@@ -334,8 +335,8 @@ async def put_on(
 def _common_services(serial: str) -> list[Service]:
     """Battery and Device Information, as the SIG defines them."""
     read = Characteristic.Properties.READ
-    says = {"maker": "armlet", "model": "virtual wearable", "serial": serial}
-    texts = [characteristic(device_information.TEXTS[key], read, text.encode()) for key, text in says.items()]
+    values = {"maker": "armlet", "model": "virtual wearable", "serial": serial}
+    texts = [characteristic(device_information.TEXTS[key], read, text.encode()) for key, text in values.items()]
     level = characteristic(battery.LEVEL_UUID, read, battery.encode(100))
     return [
         Service(bumble_uuid(battery.SERVICE_UUID), [level]),

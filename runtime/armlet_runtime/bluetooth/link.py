@@ -273,7 +273,7 @@ class LinkSupervisor:
             self._set("starting")
             characteristics = list(client.services.characteristics.values())
             log.info("'%s': connected; %d characteristics", link.name, len(characteristics))
-            uuids = frozenset(one.uuid for one in characteristics)
+            uuids = frozenset(characteristic.uuid for characteristic in characteristics)
             wanted = Wanted(self._rates_hz, uuids, client.name or link.name, self._named)
             if self._pair:
                 await asyncio.wait_for(client.pair(), START_S)
@@ -281,7 +281,9 @@ class LinkSupervisor:
             link.problem = ""
             link.connections += 1
             link.profiles = tuple(profile.name for profile in profiles)
-            link.mtu = max(one.max_write_without_response_size for one in characteristics) + ATT_HEAD
+            link.mtu = (
+                max(characteristic.max_write_without_response_size for characteristic in characteristics) + ATT_HEAD
+            )
             link.interval_ms = adapter.bluetooth.interval_ms(link.address)
             self._set("streaming")
             log.info(

@@ -47,7 +47,8 @@ async def who_is_near(adapters: Sequence[Bluetooth], seconds: float) -> list[Nea
     try:
         async with AsyncExitStack() as scanning:
             scanners = [
-                await scanning.enter_async_context(BleakScanner(backend=one.scanner, **one.options)) for one in adapters
+                await scanning.enter_async_context(BleakScanner(backend=adapter.scanner, **adapter.options))
+                for adapter in adapters
             ]
             await asyncio.sleep(seconds)
             heard = [
@@ -73,4 +74,4 @@ async def who_is_near(adapters: Sequence[Bluetooth], seconds: float) -> list[Nea
             tuple(profile.name for profile in profiles),
             tuple(dict.fromkeys(modality for profile in profiles for modality in profile.carries)),
         )
-    return sorted(nearby.values(), key=lambda one: (not one.profiles, -one.rssi, one.address))
+    return sorted(nearby.values(), key=lambda device: (not device.profiles, -device.rssi, device.address))

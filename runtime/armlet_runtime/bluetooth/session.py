@@ -66,7 +66,7 @@ class Session:
         self.links: dict[str, Link] = {}
         self._supervisors: dict[str, LinkSupervisor] = {}
         adapters = bluetooth if isinstance(bluetooth, Sequence) else (bluetooth,)
-        self._adapters = [Adapter(one) for one in adapters]
+        self._adapters = [Adapter(bluetooth) for bluetooth in adapters]
         self._names = {name.upper() if _is_address(name) else name: name for name in names}
         self._rates_hz = dict(modalities) if isinstance(modalities, Mapping) else dict.fromkeys(modalities)
         self._complete = complete
@@ -191,7 +191,10 @@ class Session:
         """Whether a wearable is missing, and the adapter is not busy with connecting one."""
         if adapter.connecting.locked():
             return False
-        if any(one.link.state != "streaming" and self._is_sought(one) for one in self._supervisors.values()):
+        if any(
+            supervisor.link.state != "streaming" and self._is_sought(supervisor)
+            for supervisor in self._supervisors.values()
+        ):
             return True
         return not self._names and not self._complete()
 
@@ -222,7 +225,9 @@ class Session:
 
     def _supervisor_of(self, name: str, address: str, advertisement: AdvertisementData) -> LinkSupervisor | None:
         """Whose advertisement it is; a new supervisor for a new wearable; None for one that is not wanted."""
-        known = next((one for one in self._supervisors.values() if one.link.address == address), None)
+        known = next(
+            (supervisor for supervisor in self._supervisors.values() if supervisor.link.address == address), None
+        )
         if known is not None:
             return known
         if self._names:
@@ -254,10 +259,14 @@ class Session:
         """Whether there is room for one more link; if need be, one that never came to anything is forgotten."""
         if len(self._supervisors) < MAX_LINKS:
             return True
-        idle = [one for one in self._supervisors.values() if not one.link.linked and not one.link.connections]
+        idle = [
+            supervisor
+            for supervisor in self._supervisors.values()
+            if not supervisor.link.linked and not supervisor.link.connections
+        ]
         if not idle:
             return False
-        oldest = min(idle, key=lambda one: one.heard_at).link
+        oldest = min(idle, key=lambda supervisor: supervisor.heard_at).link
         log.info("'%s': forgotten, to make room for another wearable", oldest.name)
         self._supervisors.pop(oldest.name).ending = True
         del self.links[oldest.name]
@@ -271,8 +280,8 @@ class Session:
         return any(Wanted(self._rates_hz).wants(*profile.carries) for profile in profiles)
 
     def _links_of_others(self, supervisor: LinkSupervisor) -> Counter[Adapter]:
-        others = (one for one in self._supervisors.values() if one is not supervisor)
-        return Counter(one.adapter for one in others if one.adapter is not None)
+        others = (other for other in self._supervisors.values() if other is not supervisor)
+        return Counter(other.adapter for other in others if other.adapter is not None)
 
 
 def _task_name(link: Link) -> str:

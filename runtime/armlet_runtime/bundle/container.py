@@ -279,19 +279,19 @@ def _verify(file: int, path: str, trusted: Trust | None) -> Bundle:
     places: dict[str, tuple[int, Member]] = {}
     offset = len(front.data) - front.members[0].size
     for member in front.members:
-        found = _hash(file, offset, member.size)
-        if found != member.sha256:
-            raise CorruptBundleError(f"{path}: {_what_is_wrong(member, found, front.members)}; copy the bundle again")
+        sha256 = _hash(file, offset, member.size)
+        if sha256 != member.sha256:
+            raise CorruptBundleError(f"{path}: {_what_is_wrong(member, sha256, front.members)}; copy the bundle again")
         places[member.name] = (offset, member)
         offset += member.size
     sizes = {member.name: member.size for member in front.members}
     return Bundle(front.manifest, front.digest, front.signers, sizes, file, path, places)
 
 
-def _what_is_wrong(member: Member, found: str, members: Sequence[Member]) -> str:
+def _what_is_wrong(member: Member, sha256: str, members: Sequence[Member]) -> str:
     """Why a member's bytes, of SHA-256 ``found``, are not those of the header."""
     for other in members:
-        if other.sha256 == found:
+        if other.sha256 == sha256:
             return f"the member '{member.name}' holds what belongs into '{other.name}': they were swapped"
     return f"the member '{member.name}' is corrupt, or was taken from another bundle"
 
@@ -319,9 +319,9 @@ def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
     end = start + first.size
     if len(data) < end:
         raise TruncatedBundleError(f"{path} is truncated: it ends within its manifest; copy it again")
-    found = hashlib.sha256(data[start:end]).hexdigest()
-    if found != first.sha256:
-        raise CorruptBundleError(f"{path}: {_what_is_wrong(first, found, header.members)}; copy the bundle again")
+    sha256 = hashlib.sha256(data[start:end]).hexdigest()
+    if sha256 != first.sha256:
+        raise CorruptBundleError(f"{path}: {_what_is_wrong(first, sha256, header.members)}; copy the bundle again")
     try:
         manifest = decode_manifest(data[start:end])
         _check_complete(manifest, [member.name for member in header.members])

@@ -403,8 +403,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             if modality.name in programs.steps:
                 made["next_state"] = programs.steps[modality.name].program.inputs.get("state", ())
             if ref.inputs != {"window": window} or ref.outputs != made:
-                told = " and ".join(f"{name} {shape}" for name, shape in made.items())
-                yield f"the encoder of '{modality.name}' for {engine} must take window {window} and give {told}"
+                shapes = " and ".join(f"{name} {shape}" for name, shape in made.items())
+                yield f"the encoder of '{modality.name}' for {engine} must take window {window} and give {shapes}"
         outputs = {"logits": (1, len(manifest.labels)), "embedding": (1, manifest.embedding_dim)}
         tokens = (1, len(names) * manifest.token_dim)
         if programs.aggregator.inputs != {"tokens": tokens} or programs.aggregator.outputs != outputs:

@@ -210,15 +210,15 @@ class ShimProgram(LockedProgram):
         self._outputs.set(self._buffers.values())
 
     def _describe(self, *, output: bool) -> list[tuple[str, tuple[int, ...], str]]:
-        found = []
+        programs = []
         for index in range(self._library.armlet_et_count(self._handle, output)):
             tensor = _Tensor()
             error = self._library.armlet_et_describe(self._handle, output, index, ctypes.byref(tensor))
             if error:
                 raise EngineError(f"the .pte program does not describe itself: {_why(self._library, error)}")
             dtype = _DTYPES.get(tensor.dtype, f"dtype {tensor.dtype}")
-            found.append((f"#{index}", tuple(tensor.sizes[: tensor.rank]), dtype))
-        return found
+            programs.append((f"#{index}", tuple(tensor.sizes[: tensor.rank]), dtype))
+        return programs
 
     def _run(self, arrays: list[Float32], out: dict[str, Float32] | None) -> dict[str, Float32]:
         self._inputs.set(arrays)

@@ -33,11 +33,11 @@ def installed_wheel() -> Path:
     """
     install = f"pip install --no-deps executorch=={WHEEL_VERSION}"
     try:
-        found = version("executorch")
+        installed = version("executorch")
     except PackageNotFoundError:
         raise EngineError(f"executorch is not installed ({install})") from None
-    if found.partition("+")[0] != WHEEL_VERSION:
-        raise EngineError(f"executorch {found} is installed, and only {WHEEL_VERSION} will do ({install})")
+    if installed.partition("+")[0] != WHEEL_VERSION:
+        raise EngineError(f"executorch {installed} is installed, and only {WHEEL_VERSION} will do ({install})")
     spec = importlib.util.find_spec("executorch")  # does not import a top-level package
     if spec is None or not spec.submodule_search_locations:
         raise EngineError("the folder of the executorch wheel is not to be found; install it again")

@@ -48,9 +48,9 @@ def why_not(provider: str = DEFAULT) -> str | None:
     built = onnxruntime.get_available_providers()
     if _PROVIDERS[provider][0] in built:
         return None
-    there = ", ".join(name for name, chain in _PROVIDERS.items() if chain[0] in built)
+    usable = ", ".join(name for name, chain in _PROVIDERS.items() if chain[0] in built)
     return (
-        f"the installed onnxruntime {_version()} has no {_PROVIDERS[provider][0]}, only {there}; "
+        f"the installed onnxruntime {_version()} has no {_PROVIDERS[provider][0]}, only {usable}; "
         "install a build with it (pip install onnxruntime-gpu; on a Jetson NVIDIA's own wheel)"
     )
 

@@ -176,7 +176,7 @@ class Table:
 
 def printable(text: str) -> str:
     """Text on one line, whatever characters a file that somebody brought has put into it."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def shown(text: str) -> str:

@@ -66,10 +66,16 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
             warnings.simplefilter("ignore")  # of headers that are mended on the way
             edf = edfio.read_edf(io.BytesIO(data))
             signals = [
-                (one.label, one.transducer_type, one.physical_dimension, float(one.sampling_frequency), one.data)
-                for one in edf.signals
+                (
+                    annotation.label,
+                    annotation.transducer_type,
+                    annotation.physical_dimension,
+                    float(annotation.sampling_frequency),
+                    annotation.data,
+                )
+                for annotation in edf.signals
             ]
-            annotations = [(one.onset, one.duration, one.text) for one in edf.annotations]
+            annotations = [(signal.onset, signal.duration, signal.text) for signal in edf.annotations]
             began = _began(edf)
             record_s = float(edf.data_record_duration)
             truncated = edf.num_data_records < int(data[236:244])  # as the header was written
@@ -89,20 +95,20 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
             times = (onsets[:, None] + within).ravel()[: len(values)]
             if len(times) < len(values) or times[0] < 0 or (np.diff(times) <= 0).any():
                 raise mistake(file, "has data records that overlap or begin before 0: its times cannot be told")
-        there = _not_lacking(modality.name, times, annotations)
+        kept = _not_lacking(modality.name, times, annotations)
         known = Modality(modality.name, modality.channels, unit, modality.rate_hz)
         with np.errstate(over="ignore"):
-            scaled = (values[there] * factor).astype(np.float32)
+            scaled = (values[kept] * factor).astype(np.float32)
         if not np.isfinite(scaled).all():
             raise mistake(file, f"gives '{modality.name}' a physical range that no sensor has: its values are infinite")
-        streams[modality.name] = Stream(known, times[there], scaled)
+        streams[modality.name] = Stream(known, times[kept], scaled)
     labels = [
         Label(round(onset * 1e9), round((onset + (duration or 0)) * 1e9) + (0 if duration else 1_000_000), text)
         for onset, duration, text in annotations
         if 0 <= onset < 4e9 and 0 <= (duration or 0) < 4e9 and text and not text.startswith(_LACKS)
     ]
     meta = {"source": file} | ({BEGAN: began} if began else {})
-    labels.sort(key=lambda one: one.start_ns)
+    labels.sort(key=lambda label: label.start_ns)
     return Recording(name, person, meta, streams, labels, truncated=truncated)
 
 
@@ -137,13 +143,13 @@ def _modalities(signals: Sequence[tuple[str, str, str, float, Any]]) -> list[tup
 
 
 def _not_lacking(name: str, times: Int64, annotations: Sequence[tuple[float, float | None, str]]) -> Bool:
-    there = np.ones(len(times), np.bool_)
+    kept = np.ones(len(times), np.bool_)
     for onset, duration, text in annotations:
         if text == _LACKS + name and duration:
             # Half a microsecond of slack: annotations have decimal seconds.
             seconds = times / 1e9 + 5e-7
-            there &= ~((seconds >= onset) & (seconds < onset + duration))
-    return there
+            kept &= ~((seconds >= onset) & (seconds < onset + duration))
+    return kept
 
 
 def _record_onsets(data: bytes, file: str) -> Int64:
@@ -185,7 +191,7 @@ def write(path: Path, recording: Recording) -> None:
     rates = [stream.modality.rate_hz for stream in streams]
     record_s = next((s for s in _RECORD_S if all(abs(s * rate - round(s * rate)) < 1e-6 for rate in rates)), None)
     if record_s is None:
-        rates_text = ", ".join(f"{one.modality.name} at {one.modality.rate_hz:g} Hz" for one in streams)
+        rates_text = ", ".join(f"{stream.modality.name} at {stream.modality.rate_hz:g} Hz" for stream in streams)
         raise DataError(
             f"EDF+ needs a whole number of samples in some 1 to 60 s, and the rates are {rates_text}: export CSV"
         )

@@ -71,19 +71,19 @@ def unzipped(data: bytes, file: str) -> dict[str, bytes]:
     Raises:
         DataError: It is damaged, or a file in it is too large.
     """
-    found = {}
+    files = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for info in archive.infolist():
                 if Path(info.filename).name in FILES:
                     if info.file_size > _LARGEST_BYTES:
                         raise mistake(file, f"'{info.filename}' unpacks to {info.file_size} bytes: it is no session")
-                    found[Path(info.filename).name] = archive.read(info)
+                    files[Path(info.filename).name] = archive.read(info)
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib raise a dozen kinds on bytes that they cannot read
         raise DataError(f"{file} is a damaged zip file: {error}") from error
-    return found
+    return files
 
 
 def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
@@ -112,7 +112,7 @@ def read(files: Mapping[str, bytes], name: str, person: str) -> Recording:
         name,
         person,
         {"source": "Empatica E4", BEGAN: iso_text(began)},
-        {key: Stream(one.modality, one.times_ns - began, one.values) for key, one in streams.items()},
+        {key: Stream(stream.modality, stream.times_ns - began, stream.values) for key, stream in streams.items()},
         [Label(at, at + _PRESS_NS, "tag") for at in sorted(presses) if at >= 0],
     )
 

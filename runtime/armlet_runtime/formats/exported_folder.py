@@ -126,9 +126,9 @@ def write(folder: Path, recording: Recording, suffix: str) -> list[Path]:
         )
         files[f"{name}{suffix}"] = table((TIME, *stream.modality.channels), [times, *stream.values.T])
     labels = recording.labels
-    seconds = [[one.start_ns / 1e9 for one in labels], [one.end_ns / 1e9 for one in labels]]
+    seconds = [[label.start_ns / 1e9 for label in labels], [label.end_ns / 1e9 for label in labels]]
     who = [[recording.name] * len(labels), [recording.person] * len(labels)]
-    files[f"{LABELS}{suffix}"] = table(LABEL_COLUMNS, [*who, *seconds, [one.name for one in labels]])
+    files[f"{LABELS}{suffix}"] = table(LABEL_COLUMNS, [*who, *seconds, [label.name for label in labels]])
     about = About(recording.name, recording.person, recording.meta, [s.modality for s in recording.streams.values()])
     files[ABOUT] = msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n"
     for name in recording.streams:
@@ -157,8 +157,8 @@ def _csv(names: Sequence[str], columns: Sequence[Any]) -> bytes:
 
 def _cells(column: Any) -> list[str]:
     if isinstance(column, np.ndarray):
-        return ["" if one != one else str(one) for one in column]
-    return [one if isinstance(one, str) else repr(one) for one in column]
+        return ["" if value != value else str(value) for value in column]
+    return [value if isinstance(value, str) else repr(value) for value in column]
 
 
 def _parquet() -> Callable[[Sequence[str], Sequence[Any]], bytes]:

@@ -69,9 +69,9 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
     except Exception as error:  # mcap, zstd and lz4 raise whatever the bytes lead them to
         raise mistake(file, f"is a damaged MCAP file: {type(error).__name__} {error}") from error
     streams: dict[str, Stream] = {}
-    told: set[str] = set()
-    for (topic, part), found in rows.items():
-        stream = _stream(topic, part, times[topic, part], found)
+    units_given: set[str] = set()
+    for (topic, part), samples in rows.items():
+        stream = _stream(topic, part, times[topic, part], samples)
         key = stream.modality.name
         if key in streams:  # of the same name in another place
             key = f"{key}_{len(streams) + 1}"
@@ -79,15 +79,15 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
         if np.isinf(stream.values).any():
             raise mistake(file, f"has values of '{key}' that no sensor gives, beyond what 32 bits hold")
         if part:
-            told.add(key)
+            units_given.add(key)
     if not streams:
         others = ", ".join(f"{topic} ({encoding or 'no encoding'})" for topic, encoding in skipped.items())
         raise mistake(file, f"holds no topic of numbers in JSON{f', only {others}' if others else ''}")
     began = min(int(stream.times_ns[0]) for stream in streams.values())
     # Smaller than 1973 in nanoseconds: a clock that began with the machine or the recording.
     meta = {"source": file} | ({BEGAN: iso_text(began)} if began >= 10**17 else {})
-    meta |= assumed(file, (stream for key, stream in streams.items() if key not in told))
-    since = {key: replace(one, times_ns=one.times_ns - began) for key, one in streams.items()}
+    meta |= assumed(file, (stream for key, stream in streams.items() if key not in units_given))
+    since = {key: replace(stream, times_ns=stream.times_ns - began) for key, stream in streams.items()}
     return Recording(name, person, meta, since)
 
 

@@ -96,18 +96,18 @@ def read(
         raise mistake(file, "has no rows of samples")
     table, clock = _clock(table, time)
     times, absolute = times_ns(table, clock, repeated=True)
-    streams, told, rebuilt = streams_of(table, clock, times, wanted)
+    streams, units_given, rebuilt = streams_of(table, clock, times, wanted)
     began = min(int(stream.times_ns[0]) for stream in streams)
     if not absolute and began < 0:
         raise table.wrong(0, clock, "times count from 0")
     # Times since 1970 become a beginning and times since then; others are the recording's own clock already.
     shift, meta = (began, {BEGAN: iso_text(began)}) if absolute else (0, {})
-    untold = [one for one in streams if one.modality.name not in told]
+    untold = [stream for stream in streams if stream.modality.name not in units_given]
     return Recording(
         name,
         person,
         {"source": file, **meta, **assumed(file, untold), **({REBUILT: "; ".join(rebuilt)} if rebuilt else {})},
-        {one.modality.name: Stream(one.modality, one.times_ns - shift, one.values) for one in streams},
+        {stream.modality.name: Stream(stream.modality, stream.times_ns - shift, stream.values) for stream in streams},
     )
 
 
@@ -115,15 +115,15 @@ def _clock(table: Table, time: str | None) -> tuple[Table, int]:
     """The column of times, and the table with its unit in that column's name."""
     if time is None:
         lower = [split_unit(name)[0].lower() for name in table.names]
-        found = next((lower.index(name) for name in _TIMES if name in lower), None)
-        if found is None:
+        place = next((lower.index(name) for name in _TIMES if name in lower), None)
+        if place is None:
             starts = [i for i, name in enumerate(lower) if re.match(r"(time|timestamp|t)_", name)]
-            found = starts[0] if starts else None
-        if found is None:
+            place = starts[0] if starts else None
+        if place is None:
             raise mistake(
                 table.file, f"has no column of times (there are {', '.join(table.names)}); name it with --time", 1
             )
-        return table, found
+        return table, place
     column = table.column(time)
     if column is None:
         column = table.column(split_unit(time)[0])
@@ -148,42 +148,42 @@ def streams_of(
     Raises:
         DataError: A cell is no number, no column tells what it holds, or times cannot be worked out.
     """
-    groups = {one.modality: one for one in wanted} or _told(table, clock)
+    groups = {named.modality: named for named in wanted} or _told(table, clock)
     streams: list[Stream] = []
-    told: set[str] = set()
+    units_given: set[str] = set()
     rebuilt: list[str] = []
-    for modality, one in groups.items():
-        indices = [table.column(name) for name in one.names]
-        for name, index in zip(one.names, indices, strict=True):
+    for modality, named in groups.items():
+        indices = [table.column(name) for name in named.names]
+        for name, index in zip(named.names, indices, strict=True):
             if index is None:
                 raise mistake(table.file, f"has no column '{name}'; there are {', '.join(table.names)}", 1)
         columns = [index for index in indices if index is not None]
-        unit = one.unit or split_unit(table.names[columns[0]])[1]
+        unit = named.unit or split_unit(table.names[columns[0]])[1]
         if unit:
-            told.add(modality)
+            units_given.add(modality)
         unit, factor = canonical(modality, unit)
         values = table.float32(columns, factor)
-        there = ~np.isnan(values).all(axis=1)
-        if not there.any():
+        complete = ~np.isnan(values).all(axis=1)
+        if not complete.any():
             continue
-        taken = times[there]
+        taken = times[complete]
         again = np.flatnonzero(np.diff(taken) == 0)
         if not len(again):
             rate_hz = rate_of(taken)
         else:
             sampled = sampling_times(taken)
             if sampled is None:
-                raise not_later(table, clock, int(np.flatnonzero(there)[again[0] + 1]))
+                raise not_later(table, clock, int(np.flatnonzero(complete)[again[0] + 1]))
             stamps, (taken, rate_hz) = taken, sampled
             rebuilt.append(
                 f"{modality}: {len(again)} of {len(taken)} samples had the time of the one before; taken at "
                 f"{rate_hz:g} Hz, they are up to {(stamps - taken).max() / 1e6:.0f} ms earlier"
             )
         known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_hz)
-        streams.append(Stream(known, taken, values[there]))
+        streams.append(Stream(known, taken, values[complete]))
     if not streams:
         raise mistake(table.file, "has no samples")
-    return streams, told, rebuilt
+    return streams, units_given, rebuilt
 
 
 def _told(table: Table, clock: int) -> dict[str, Columns]:
@@ -203,7 +203,7 @@ def _told(table: Table, clock: int) -> dict[str, Columns]:
         groups.setdefault(modality or (file if file in UNITS else _word(name)), []).append(index)
     if not groups:
         raise mistake(table.file, "has no column besides the times", 1)
-    found = {}
+    by_modality = {}
     for modality, indices in groups.items():
         units = {split_unit(table.names[index])[1] for index in indices}
         if len(units) > 1:
@@ -213,8 +213,8 @@ def _told(table: Table, clock: int) -> dict[str, Columns]:
         ends = [split_unit(name)[0][-1:].lower() for name in names]
         if sorted(ends) == list(XYZ):  # whatever order a logger writes them in
             names = [names[ends.index(axis)] for axis in XYZ]
-        found[modality] = Columns(modality, units.pop(), tuple(names))
-    return found
+        by_modality[modality] = Columns(modality, units.pop(), tuple(names))
+    return by_modality
 
 
 def _parts(name: str) -> tuple[str, str]:

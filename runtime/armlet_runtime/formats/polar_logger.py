@@ -56,7 +56,7 @@ _CLOCK_STEP_NS = 1_000_000_000
 
 def is_ours(data: bytes) -> bool:
     """Whether a file that begins with these bytes is such an export."""
-    return data.removeprefix(b"\xef\xbb\xbf").startswith(tuple(f"{one};".encode() for one in PHONE))
+    return data.removeprefix(b"\xef\xbb\xbf").startswith(tuple(f"{column};".encode() for column in PHONE))
 
 
 def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recording:
@@ -88,18 +88,18 @@ def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recordin
         raise mistake(files[0][0] if files else name, "holds no samples")
     # All signals of one wearable are stamped with one clock, so one distance holds for them.
     delay = min(delays, default=0)
-    found = {
+    recordings = {
         stream.modality.name: replace(stream, times_ns=stream.times_ns + delay)
         if stream.modality.name in by_sensor
         else stream
         for _, stream in streams
     }
-    began = min(int(stream.times_ns[0]) for stream in found.values())
+    began = min(int(stream.times_ns[0]) for stream in recordings.values())
     return Recording(
         name,
         person,
         {"source": "Polar Sensor Logger", BEGAN: iso_text(began).removesuffix("Z")},
-        {key: replace(stream, times_ns=stream.times_ns - began) for key, stream in found.items()},
+        {key: replace(stream, times_ns=stream.times_ns - began) for key, stream in recordings.items()},
         _labels(marks, began),
     )
 

@@ -127,11 +127,11 @@ def export_recording(recording: Recording, out: Path, kind: str) -> list[Path]:
     began = min(firsts)
     since = replace(
         recording,
-        streams={key: replace(one, times_ns=one.times_ns - began) for key, one in recording.streams.items()},
+        streams={key: replace(stream, times_ns=stream.times_ns - began) for key, stream in recording.streams.items()},
         labels=[
-            Label(max(one.start_ns - began, 0), one.end_ns - began, one.name)
-            for one in recording.labels
-            if one.end_ns > began
+            Label(max(label.start_ns - began, 0), label.end_ns - began, label.name)
+            for label in recording.labels
+            if label.end_ns > began
         ],
         packets=[],
     )

@@ -29,26 +29,26 @@ _FARTHEST_NS = 1 << 62
 
 def iso_ns(text: str) -> int | None:
     """Nanoseconds since 1970 of a time in ISO 8601, in UTC if it names no zone; None for any other text."""
-    found = _ISO.fullmatch(text.strip())
-    if found is None:
+    match = _ISO.fullmatch(text.strip())
+    if match is None:
         return None
     try:
-        year, month, day, hour, minute, second = map(int, found.groups()[:6])
+        year, month, day, hour, minute, second = map(int, match.groups()[:6])
         moment = datetime(year, month, day, hour, minute, second) - _EPOCH
     except ValueError:
         return None
-    zone = found[8]
+    zone = match[8]
     if zone and zone.upper() != "Z":
         digits = zone[1:].replace(":", "")
         shift = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
         moment = moment - shift if zone[0] == "+" else moment + shift
-    nanoseconds = (moment.days * 86_400 + moment.seconds) * 10**9 + int((found[7] or "").ljust(9, "0"))
+    nanoseconds = (moment.days * 86_400 + moment.seconds) * 10**9 + int((match[7] or "").ljust(9, "0"))
     return nanoseconds if abs(nanoseconds) < _FARTHEST_NS else None
 
 
 def _names_zone(text: str) -> bool:
-    found = _ISO.fullmatch(text.strip())
-    return found is not None and found[8] is not None
+    match = _ISO.fullmatch(text.strip())
+    return match is not None and match[8] is not None
 
 
 def iso_text(unix_ns: int) -> str:

@@ -54,8 +54,8 @@ _SPELLINGS: dict[str, tuple[str, float]] = {
 
 def split_unit(title: str) -> tuple[str, str]:
     """``acc_x [mg]`` or ``acc_x (mg)`` as name and unit; the unit is empty if there is none."""
-    found = re.fullmatch(r"(.*?)\s*[\[(]\s*([^\[\]()]*?)\s*[\])]\s*", title)
-    return (found[1].strip(), found[2]) if found else (title.strip(), "")
+    match = re.fullmatch(r"(.*?)\s*[\[(]\s*([^\[\]()]*?)\s*[\])]\s*", title)
+    return (match[1].strip(), match[2]) if match else (title.strip(), "")
 
 
 def canonical(modality: str, unit: str) -> tuple[str, float]:
@@ -85,7 +85,7 @@ def assumed(file: str, streams: Iterable[Stream]) -> dict[str, str]:
     for stream in streams:
         if stream.modality.name == "acc" and len(stream.modality.channels) == 3:
             _check_gravity(file, stream)
-    units = ", ".join(f"{one.modality.name} in {one.modality.unit}" for one in streams if one.modality.unit)
+    units = ", ".join(f"{stream.modality.name} in {stream.modality.unit}" for stream in streams if stream.modality.unit)
     return {ASSUMED: units} if units else {}
 
 

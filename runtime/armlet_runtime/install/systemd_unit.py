@@ -36,7 +36,7 @@ def unit_text(command: Sequence[str], environment: Mapping[str, str], folder: st
     template = next(folder / UNIT for folder in folders if (folder / UNIT).is_file())
     lines = [f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()]
     filled = {"COMMAND": " ".join(map(quoted, command)), "ENVIRONMENT": "\n".join(lines), "FOLDER": folder}
-    return re.sub(r"@([A-Z]+)@", lambda found: filled[found[1]], template.read_text())
+    return re.sub(r"@([A-Z]+)@", lambda match: filled[match[1]], template.read_text())
 
 
 def quoted(word: str) -> str:
@@ -115,16 +115,16 @@ def remove() -> bool:
 
 def state() -> str:
     """``active``, ``activating``, ``failed``, ``inactive`` as systemd names them; ``none`` if there is no such unit."""
-    found = properties()
-    return found["ActiveState"] if found.get("LoadState") == "loaded" else "none"
+    values = properties()
+    return values["ActiveState"] if values.get("LoadState") == "loaded" else "none"
 
 
 def properties() -> dict[str, str]:
     """What systemd says of the unit: ``LoadState``, ``ActiveState``, ``StatusText``, ``NRestarts``, ``Result``, and
     ``ActiveEnterTimestamp``; empty if there is no systemd."""
     names = "LoadState,ActiveState,StatusText,NRestarts,Result,ActiveEnterTimestamp"
-    said = _ask("systemctl", "--user", "show", f"--property={names}", UNIT)
-    return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    output = _ask("systemctl", "--user", "show", f"--property={names}", UNIT)
+    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
 def journal(lines: int) -> list[str]:
@@ -138,8 +138,8 @@ def journal(lines: int) -> list[str]:
 
 
 def _need_systemd() -> None:
-    said = _ask("systemctl", "--user", "is-system-running").strip()
-    if said in ("", "offline", "unknown"):
+    output = _ask("systemctl", "--user", "is-system-running").strip()
+    if output in ("", "offline", "unknown"):
         raise ServiceError(
             "no systemd runs for this user here: log in as the user that is to run it (su and sudo are no login), or "
             "start 'armlet run' by what this machine has instead"
@@ -152,9 +152,9 @@ def _change(*words: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise ServiceError(f"'systemctl --user {' '.join(words)}' did not come to an end") from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
+        complaints = done.stderr.strip().splitlines()
         last = " ".join(journal(1))
-        why = said[0].rstrip(".") if said else f"status {done.returncode}"
+        why = complaints[0].rstrip(".") if complaints else f"status {done.returncode}"
         raise ServiceError(f"'systemctl --user {' '.join(words)}' failed: {why}{f' ({last})' if last else ''}")
 
 

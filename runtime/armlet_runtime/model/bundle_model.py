@@ -43,8 +43,8 @@ def choose_engine(manifest: Manifest) -> str:
     for name in manifest.engines:
         if reasons.get(name, "unknown to this armlet") is None:
             return name
-    told = "; ".join(f"{name}: {reasons.get(name, 'unknown to this armlet')}" for name in manifest.engines)
-    raise EngineError(f"none of the bundle's engines can be used on this machine ({told})")
+    causes = "; ".join(f"{name}: {reasons.get(name, 'unknown to this armlet')}" for name in manifest.engines)
+    raise EngineError(f"none of the bundle's engines can be used on this machine ({causes})")
 
 
 def load_array(data: bytes, member: str, shape: tuple[int | None, ...], kind: type = np.float32) -> Float32:
@@ -64,17 +64,17 @@ def load_array(data: bytes, member: str, shape: tuple[int | None, ...], kind: ty
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"format {version[0]}.{version[1]}")
-        said, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        dimensions, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except (ValueError, EOFError) as error:
         raise BundleError(f"the member '{member}' is not an .npy array: {error}") from error
-    fits = dtype == kind and len(said) == len(shape)
-    if not fits or any(want not in (None, got) for want, got in zip(shape, said, strict=True)):
-        raise BundleError(f"the member '{member}' must be {np.dtype(kind)} {shape}, and is {dtype} {said}")
+    fits = dtype == kind and len(dimensions) == len(shape)
+    if not fits or any(want not in (None, got) for want, got in zip(shape, dimensions, strict=True)):
+        raise BundleError(f"the member '{member}' must be {np.dtype(kind)} {shape}, and is {dtype} {dimensions}")
     # Before anything is allocated: a header of a few bytes can promise terabytes.
-    promised, there = math.prod(said) * dtype.itemsize, len(data) - stream.tell()
-    if promised != there:
-        raise BundleError(f"the member '{member}' promises {promised} bytes of numbers and holds {there}")
-    numbers = np.frombuffer(data, dtype, offset=stream.tell()).reshape(said, order="F" if fortran else "C")
+    promised, remaining = math.prod(dimensions) * dtype.itemsize, len(data) - stream.tell()
+    if promised != remaining:
+        raise BundleError(f"the member '{member}' promises {promised} bytes of numbers and holds {remaining}")
+    numbers = np.frombuffer(data, dtype, offset=stream.tell()).reshape(dimensions, order="F" if fortran else "C")
     return np.array(numbers, np.float32, order="C")
 
 

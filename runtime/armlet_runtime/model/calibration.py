@@ -102,7 +102,7 @@ class Decider:
             nearest = max(range(len(times)), key=times.__getitem__)
             if times[nearest] > 1:
                 raw = self.labels[len(scores) + nearest]
-            shares = (*scores, *(one * scores[best] for one in times))
+            shares = (*scores, *(factor * scores[best] for factor in times))
             total = math.fsum(shares)
             scores = tuple(share / total for share in shares)
         return Verdict(self._smoother.next(raw, scores), raw, scores)
@@ -152,9 +152,9 @@ class _HiddenMarkov(_Unsmoothed):
         if label != UNKNOWN:
             # A probability of zero would rule a label out for ever.
             likelihood = (max(p, 1e-9) / prior for p, prior in zip(scores, self._prior, strict=True))
-            joint = [b * math.pow(one, self._evidence) for b, one in zip(self._belief, likelihood, strict=True)]
+            joint = [b * math.pow(factor, self._evidence) for b, factor in zip(self._belief, likelihood, strict=True)]
             total = math.fsum(joint)
-            self._belief = [one / total for one in joint]
+            self._belief = [value / total for value in joint]
         best = max(range(len(self._belief)), key=self._belief.__getitem__)
         return self._labels[best] if self._belief[best] >= self._unknown_below else UNKNOWN
 
@@ -199,9 +199,9 @@ class _Prototypes:
 
     def __init__(self, classes: Sequence[Sequence[Prototype]]) -> None:
         self._classes = classes
-        every = [one for prototypes in classes for one in prototypes]
-        self._points = np.array([one.embedding for one in every])
-        self._weights = np.array([one.radius for one in every]) ** -2
+        every = [prototype for prototypes in classes for prototype in prototypes]
+        self._points = np.array([prototype.embedding for prototype in every])
+        self._weights = np.array([prototype.radius for prototype in every]) ** -2
         self._ends = list(itertools.accumulate(map(len, classes)))
 
     def nearness(self, embedding: Sequence[float]) -> list[float]:
@@ -213,9 +213,9 @@ class _Prototypes:
             if not prototypes:
                 times.append(0.0)
                 continue
-            one = prototypes[int(squares[end - len(prototypes) : end].argmin())]
+            nearest = prototypes[int(squares[end - len(prototypes) : end].argmin())]
             # The distance itself by the C library: NumPy's sums differ between its releases in the last bit.
-            distance = math.dist(one.embedding, embedding) / one.radius
+            distance = math.dist(nearest.embedding, embedding) / nearest.radius
             times.append(min(NEAREST, max(distance, 1e-3) ** -STEEPNESS))
         return times
 
@@ -231,7 +231,9 @@ def _by_subset(classes: Iterable[Sequence[Example]]) -> dict[str, _Prototypes]:
         if prototypes
     }
     return {
-        subset: _Prototypes([[one for example in mine for one in example.prototypes.get(subset, ())] for mine in every])
+        subset: _Prototypes(
+            [[prototype for example in mine for prototype in example.prototypes.get(subset, ())] for mine in every]
+        )
         for subset in sorted(subsets)
     }
 

@@ -77,13 +77,13 @@ class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def classes(self) -> dict[str, list[Example]]:
         """Class to its examples, in the order in which the classes were enrolled."""
-        found: dict[str, list[Example]] = {}
+        examples: dict[str, list[Example]] = {}
         for change in self.changes:
             if change.example is not None:
-                found.setdefault(change.name, []).append(change.example)
+                examples.setdefault(change.name, []).append(change.example)
             else:
-                found.pop(change.name, None)
-        return found
+                examples.pop(change.name, None)
+        return examples
 
     def enrol(self, name: str, example: Example) -> Layer:
         """With one more example of a class."""
@@ -163,7 +163,7 @@ def read_layer(path: Path, digest: str, manifest: Manifest) -> Layer:
         check_name(name, manifest)
         for example in examples:
             for subset, prototypes in example.prototypes.items():
-                if subset not in known or not all(_fits(one, manifest.embedding_dim) for one in prototypes):
+                if subset not in known or not all(_fits(prototype, manifest.embedding_dim) for prototype in prototypes):
                     raise EnrolmentError(f"the class '{name}' in {path} does not fit the bundle's model: {mend}")
     return layer
 

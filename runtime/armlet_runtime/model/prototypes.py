@@ -75,8 +75,8 @@ def make_example(model: BundleModel, bank: Bank, windows: Sequence[Mapping[str, 
     names = [modality.name for modality in model.manifest.modalities]
     prototypes = {}
     for subset in subsets(names):
-        there = [tokens for tokens in chosen if all(name in tokens for name in subset)]
-        points = _new_points(model, subset, there)
+        complete = [tokens for tokens in chosen if all(name in tokens for name in subset)]
+        points = _new_points(model, subset, complete)
         if points:
             known = np.stack([
                 model.aggregate({name: bank.tokens[name][row] for name in subset})[1] for row in range(bank.windows)
@@ -102,18 +102,20 @@ def taken_for(model: BundleModel, windows: Sequence[Mapping[str, Float32]]) -> s
         windows: As for :func:`make_example`.
     """
     names = [modality.name for modality in model.manifest.modalities]
-    found = [
-        one for tokens in windows for one in _decided(model, tuple(name for name in names if name in tokens), [tokens])
+    outcomes = [
+        outcome
+        for tokens in windows
+        for outcome in _decided(model, tuple(name for name in names if name in tokens), [tokens])
     ]
-    labels = {label for sure, label, _ in found if sure > SURE}
-    return labels.pop() if len(labels) == 1 and all(sure > SURE for sure, _, _ in found) else None
+    labels = {label for sure, label, _ in outcomes if sure > SURE}
+    return labels.pop() if len(labels) == 1 and all(sure > SURE for sure, _, _ in outcomes) else None
 
 
 def _new_points(model: BundleModel, subset: tuple[str, ...], windows: Sequence[Mapping[str, Float32]]) -> list[Float32]:
     """Embeddings of the windows that the model is not sure of; of the one it is least sure of if there are none."""
-    found = _decided(model, subset, windows)
-    unsure = [embedding for sure, _, embedding in found if sure <= SURE]
-    return unsure or [embedding for _, _, embedding in sorted(found, key=lambda one: one[0])[:1]]
+    outcomes = _decided(model, subset, windows)
+    unsure = [embedding for sure, _, embedding in outcomes if sure <= SURE]
+    return unsure or [embedding for _, _, embedding in sorted(outcomes, key=lambda outcome: outcome[0])[:1]]
 
 
 def _decided(
@@ -122,12 +124,12 @@ def _decided(
     """Of each window that has a number for a score: probability of the best class, its label, and the embedding."""
     confidence = model.manifest.confidence
     temperature = confidence.temperature[subset_name(subset)] if confidence is not None else 1.0
-    found = []
+    outcomes = []
     for tokens in windows:
         try:
             logits, embedding = model.aggregate({name: tokens[name] for name in subset})
         except NotANumberError:
             continue
         label = model.manifest.labels[int(logits.argmax())]
-        found.append((max(softmax(logits.tolist(), temperature)), label, embedding))
-    return found
+        outcomes.append((max(softmax(logits.tolist(), temperature)), label, embedding))
+    return outcomes

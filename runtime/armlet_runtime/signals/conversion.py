@@ -45,7 +45,7 @@ def packets_of(recording: Recording, modalities: Sequence[Modality]) -> tuple[li
     """
     if recording.packets:
         return recording.packets, []
-    streams, said = [], []
+    streams, sentences = [], []
     for modality in modalities:
         stream = recording.streams.get(modality.name)
         if stream is None or not len(stream.times_ns):
@@ -58,7 +58,7 @@ def packets_of(recording: Recording, modalities: Sequence[Modality]) -> tuple[li
             )
         if abs(got.rate_hz / modality.rate_hz - 1) > RATE_TOLERANCE:
             stream = at_rate(stream, modality.rate_hz)
-            said.append(
+            sentences.append(
                 f"{got.name} comes at {got.rate_hz:g} Hz, and was brought to the model's {modality.rate_hz:g} Hz"
             )
         if len(stream.times_ns):
@@ -68,7 +68,7 @@ def packets_of(recording: Recording, modalities: Sequence[Modality]) -> tuple[li
         raise DataError(
             f"the recording has {has}; the model wants {', '.join(modality.name for modality in modalities)}"
         )
-    return list(_play(recording.name or "recording", streams)), said
+    return list(_play(recording.name or "recording", streams)), sentences
 
 
 def _play(name: str, streams: Sequence[Stream]) -> Iterator[Packet]:
@@ -101,26 +101,28 @@ def with_streams(recording: Recording) -> Recording:
     if not recording.packets:
         return recording
     wearables: dict[str, Wearable] = {}
-    found: dict[tuple[str, str], _Settled] = {}
+    settled: dict[tuple[str, str], _Settled] = {}
     settled_ns = recording.packets[0].arrival_ns
     for packet in recording.packets:
         wearable = wearables.setdefault(packet.wearable, Wearable(packet.wearable, _KEEP_NS))
         if packet.arrival_ns - settled_ns > 2 * _SETTLED_NS:
             settled_ns = packet.arrival_ns - _SETTLED_NS
-            _settle(wearables, found, settled_ns)
+            _settle(wearables, settled, settled_ns)
         wearable.take(packet)
-    _settle(wearables, found, None)
+    _settle(wearables, settled, None)
     streams = dict(recording.streams)
-    for key, one in found.items():
-        if not one.parts:
+    for key, stream in settled.items():
+        if not stream.parts:
             continue
         name = key[1]
         for number in range(2, 10):
             if name in streams:
                 name = f"{key[1]}_{number}"
-        times = np.concatenate([times for times, _ in one.parts])
-        values = np.concatenate([values for _, values in one.parts])
-        streams[name] = Stream(Modality(name, one.known.channels, one.known.unit, one.known.rate_hz), times, values)
+        times = np.concatenate([times for times, _ in stream.parts])
+        values = np.concatenate([values for _, values in stream.parts])
+        streams[name] = Stream(
+            Modality(name, stream.known.channels, stream.known.unit, stream.known.rate_hz), times, values
+        )
     return replace(recording, streams=streams)
 
 
@@ -141,28 +143,28 @@ class _Settled:
     parts: list[tuple[NDArray[np.int64], Float32]] = field(default_factory=list)
 
 
-def _settle(wearables: Mapping[str, Wearable], found: dict[tuple[str, str], _Settled], until_ns: int | None) -> None:
+def _settle(wearables: Mapping[str, Wearable], settled: dict[tuple[str, str], _Settled], until_ns: int | None) -> None:
     """Take what is not taken yet, and lies before a time."""
     for wearable in wearables.values():
         for name, ring in wearable.rings.items():
-            one = found.setdefault((wearable.name, name), _Settled(ring.modality, ring))
-            if one.ring is not ring:  # it sends in another way now
-                if ring.modality.channels != one.known.channels:
+            stream = settled.setdefault((wearable.name, name), _Settled(ring.modality, ring))
+            if stream.ring is not ring:  # it sends in another way now
+                if ring.modality.channels != stream.known.channels:
                     continue
-                one.ring, one.taken = ring, 0
+                stream.ring, stream.taken = ring, 0
             if not ring.total:
                 continue
             times, values = ring.samples(0)
             stop = len(times) if until_ns is None else int(np.searchsorted(times, until_ns))
             # Counted, for a sample's time is another one since its clock is known better; but what lies well before
             # the newest that was taken is taken, though of overlapping runs of a clock some do not show.
-            start = max(len(times) - (ring.total - one.taken), 0)
-            newest_ns = int(one.parts[-1][0][-1]) if one.parts else None
+            start = max(len(times) - (ring.total - stream.taken), 0)
+            newest_ns = int(stream.parts[-1][0][-1]) if stream.parts else None
             if newest_ns is not None:
                 start = max(start, int(np.searchsorted(times, newest_ns - _CLOCK_MOVES_NS)))
             if stop > start:
-                one.taken = ring.total - (len(times) - stop)
+                stream.taken = ring.total - (len(times) - stop)
                 taken = times[start:stop]
                 if newest_ns is not None:
                     taken = np.maximum(taken, newest_ns + 1 + np.arange(len(taken)))
-                one.parts.append((taken, values[start:stop]))
+                stream.parts.append((taken, values[start:stop]))

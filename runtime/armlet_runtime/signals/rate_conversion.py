@@ -32,10 +32,10 @@ def at_rate(stream: Stream, rate_hz: float) -> Stream:
         seconds, values = _low_passed(seconds, values, own_hz, rate_hz)
     count = math.floor(seconds[-1] * rate_hz + 1e-6) + 1 if len(seconds) else 0
     grid = np.arange(count) / rate_hz
-    there, covered = resample(seconds, values, grid, 1 / own_hz)
+    resampled, covered = resample(seconds, values, grid, 1 / own_hz)
     start = int(times[0]) if len(times) else 0
     stamps = start + np.rint(grid[covered] * 1e9).astype(np.int64)
-    return Stream(_with_rate(stream.modality, rate_hz), stamps, there[covered])
+    return Stream(_with_rate(stream.modality, rate_hz), stamps, resampled[covered])
 
 
 def _with_rate(modality: Modality, rate_hz: float) -> Modality:

@@ -370,8 +370,8 @@ class _Content:
                 inner = breakup_chunk(record, validate_crc=True)
             except EndOfFile as error:
                 raise DataError("a chunk ends early") from error
-            for one in inner:
-                self.add(one)
+            for message in inner:
+                self.add(message)
         elif isinstance(record, Metadata):
             self._metadata.setdefault(record.name, {}).update(record.metadata)
         elif isinstance(record, Channel):

@@ -145,7 +145,7 @@ class Wearable:
             unsampled.clear()
         unsampled.append((packet, gave))
         if taught:
-            self.opening += [replace(one, kind="earlier") if sampled else one for one, sampled in unsampled]
+            self.opening += [replace(packet, kind="earlier") if sampled else packet for packet, sampled in unsampled]
             unsampled.clear()
 
     def _place(self, profile: Profile, batch: Batch, arrival_ns: int) -> list[str]:

@@ -127,7 +127,7 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
     if len(grid_s) > _BLOCK:
         starts = range(0, len(grid_s), _BLOCK)
         blocks = [resample(times_s, values, grid_s[start : start + _BLOCK], period_s) for start in starts]
-        return np.concatenate([block for block, _ in blocks]), np.concatenate([there for _, there in blocks])
+        return np.concatenate([block for block, _ in blocks]), np.concatenate([covered for _, covered in blocks])
     # Two samples before each grid time and two after it, (4, m).
     padded_s = np.concatenate([_NEVER_BEFORE, times_s, _NEVER_AFTER])
     places = padded_s.searchsorted(grid_s, side="right") + _AROUND

@@ -23,4 +23,4 @@ TEXTS = {
 def decode(data: bytes) -> str:
     """A text; bytes that are no UTF-8 become replacement characters, control characters spaces, ends are trimmed."""
     text = data.decode(errors="replace")
-    return "".join(one if one.isprintable() else " " for one in text).strip()
+    return "".join(character if character.isprintable() else " " for character in text).strip()

@@ -80,7 +80,7 @@ def encode_eeg(sequence: int, microvolts: NDArray[np.float32]) -> bytes:
 def encode_ppg(sequence: int, counts: NDArray[np.float32]) -> bytes:
     """One wavelength's notification of 6 samples."""
     raw = np.clip(np.rint(counts), 0, 0xFFFFFF).astype(int)
-    return encode(sequence, b"".join(int(one).to_bytes(3, "big") for one in raw))
+    return encode(sequence, b"".join(int(value).to_bytes(3, "big") for value in raw))
 
 
 def encode_motion(sequence: int, values: NDArray[np.float32], scale: float) -> bytes:
@@ -143,7 +143,7 @@ class MuseDecoder:
         del pending[sequence]
         self._joined[group.name].append(sequence)
         name = group.modalities[0].name
-        return [Batch(group, {name: np.stack([parts[one] for one in sources], axis=1)}, sequence)]
+        return [Batch(group, {name: np.stack([parts[uuid] for uuid in sources], axis=1)}, sequence)]
 
 
 def _apart(a: int, b: int) -> int:
@@ -162,8 +162,8 @@ class MuseProfile(ProfileBase):
     def start(self, wanted: Wanted) -> Steps:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""
         has_ppg = PPG_UUIDS.keys() <= wanted.characteristics
-        sources = [(one, "eeg") for one in EEG_UUIDS] + [(ACC_UUID, "acc"), (GYRO_UUID, "gyro")]
-        sources += [(one, "ppg") for one in PPG_UUIDS] if has_ppg else []
+        sources = [(uuid, "eeg") for uuid in EEG_UUIDS] + [(ACC_UUID, "acc"), (GYRO_UUID, "gyro")]
+        sources += [(uuid, "ppg") for uuid in PPG_UUIDS] if has_ppg else []
         yield Subscribe(CONTROL_UUID)
         yield Write(CONTROL_UUID, command("h"), response=False)
         yield Write(CONTROL_UUID, command("p50" if has_ppg else "p21"), response=False)

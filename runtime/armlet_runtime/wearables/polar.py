@@ -184,9 +184,9 @@ def _known_settings(data: bytes) -> tuple[dict[int, tuple[float, ...]], bytes]:
             raise PacketError(f"Polar setting {number} is cut off")
         raw = [data[at + 2 + i * size : at + 2 + (i + 1) * size] for i in range(count)]
         if number == FACTOR:
-            settings[number] = tuple(struct.unpack("<f", one)[0] for one in raw)
+            settings[number] = tuple(struct.unpack("<f", value)[0] for value in raw)
         else:
-            settings[number] = tuple(float(int.from_bytes(one, "little")) for one in raw)
+            settings[number] = tuple(float(int.from_bytes(value, "little")) for value in raw)
         at += 2 + size * count
     return settings, b""
 
@@ -314,7 +314,7 @@ class PolarDecoder:
         # Intervals between pulses come when they come.
         counters = None if answer.measurement == PPI else COUNTERS
         self._running[answer.measurement] = _Running(Group(f"polar.{kind.modality}", (modality,), counters), factor)
-        self.groups = tuple(one.group for one in self._running.values())
+        self.groups = tuple(measurement.group for measurement in self._running.values())
 
     def _frame(self, data: bytes) -> list[Batch]:
         if len(data) < HEAD.size:
@@ -409,7 +409,7 @@ class PolarProfile(ProfileBase):
 def choose(offered: dict[int, tuple[float, ...]], rate_hz: float) -> dict[int, tuple[float, ...]]:
     """Of the settings offered: the rate nearest to the one wanted, and the most of everything else."""
     return {
-        number: (min(values, key=lambda one: abs(one - rate_hz)),) if number == RATE else (max(values),)
+        number: (min(values, key=lambda value: abs(value - rate_hz)),) if number == RATE else (max(values),)
         for number, values in offered.items()
         if number in (RATE, RESOLUTION, RANGE, CHANNELS)
     }

@@ -67,11 +67,11 @@ class ReplayedDecoder:
             modalities = msgspec.json.decode(data, type=list[Modality])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise PacketError(f"this is no list of modalities: {error}") from error
-        if not all(1e-6 <= one.rate_hz <= 1e6 and one.channels for one in modalities):
+        if not all(1e-6 <= modality.rate_hz <= 1e6 and modality.channels for modality in modalities):
             raise PacketError("a modality needs channels, and a rate from 0.000001 to 1,000,000 Hz")
-        if len({one.name for one in modalities}) < len(modalities):
+        if len({modality.name for modality in modalities}) < len(modalities):
             raise PacketError("a modality is there twice")
-        self.groups = tuple(Group(f"{ReplayedProfile.name}.{one.name}", (one,)) for one in modalities)
+        self.groups = tuple(Group(f"{ReplayedProfile.name}.{modality.name}", (modality,)) for modality in modalities)
 
 
 class ReplayedProfile(ProfileBase):

@@ -47,7 +47,7 @@ def configuration(rate_hz: int) -> bytes:
 def encode(values: dict[str, list[float]]) -> bytes:
     """The bytes of one sample; by modality its three axes."""
     raw = [round(axis / scale) for name, scale in SCALES.items() for axis in values[name]]
-    return _RAW.pack(*(max(-32768, min(32767, one)) for one in raw))
+    return _RAW.pack(*(max(-32768, min(32767, value)) for value in raw))
 
 
 class ThingyDecoder:

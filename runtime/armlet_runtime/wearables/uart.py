@@ -78,15 +78,15 @@ class UartDecoder:
         if not line.startswith(b"{"):
             return []
         try:
-            said = msgspec.json.decode(line[:MAX_LINE], type=dict[str, object])
+            fields = msgspec.json.decode(line[:MAX_LINE], type=dict[str, object])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise PacketError(f"a line is no JSON object: {error}") from error
-        names = tuple(name for name in UNITS if name in said)
+        names = tuple(name for name in UNITS if name in fields)
         if not names:
             return []
-        channels = {name: _numbers(name, said[name]) for name in names}
-        group = self._group(names, {name: len(values) for name, values in channels.items()}, said.get("hz"))
-        clock_ms = said.get("t")
+        channels = {name: _numbers(name, fields[name]) for name in names}
+        group = self._group(names, {name: len(values) for name, values in channels.items()}, fields.get("hz"))
+        clock_ms = fields.get("t")
         if not isinstance(clock_ms, int) or not 0 <= clock_ms < CLOCK_WRAP_MS:
             raise PacketError('a line needs "t", whole milliseconds from 0 to 2^32 - 1')
         values = {name: np.array([channels[name]], np.float32) for name in names}
@@ -161,10 +161,10 @@ def _numbers(name: str, value: object) -> list[float]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CHANNELS:
         raise PacketError(f'"{name}" in a line is a list of 1 to {MAX_CHANNELS} numbers')
     numbers = []
-    for one in value:
-        if isinstance(one, bool) or not isinstance(one, int | float) or not abs(one) < LARGEST:
-            raise PacketError(f'"{name}" in a line holds {str(one)[:20]}, which is no number')
-        numbers.append(float(one))
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int | float) or not abs(item) < LARGEST:
+            raise PacketError(f'"{name}" in a line holds {str(item)[:20]}, which is no number')
+        numbers.append(float(item))
     return numbers
 
 

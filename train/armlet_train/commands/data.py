@@ -106,8 +106,8 @@ def _info(args: argparse.Namespace) -> int:
     table = Table(title=info.name)
     for heading in ("split", "people", "recordings", "minutes"):
         table.add_column(heading, justify="left" if heading in ("split", "people") else "right")
-    for split, of in info.splits.items():
-        table.add_row(split, ", ".join(of.people), str(of.recordings), f"{of.minutes:.1f}")
+    for split, part in info.splits.items():
+        table.add_row(split, ", ".join(part.people), str(part.recordings), f"{part.minutes:.1f}")
     modalities = Table("modality", "channels, unit, rate")
     for name, described in info.modalities.items():
         modalities.add_row(name, described)
@@ -115,8 +115,8 @@ def _info(args: argparse.Namespace) -> int:
     labels.add_column("minutes", justify="right")
     for label, minutes in info.labels.items():
         labels.add_row(label, f"{minutes:.1f}")
-    for one in (table, modalities, labels):
-        console.print(one)
+    for panel in (table, modalities, labels):
+        console.print(panel)
     if args.json:
         write_json(args.json, info)
     return 0
@@ -142,14 +142,17 @@ def _read_info(args: argparse.Namespace) -> DataInfo:
                 advance(number + 1, len(entries))
         pieces = {**parts}
     splits, seconds = {}, dict.fromkeys(labels, 0.0)
-    for split, of in pieces.items():
-        kept = list(of)
+    for split, recordings in pieces.items():
+        kept = list(recordings)
         people = sorted({piece.person for piece in kept}, key=lambda person: (len(person), person))
         splits[split] = SplitInfo(people, len(kept), sum(piece.duration_s for piece in kept) / 60)
         for piece in kept:
             for label in piece.labels:
                 seconds[label.name] += (label.end_ns - label.start_ns) / 1e9
-    described = {one.name: f"{', '.join(one.channels)} in {one.unit} at {one.rate_hz:g} Hz" for one in modalities}
+    described = {
+        modality.name: f"{', '.join(modality.channels)} in {modality.unit} at {modality.rate_hz:g} Hz"
+        for modality in modalities
+    }
     return DataInfo(name, described, splits, {label: total / 60 for label, total in seconds.items()})
 
 

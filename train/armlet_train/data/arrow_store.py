@@ -154,21 +154,24 @@ def read_pieces(folder: Path, split: str, modalities: tuple[Modality, ...]) -> I
     store = _load(folder / INDEX, _Store)
     for number in range(store.shards):
         shard = _load(_shard_index(folder, number), _Shard)
-        kept = [one for one in shard.recordings if one.split == split]
-        wanted = [modality for modality in modalities if any(modality.name in one.blocks for one in kept)]
-        files = {one.name: _File(_shard_file(folder, number, one.name), one, shard.sizes[one.name]) for one in wanted}
-        for one in kept:
-            names = [modality.name for modality in wanted if modality.name in one.blocks]
+        kept = [recording for recording in shard.recordings if recording.split == split]
+        wanted = [modality for modality in modalities if any(modality.name in recording.blocks for recording in kept)]
+        files = {
+            modality.name: _File(_shard_file(folder, number, modality.name), modality, shard.sizes[modality.name])
+            for modality in wanted
+        }
+        for recording in kept:
+            names = [modality.name for modality in wanted if modality.name in recording.blocks]
             if names:
                 yield Piece(
-                    one.name,
-                    one.person,
-                    one.duration_s,
-                    {name: files[name].arrays[one.blocks[name].batch] for name in names},
-                    {name: _gaps(one.blocks[name].gaps) for name in names},
-                    {name: one.blocks[name].moments for name in names},
-                    tuple(Label(*label) for label in one.labels),
-                    partial(_ahead, files, {name: one.blocks[name].batch for name in names}),
+                    recording.name,
+                    recording.person,
+                    recording.duration_s,
+                    {name: files[name].arrays[recording.blocks[name].batch] for name in names},
+                    {name: _gaps(recording.blocks[name].gaps) for name in names},
+                    {name: recording.blocks[name].moments for name in names},
+                    tuple(Label(*label) for label in recording.labels),
+                    partial(_ahead, files, {name: recording.blocks[name].batch for name in names}),
                 )
 
 

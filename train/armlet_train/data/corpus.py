@@ -89,9 +89,9 @@ class Corpus:
         """First start, and one past the last, of each stretch of a recording that windows may be cut from."""
         first, end, code = self._label_stretches(self.hold_out)
         first, end = first[code == NO_LABEL], end[code == NO_LABEL]
+        needed = [(modality.rate_hz, self.lengths[modality.name]) for modality in self.modalities]
         whole = np.array([
-            all(grid_count(piece.duration_s, one.rate_hz) >= self.lengths[one.name] for one in self.modalities)
-            for piece in self.pieces
+            all(grid_count(piece.duration_s, rate_hz) >= length for rate_hz, length in needed) for piece in self.pieces
         ], np.bool_)  # fmt: skip
         return first, np.where(whole[self._piece_of(first)], np.maximum(end - self.length + 1, first), first)
 
@@ -114,10 +114,10 @@ class Corpus:
     def _sample_firsts(self) -> dict[str, Int64]:
         """By modality, (pieces + 1,) first sample of each piece if all pieces lie back to back."""
         return {
-            one.name: np.concatenate(
-                [[0], np.cumsum([grid_count(piece.duration_s, one.rate_hz) for piece in self.pieces])]
+            modality.name: np.concatenate(
+                [[0], np.cumsum([grid_count(piece.duration_s, modality.rate_hz) for piece in self.pieces])]
             ).astype(np.int64)
-            for one in self.modalities
+            for modality in self.modalities
         }
 
     @cached_property
@@ -193,9 +193,9 @@ class Corpus:
         # A stretch may begin or end within a run, and a run within a stretch: all edges cut both.
         edges = np.unique(np.concatenate([run, first, last + self.length - 1]))
         inside = np.maximum(self._stretch_of(edges), 0)
-        of = self._run_of(edges)
-        until = np.minimum(end[of] - self.length + 1, last[inside])
-        good = (code[of] != NO_LABEL) & (edges >= first[inside]) & (edges < until)
+        runs = self._run_of(edges)
+        until = np.minimum(end[runs] - self.length + 1, last[inside])
+        good = (code[runs] != NO_LABEL) & (edges >= first[inside]) & (edges < until)
         return edges[good], until[good]
 
     def centred(self) -> Int64:
@@ -236,9 +236,9 @@ class Corpus:
             rows = self._rows(modality, starts, piece)
             missing = self._missing(modality, rows)
             out = np.zeros((len(starts), length, len(modality.channels)), np.float32)
-            there = np.flatnonzero(missing < length)
+            present = np.flatnonzero(missing < length)
             local = rows - base[piece]
-            for row, at, first in zip(there.tolist(), piece[there].tolist(), local[there].tolist(), strict=True):
+            for row, at, first in zip(present.tolist(), piece[present].tolist(), local[present].tolist(), strict=True):
                 out[row] = self.pieces[at].signals[modality.name][first : first + length]
             for row in np.flatnonzero((missing > 0) & (missing < length)).tolist():
                 gaps = self.pieces[piece[row]].gaps[modality.name]
@@ -252,9 +252,9 @@ class Corpus:
             length = self.lengths[modality.name]
             local = self._rows(modality, starts, piece) - self._sample_firsts[modality.name][piece]
             for at, first in zip(piece.tolist(), local.tolist(), strict=True):
-                one = self.pieces[at]
-                if one.ahead is not None and modality.name in one.signals:
-                    one.ahead(modality.name, first, first + length)
+                recorded = self.pieces[at]
+                if recorded.ahead is not None and modality.name in recorded.signals:
+                    recorded.ahead(modality.name, first, first + length)
 
     def present(self, starts: Int64) -> Bool:
         """(windows, modalities): whether at least ``min_coverage`` of the modality's samples are there."""

@@ -80,10 +80,12 @@ def read_table(path: Path, mistakes: Mistakes) -> list[Row] | None:
             )
         if recording and person:
             rows.append(Row(line, recording, person, start, end, label))
-    for name, of in by_recording(rows).items():
-        strange = next((row for row in of if row.person != of[0].person), None)
+    for name, own in by_recording(rows).items():
+        strange = next((row for row in own if row.person != own[0].person), None)
         if strange is not None:
-            problem = f"recording {name} is of person {of[0].person} in row {of[0].line}, and of {strange.person} here"
+            problem = (
+                f"recording {name} is of person {own[0].person} in row {own[0].line}, and of {strange.person} here"
+            )
             mistakes.add(file.name, problem, strange.line, "person")
     return rows
 
@@ -202,8 +204,8 @@ def _mcap(file: Path, place: str, modality: Modality, mistakes: Mistakes) -> Str
         return None
     got = stream.modality
     if (got.channels, got.unit) != (modality.channels, modality.unit):
-        said = f"{', '.join(modality.channels)} in {modality.unit}"
-        mistakes.add(place, f"'{got.name}' is {', '.join(got.channels)} in {got.unit}; {DESCRIPTION} says {said}")
+        described = f"{', '.join(modality.channels)} in {modality.unit}"
+        mistakes.add(place, f"'{got.name}' is {', '.join(got.channels)} in {got.unit}; {DESCRIPTION} says {described}")
         return None
     _check_rate(place, stream.times_ns.astype(np.float64), modality, mistakes)
     return Stream(modality, stream.times_ns, stream.values)

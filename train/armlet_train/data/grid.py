@@ -86,7 +86,7 @@ def on_grid(recording: Recording, modalities: Sequence[Modality]) -> Piece | Non
         signals[modality.name] = fill_gaps(values, covered)
         gaps[modality.name] = _gaps(covered)
         moments[modality.name] = _moments(values if covered.all() else values[covered])
-    labels = tuple(Label(one.start_ns - start_ns, one.end_ns - start_ns, one.name) for one in recording.labels)
+    labels = tuple(Label(label.start_ns - start_ns, label.end_ns - start_ns, label.name) for label in recording.labels)
     return Piece(recording.name, recording.person, duration_s, signals, gaps, moments, labels)
 
 

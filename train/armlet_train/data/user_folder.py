@@ -118,7 +118,9 @@ def _read(path: Path, name: str, modalities: tuple[Modality, ...], rows: tuple[R
         for row in rows
         if row.label and row.start_s is not None and row.end_s is not None
     ]
-    return Recording(name, rows[0].person, {"source": str(path)}, streams, sorted(labels, key=lambda one: one.start_ns))
+    return Recording(
+        name, rows[0].person, {"source": str(path)}, streams, sorted(labels, key=lambda label: label.start_ns)
+    )
 
 
 def _description(path: Path, mistakes: Mistakes) -> Description | None:
@@ -161,7 +163,7 @@ def _check_types(table: dict[str, Any], place: str, kind: type[T], mistakes: Mis
 
 
 def _check_keys(table: dict[str, Any], place: str, kind: Any, needed: Iterable[str], mistakes: Mistakes) -> None:
-    known = [one.name for one in msgspec.structs.fields(kind)]
+    known = [field.name for field in msgspec.structs.fields(kind)]
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -175,20 +177,23 @@ def _check_keys(table: dict[str, Any], place: str, kind: Any, needed: Iterable[s
 def _check_modalities(description: Description, mistakes: Mistakes) -> None:
     if not description.modalities:
         mistakes.add(DESCRIPTION, "there must be at least one modality", None, "modalities")
-    for name, one in description.modalities.items():
+    for name, described in description.modalities.items():
         place = f"modalities.{name}"
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             mistakes.add(DESCRIPTION, "a modality's name is of letters, digits and _ only", None, place)
-        if not one.channels or len(set(one.channels)) != len(one.channels):
+        if not described.channels or len(set(described.channels)) != len(described.channels):
             mistakes.add(DESCRIPTION, "needs at least one channel, and none twice", None, f"{place}.channels")
-        if TIME in one.channels:
+        if TIME in described.channels:
             mistakes.add(DESCRIPTION, f"{TIME} is the name of the time", None, f"{place}.channels")
-        if not 0 < one.rate_hz < math.inf:
-            mistakes.add(DESCRIPTION, f"a rate is above 0 Hz, not {one.rate_hz:g}", None, f"{place}.rate_hz")
+        if not 0 < described.rate_hz < math.inf:
+            mistakes.add(DESCRIPTION, f"a rate is above 0 Hz, not {described.rate_hz:g}", None, f"{place}.rate_hz")
 
 
 def _modalities(description: Description) -> tuple[Modality, ...]:
-    return tuple(Modality(name, one.channels, one.unit, one.rate_hz) for name, one in description.modalities.items())
+    return tuple(
+        Modality(name, described.channels, described.unit, described.rate_hz)
+        for name, described in description.modalities.items()
+    )
 
 
 def _splits(description: Description, table: list[Row], mistakes: Mistakes) -> dict[str, str]:
@@ -223,11 +228,11 @@ def _check_strangers(
     folder = path / SAMPLES
     if not folder.is_dir():
         return
-    for one in sorted(folder.iterdir()):
-        if one.is_dir() and one.name not in rows:
-            near = difflib.get_close_matches(one.name, rows, 1)
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and entry.name not in rows:
+            near = difflib.get_close_matches(entry.name, rows, 1)
             hint = f"; did the table mean it by '{near[0]}'?" if near else ""
-            mistakes.add(f"{SAMPLES}/{one.name}", f"no row of the table names this recording{hint}")
+            mistakes.add(f"{SAMPLES}/{entry.name}", f"no row of the table names this recording{hint}")
     have = {file.stem for name in rows for file in sample_files(path, name)}
     for modality in modalities:
         if modality.name not in have:

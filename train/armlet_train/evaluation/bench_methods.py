@@ -186,8 +186,8 @@ class Suite:
         cut = dict(table["data"], modalities=list(subset))
         for key in ("knee", "scale"):
             cut[key] = {name: value for name, value in cut.get(key, {}).items() if name in subset}
-        none = {"method": "none", "seed": table["finetune"]["seed"]}
-        specialist = dict(table, data=cut, pretrain=none, finetune=dict(table["finetune"], subsets="whole"))
+        no_pretraining = {"method": "none", "seed": table["finetune"]["seed"]}
+        specialist = dict(table, data=cut, pretrain=no_pretraining, finetune=dict(table["finetune"], subsets="whole"))
         folder = f"{subset_name(subset)}-{_digest(specialist)[:12]}"
         return self._trained(self.folder / "specialists" / folder, specialist)
 
@@ -242,7 +242,7 @@ def _digest(*parts: Any) -> str:
 def tables(report: SuiteReport) -> list[Table]:
     """The tables of a report: fine-tuned, by person, and with few labels."""
     methods = {
-        figures.method: [one for one in report.methods if one.method == figures.method] for figures in report.methods
+        figures.method: [row for row in report.methods if row.method == figures.method] for figures in report.methods
     }
     trained = {method: seeds for method, seeds in methods.items() if seeds[0].finetuned}
     where = f"macro-F1 on {report.windows} windows of {report.split} people"
@@ -259,14 +259,15 @@ def tables(report: SuiteReport) -> list[Table]:
         made.append(Table(
             f"The same by person ({names[0]})",
             ["method", *people],
-            [[method, *(_mean([one.finetuned[0].people[person] for one in seeds]) for person in people)]
+            [[method, *(_mean([seed.finetuned[0].people[person] for seed in seeds]) for person in people)]
              for method, seeds in trained.items()],
         ))  # fmt: skip
     few = report.methods[0].few_label
     made.append(Table(
         f"Linear probe with k labelled windows of each class, mean and deviation of {few[0].seeds} draws, {where}",
-        ["method", *(f"k = {one.k}" for one in few), "all labels"],
-        [[method, *_few(seeds), _mean([one.probe[0].macro_f1 for one in seeds])] for method, seeds in methods.items()],
+        ["method", *(f"k = {score.k}" for score in few), "all labels"],
+        [[method, *_few(seeds), _mean([seed.probe[0].macro_f1 for seed in seeds])]
+         for method, seeds in methods.items()],
     ))  # fmt: skip
     return made
 
@@ -274,8 +275,8 @@ def tables(report: SuiteReport) -> list[Table]:
 def _with_specialists(seeds: list[Figures]) -> list[str]:
     cells = []
     for number in range(len(seeds[0].finetuned)):
-        one_model = _mean([one.finetuned[number].macro_f1 for one in seeds])
-        specialist = _mean([one.specialists[number].macro_f1 for one in seeds])
+        one_model = _mean([seed.finetuned[number].macro_f1 for seed in seeds])
+        specialist = _mean([seed.specialists[number].macro_f1 for seed in seeds])
         cells.append(f"{one_model} ({specialist})")
     return cells
 
@@ -283,8 +284,8 @@ def _with_specialists(seeds: list[Figures]) -> list[str]:
 def _few(seeds: list[Figures]) -> list[str]:
     cells = []
     for place in range(len(seeds[0].few_label)):
-        scores = [one.few_label[place] for one in seeds]
-        cells.append(f"{_mean([one.macro_f1 for one in scores])} ± {_mean([one.deviation for one in scores])}")
+        scores = [seed.few_label[place] for seed in seeds]
+        cells.append(f"{_mean([score.macro_f1 for score in scores])} ± {_mean([score.deviation for score in scores])}")
     return cells
 
 

@@ -301,7 +301,7 @@ def _embed(model: ArmletModel, unseen: _Unseen, normalisation: dict[str, Normali
     parts = []
     for raw, present in unseen.crops:
         windows = {name: normalisation[name].apply(values) for name, values in raw.items()}
-        embedded = in_batches(lambda batch, there: model(batch, there)[1], windows, present)
+        embedded = in_batches(lambda batch, visible: model(batch, visible)[1], windows, present)
         length = np.linalg.norm(embedded, axis=1, keepdims=True) if distance == "cosine" else 1.0
         parts.append(embedded / length)
     mean: Float32 = np.mean(parts, axis=0)
@@ -320,15 +320,15 @@ def _score(embedded: Float32, unseen: _Unseen, head: PrototypeHead, few: FewShot
 
 def _row(name: str, trained: list[_Trained]) -> Row:
     """One row of its seeds. Episodes are the same for each seed, so their intervals are averaged, not narrowed."""
-    people = [one.people for one in trained]
+    people = [scores.people for scores in trained]
     return Row(
         name=name,
         seeds=[score.accuracy for score in people],
         accuracy=float(np.mean([score.accuracy for score in people])),
         interval=float(np.mean([score.interval for score in people])),
         people={who: float(np.mean([score.people[who] for score in people])) for who in people[0].people},
-        recordings_accuracy=float(np.mean([one.recordings.accuracy for one in trained])),
-        recordings_interval=float(np.mean([one.recordings.interval for one in trained])),
+        recordings_accuracy=float(np.mean([scores.recordings.accuracy for scores in trained])),
+        recordings_interval=float(np.mean([scores.recordings.interval for scores in trained])),
     )
 
 

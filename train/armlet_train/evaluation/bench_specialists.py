@@ -126,8 +126,8 @@ def tables(report: MadeReport) -> list[Table]:
         [row.subset, str(row.windows), f"{row.one:.3f}", f"{row.specialist:.3f}", f"{row.one - row.specialist:+.3f}"]
         for row in report.rows
     ]
-    one, special = (float(np.mean([getattr(row, name) for row in report.rows])) for name in ("one", "specialist"))
-    rows.append([f"mean of {len(rows)}", "", f"{one:.3f}", f"{special:.3f}", f"{one - special:+.3f}"])
+    one_model, special = (float(np.mean([getattr(row, name) for row in report.rows])) for name in ("one", "specialist"))
+    rows.append([f"mean of {len(rows)}", "", f"{one_model:.3f}", f"{special:.3f}", f"{one_model - special:+.3f}"])
     title = f"{report.data}. Macro-F1 on test people: one model in every subset, and a specialist of each"
     return [Table(title, ["subset", "windows", "one model", "specialist", "difference"], rows)]
 
@@ -166,7 +166,9 @@ def _specialist(
     folder: Path,
     advance: Advance,
 ) -> ArmletModel:
-    alone = dataclasses.replace(corpus, modalities=tuple(one for one in corpus.modalities if one.name in subset))
+    alone = dataclasses.replace(
+        corpus, modalities=tuple(modality for modality in corpus.modalities if modality.name in subset)
+    )
     numbers = {name: normalisation[name] for name in subset}
     model = run_folder.build_model(recipe, alone.modalities)
     expected = checkpoints.fingerprint(recipe.finetune, subset, checkpoints.state_digest(model))

@@ -64,7 +64,7 @@ def insert(path: Path, report: Report) -> None:
     if not between.search(text):
         raise UsageError(f"{path} has no lines '{begin}' and '{end}' to put the tables between")
     body = "\n".join(_markdown(table) for table in tables(report))
-    write_atomic(path, between.sub(lambda found: f"{found[1]}{body}{found[2]}", text, count=1).encode())
+    write_atomic(path, between.sub(lambda match: f"{match[1]}{body}{match[2]}", text, count=1).encode())
 
 
 def _markdown(table: Table) -> str:

@@ -104,7 +104,7 @@ def draw(
     Raises:
         DataError: There are too few classes, groups or examples.
     """
-    classes, (names, of) = np.unique(truth), np.unique(groups, return_inverse=True)
+    classes, (names, owners) = np.unique(truth), np.unique(groups, return_inverse=True)
     if len(classes) < ways:
         raise DataError(f"{ways}-way episodes need {ways} classes, and there are {len(classes)}")
     members = {label: np.flatnonzero(truth == label) for label in classes}
@@ -115,7 +115,7 @@ def draw(
             giving = np.zeros(len(names), np.bool_)
             giving[rng.permutation(len(names))[: (len(names) + 1) // 2]] = True
             sides = [
-                (members[label][giving[of[members[label]]]], members[label][~giving[of[members[label]]]])
+                (members[label][giving[owners[members[label]]]], members[label][~giving[owners[members[label]]]])
                 for label in rng.choice(classes, ways, replace=False)
             ]
             if all(len(left) >= shots and len(right) >= queries for left, right in sides):
@@ -151,13 +151,13 @@ def score(
         decided = head(queries, support, transductive_steps).argmax(dim=2).numpy()
     truth = np.repeat(np.arange(ways), episodes.queries.shape[2])
     right = decided == truth
-    of = groups[episodes.queries.reshape(len(right), -1)]
+    owners = groups[episodes.queries.reshape(len(right), -1)]
     each = right.mean(axis=1)
     return EpisodeScore(
         accuracy=float(each.mean()),
         interval=float(NORMAL_95 * each.std(ddof=1) / np.sqrt(len(each))),
         episodes=len(each),
-        people={str(name): float(right[of == name].mean()) for name in sorted(set(of.ravel()))},
+        people={str(name): float(right[owners == name].mean()) for name in sorted(set(owners.ravel()))},
     )
 
 
@@ -186,10 +186,10 @@ class Pool:
         starts = corpus.starts(labelled=True, every=STARTS_EVERY)
         truth, people = corpus.labels_of(starts), corpus.people_of(starts)
         self._starts = {
-            (label, str(name)): found
+            (label, str(name)): own
             for label in range(len(corpus.labels))
             for name in np.unique(people)
-            if len(found := starts[(truth == label) & (people == name)])
+            if len(own := starts[(truth == label) & (people == name)])
         }
         self._people = sorted({name for _, name in self._starts})
         labels = range(len(corpus.labels))
@@ -213,8 +213,8 @@ class Pool:
         labels = sorted({label for label, _ in self._starts})
         result = np.zeros((count, each), np.int64)
         for row, label in enumerate(rng.choice(labels, count)):
-            there = [name for name in self._people if (label, name) in self._starts]
-            chosen = rng.choice(there, each, replace=len(there) < each)
+            people = [name for name in self._people if (label, name) in self._starts]
+            chosen = rng.choice(people, each, replace=len(people) < each)
             result[row] = [rng.choice(self._starts[label, name]) for name in chosen]
         return result
 
@@ -327,8 +327,8 @@ def meta_train(
                 turned = made_episodes(still["acc"], still["gyro"], made, recipe.ways, corpus.tick_hz)
                 still["acc"], still["gyro"] = turned
             windows = {name: torch.cat([window, still[name]]) for name, window in splice(begin, end).items()}
-            there = batch.present[:count] & batch.present[count : 2 * count]
-            yield Labelled(augment(windows), torch.cat([there, batch.present[2 * count :]]), truth)
+            present = batch.present[:count] & batch.present[count : 2 * count]
+            yield Labelled(augment(windows), torch.cat([present, batch.present[2 * count :]]), truth)
 
     torch.manual_seed(recipe.seed)
     objective = Episodic(model, recipe, len(pool.classes))

@@ -95,7 +95,7 @@ class Crossl(Pretraining):
         with torch.autocast(vectors.device.type, enabled=False):
             # (views, masks, B, projection_dim)
             each = distributed.widen(vectors).reshape(-1, 2, len(masks), vectors.shape[1]).permute(1, 2, 0, 3)
-            pairs = [vicreg(each[0, one], each[1, other]) for one, other in permutations(range(len(masks)), 2)]
+            pairs = [vicreg(each[0, first], each[1, other]) for first, other in permutations(range(len(masks)), 2)]
             return self._weigh(torch.stack([torch.stack(terms) for terms in pairs]).mean(dim=0).unbind())
 
     def _weigh(self, terms: Sequence[Tensor]) -> dict[str, Tensor]:

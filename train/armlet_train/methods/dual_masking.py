@@ -53,15 +53,15 @@ class Dual(Pretraining):
         terms = {}
         for name in self._learning:
             encoder = self._encoder(name)
-            there = present[:, self.model.modalities.index(name)]
+            visible = present[:, self.model.modalities.index(name)]
             # Zeros in the place of an absent window: a NaN there would reach the gradient even with a weight of zero.
-            patches = torch.where(there[:, None, None, None], encoder.patches(views[0][name]), 0.0)
+            patches = torch.where(visible[:, None, None, None], encoder.patches(views[0][name]), 0.0)
             hidden = dual_mask(self.recipe, (patches.shape[0], patches.shape[1], patches.shape[2]), patches.device)
             error = (encoder.cbramod(patches, hidden).float() - patches.float()).square().mean(dim=3)
             each = (error * hidden).sum(dim=(1, 2)) / hidden.sum(dim=(1, 2)).clamp(min=1)
             # By the number of windows of the whole batch, wherever its parts are, so that processes equal one.
-            count = distributed.gather(there.float()).sum().clamp(min=1) / distributed.world()
-            terms[name] = (each * there).sum() / count
+            count = distributed.gather(visible.float()).sum().clamp(min=1) / distributed.world()
+            terms[name] = (each * visible).sum() / count
         return {"loss": torch.stack(list(terms.values())).mean(), **terms}
 
     def _encoder(self, name: str) -> CBraModEncoder:

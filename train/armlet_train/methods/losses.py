@@ -74,7 +74,7 @@ def cocoa(tokens: Tensor, present: Tensor, temperature: float, negatives: float)
     positive = (((1 - within) / temperature).exp() * pairs).sum() / pairs.sum().clamp(min=1)
 
     between = torch.einsum("bmd,cmd->mbc", unit, unit)
-    there = present.T
-    strangers = there[:, :, None] & there[:, None, :] & ~torch.eye(batch, dtype=torch.bool, device=tokens.device)
+    visible = present.T
+    strangers = visible[:, :, None] & visible[:, None, :] & ~torch.eye(batch, dtype=torch.bool, device=tokens.device)
     negative = ((between / temperature).exp() * strangers).sum() / strangers.sum().clamp(min=1)
     return positive + negatives * negative

@@ -121,14 +121,14 @@ class MuMae(Pretraining):
         """
         (windows,) = views
         masks = self.masks(present.shape[0])
-        said = self.predict(windows, present, masks)
+        predictions = self.predict(windows, present, masks)
         loss = present.new_zeros((), dtype=torch.float32)
         terms = {}
-        for there, (name, prediction) in zip(present.unbind(1), said.items(), strict=True):
+        for visible, (name, prediction) in zip(present.unbind(1), predictions.items(), strict=True):
             encoder = self.encoder(name)
             wanted = _take(self.targets(encoder.pieces(windows[name])), masks[name].hidden)
             error = (prediction.float() - wanted.float()).pow(2).mean(dim=(1, 2))
-            terms[name] = torch.where(there, error, torch.zeros_like(error)).mean()
+            terms[name] = torch.where(visible, error, torch.zeros_like(error)).mean()
             is_video = isinstance(encoder, VideoEncoder)
             loss = loss + (self.recipe.video_weight if is_video else self.recipe.sensor_weight) * terms[name]
         return {"loss": loss, **terms}
@@ -148,8 +148,8 @@ class MuMae(Pretraining):
         blank = self.mask_token.to(encoded.dtype).expand(encoded.shape[0], mask.hidden.shape[1], -1)
         positions = self.get_buffer(f"positions_{name}")[torch.cat([mask.seen, mask.hidden], dim=1)]
         decoded = self.decoders[name](torch.cat([encoded, blank], dim=1) + positions)
-        said: Tensor = self.says[name](decoded[:, mask.seen.shape[1] :])
-        return said
+        prediction: Tensor = self.says[name](decoded[:, mask.seen.shape[1] :])
+        return prediction
 
 
 def _take(pieces: Tensor, index: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ class AttentionAggregator(Aggregator):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Aggregate a batch."""
         each = tokens.reshape(-1, *self.shape)
-        there = each[:, :, -1:]
+        flags = each[:, :, -1:]
         values = torch.relu(self.values(each + self.places))
-        weights = torch.softmax(self.scores(values), dim=1) * there
+        weights = torch.softmax(self.scores(values), dim=1) * flags
         weights = weights / weights.sum(dim=1, keepdim=True)
         pooled = (weights.transpose(1, 2) @ values).flatten(1)
         embedding = torch.relu(self.embedding(self.dropout(pooled)))

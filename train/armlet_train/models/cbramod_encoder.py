@@ -167,13 +167,13 @@ def load_state(path: Path) -> dict[str, Tensor]:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is not a file of weights that PyTorch reads safely ({reason})") from None
     wanted = {name: tuple(value.shape) for name, value in CBraMod().state_dict().items()}
-    found = {}
+    shapes = {}
     if isinstance(state, dict):
-        found = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        shapes = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+    wrong = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
     if wrong:
         raise DataError(
             f"{path} does not hold a CBraMod of the published sizes: {len(wrong)} of its tensors are missing, strange "
-            f"or of another shape, '{wrong[0]}' for one (wanted {wanted.get(wrong[0])}, found {found.get(wrong[0])})"
+            f"or of another shape, '{wrong[0]}' for one (wanted {wanted.get(wrong[0])}, found {shapes.get(wrong[0])})"
         )
     return {name: value.float() for name, value in state.items()}

@@ -247,12 +247,12 @@ class CrossAttentionFusion(nn.Module):
 
     def forward(self, representation: Tensor, spans: Tensor) -> Tensor:
         """(B, streams * queries * width)."""
-        found = []
+        attended = []
         for number, (ask, attend) in enumerate(zip(self.ask, self.attend, strict=True)):
             queries = ask(representation).reshape(-1, self.queries, self.width)
             features = spans[:, number * self.spans : (number + 1) * self.spans]
-            found.append(attend(queries, features).flatten(1))
-        return torch.cat(found, dim=1) * self.weights
+            attended.append(attend(queries, features).flatten(1))
+        return torch.cat(attended, dim=1) * self.weights
 
 
 class ConcatenationFusion(nn.Module):

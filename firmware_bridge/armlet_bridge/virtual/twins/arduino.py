@@ -28,7 +28,7 @@ class ArduinoTwin(Twin):
         service = arduino.SERVICE_UUIDS[0]
         self._sources = {name: source for source, name in reversed(arduino.SOURCES.items()) if name in streams}
         sources = list(self._sources.values())
-        super().__init__(service, [characteristic(one, NOTIFY) for one in sources], sources)
+        super().__init__(service, [characteristic(source, NOTIFY) for source in sources], sources)
 
     def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[Due]:
         """See :class:`Twin`."""

@@ -60,7 +60,7 @@ class Twin:
         self.advertised = service_uuid
         all_of_them = list(characteristics)
         self.service = Service(bumble_uuid(service_uuid), all_of_them)
-        by_uuid = {one.uuid: one for one in all_of_them}
+        by_uuid = {notifying.uuid: notifying for notifying in all_of_them}
         self.notifying = {source: by_uuid[bumble_uuid(source)] for source in sends}
 
     def running(self, source: str) -> bool:

@@ -47,7 +47,9 @@ class MuseTwin(Twin):
         # A headband has all of its characteristics but those of the PPG, whatever is played on it.
         all_sources = [*muse.EEG_UUIDS, muse.ACC_UUID, muse.GYRO_UUID, *(muse.PPG_UUIDS if "ppg" in streams else ())]
         sends = [source for sources in self._sources.values() for source in sources]
-        super().__init__(muse.SERVICE_UUID, [control, *(characteristic(one, NOTIFY) for one in all_sources)], sends)
+        super().__init__(
+            muse.SERVICE_UUID, [control, *(characteristic(source, NOTIFY) for source in all_sources)], sends
+        )
 
     def _written(self, data: bytes) -> None:
         self._on = {muse.command("d"): True, muse.command("h"): False}.get(data, self._on)

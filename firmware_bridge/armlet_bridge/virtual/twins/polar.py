@@ -123,7 +123,7 @@ class PolarTwin(Twin):
         raw = np.clip(raw, -(1 << bits - 1), (1 << bits - 1) - 1)
         if layout_byte & polar.COMPRESSED:
             return polar.compress(raw, bits)
-        return b"".join(int(one).to_bytes(bits // 8, "little", signed=True) for one in raw.reshape(-1))
+        return b"".join(int(value).to_bytes(bits // 8, "little", signed=True) for value in raw.reshape(-1))
 
     def disconnected(self) -> None:
         """See :class:`Twin`."""

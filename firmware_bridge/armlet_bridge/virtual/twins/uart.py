@@ -29,8 +29,8 @@ class UartTwin(Twin):
     """Something that prints lines (:mod:`armlet_runtime.wearables.uart`); a Bangle.js waits for its program."""
 
     def __init__(self, streams: Mapping[str, Stream], name: str) -> None:
-        self._taken = {one: taken([stream]) for one, stream in streams.items()}
-        self._rates_hz = {one: stream.modality.rate_hz for one, stream in streams.items()}
+        self._taken = {name: taken([stream]) for name, stream in streams.items()}
+        self._rates_hz = {name: stream.modality.rate_hz for name, stream in streams.items()}
         self._is_bangle = name.startswith(uart.BANGLE_NAME)
         self._code = b""
         write = characteristic(uart.WRITE_UUID, WRITE | WRITE_QUIETLY, write=self._written)

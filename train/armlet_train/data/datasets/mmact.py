@@ -64,15 +64,15 @@ def entries(path: Path) -> list[Entry]:
         raise DataError(
             f"{path} has no acc_phone_clip/subject1/scene1/session1/*.csv; give the folder of the sensor files"
         )
-    found = []
+    recordings = []
     for clip, files in sorted(clips.items()):
         subject, scene, session = (part for part in clip.parts[:3])
         person, action = subject.removeprefix("subject"), clip.stem.lower()
         if person not in split_of or action not in LABELS:
             raise DataError(f"{next(iter(files.values()))} is not a clip of MMAct: no such subject or action")
         name = f"mmact-p{person}-{scene}-{session}-{action}"
-        found.append(Entry(name, person, split_of[person], partial(_read, files, name, person, action)))
-    return found
+        recordings.append(Entry(name, person, split_of[person], partial(_read, files, name, person, action)))
+    return recordings
 
 
 def _read(files: dict[str, Path], name: str, person: str, action: str) -> Recording:
@@ -133,10 +133,10 @@ def _even(modality: Modality, seconds: NDArray[np.float64], values: NDArray[np.f
     """Samples on an even grid, linear between neighbours; none in a pause."""
     grid = np.arange(int(seconds[-1] * modality.rate_hz + 1e-6) + 1) / modality.rate_hz
     after = np.clip(np.searchsorted(seconds, grid, side="left"), 1, len(seconds) - 1)
-    there = seconds[after] - seconds[after - 1] <= LONGEST_PAUSE_S
+    inside = seconds[after] - seconds[after - 1] <= LONGEST_PAUSE_S
     even = np.stack([np.interp(grid, seconds, column) for column in values.T], axis=1)
     times = np.rint(grid * 1e9).astype(np.int64)
-    return Stream(modality, times[there], even[there].astype(np.float32))
+    return Stream(modality, times[inside], even[inside].astype(np.float32))
 
 
 DATA_SET = DataSet(

@@ -76,17 +76,17 @@ def entries(path: Path) -> list[Entry]:
     Raises:
         DataError: There is none.
     """
-    found = []
+    recordings = []
     for split, people in SPLITS.items():
         for person in people:
             for part in ("Protocol", "Optional"):
                 file = path / part / f"subject{person}.dat"
                 if file.is_file():
                     name = f"pamap2-p{person}-{part.lower()}"
-                    found.append(Entry(name, person, split, partial(_read, file, name, person)))
-    if not found:
+                    recordings.append(Entry(name, person, split, partial(_read, file, name, person)))
+    if not recordings:
         raise DataError(f"{path} has no Protocol/subject101.dat; give the folder that UCI's PAMAP2_Dataset.zip holds")
-    return sorted(found, key=lambda entry: entry.name)
+    return sorted(recordings, key=lambda entry: entry.name)
 
 
 def _read(file: Path, name: str, person: str) -> Recording:
@@ -108,8 +108,8 @@ def _read(file: Path, name: str, person: str) -> Recording:
 
 
 def _stream(modality: Modality, times: NDArray[np.int64], values: NDArray[np.float64]) -> Stream:
-    there = ~np.isnan(values).any(axis=1)
-    return Stream(modality, times[there], values[there].astype(np.float32))
+    complete = ~np.isnan(values).any(axis=1)
+    return Stream(modality, times[complete], values[complete].astype(np.float32))
 
 
 def _labels(times: NDArray[np.int64], activity: NDArray[np.float64]) -> list[Label]:

@@ -47,7 +47,7 @@ def entries(path: Path) -> list[Entry]:
     """
     classes = _classes(path / STATEMENTS)
     split_of = {fold: split for split, folds in SPLITS.items() for fold in folds}
-    found = []
+    recordings = []
     for line, row in _rows(path / DATABASE):
         try:
             number, fold = int(row["ecg_id"]), int(float(row["strat_fold"]))
@@ -64,13 +64,13 @@ def entries(path: Path) -> list[Entry]:
         if record is None:
             raise DataError(f"{path / DATABASE}, line {line}: neither {files[0]}.hea nor {files[1]}.hea is there")
         label = next(iter(names)) if len(names) == 1 else None
-        found.append(Entry(f"ptb-xl-{number:05d}", person, split, partial(_read, record, number, person, label)))
-    return found
+        recordings.append(Entry(f"ptb-xl-{number:05d}", person, split, partial(_read, record, number, person, label)))
+    return recordings
 
 
 def _classes(file: Path) -> dict[str, str]:
     """Diagnostic code to its superclass."""
-    found = {}
+    classes = {}
     for line, row in _rows(file):
         try:
             # The first column has no name; a code that is no diagnosis has an empty field.
@@ -80,8 +80,8 @@ def _classes(file: Path) -> dict[str, str]:
         if diagnostic and float(diagnostic) == 1:
             if name not in LABELS:
                 raise DataError(f"{file}, line {line}: '{name}' is none of {', '.join(LABELS)}")
-            found[code] = name
-    return found
+            classes[code] = name
+    return classes
 
 
 def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:

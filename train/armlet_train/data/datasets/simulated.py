@@ -154,8 +154,8 @@ def _recording(person: str, arrays: dict[str, NDArray[np.float64]]) -> Recording
             continue
         values = arrays[modality.name].astype(np.float32)
         times = np.rint(np.arange(len(values)) / modality.rate_hz * 1e9).astype(np.int64)
-        there = arrays[f"{modality.name}_there"].astype(bool)
-        streams[modality.name] = Stream(modality, times[there], values[there])
+        worn = arrays[f"{modality.name}_there"].astype(bool)
+        streams[modality.name] = Stream(modality, times[worn], values[worn])
     names = list(STATES)
     labels = [Label(round(first * 1e9), round(last * 1e9), names[int(code)]) for first, last, code in arrays["labels"]]
     meta = {"source": "MADE by armlet_train.data.datasets.simulated: these are not measurements"}
@@ -187,11 +187,11 @@ def _make(person: int, seed: int, seconds: float) -> dict[str, NDArray[np.float6
 
 def _there(count: int, rate_hz: float, rng: np.random.Generator) -> Float64:
     """1 where a sample arrives; each radio link is lost now and then, for some seconds."""
-    there = np.ones(count)
+    worn = np.ones(count)
     for _ in range(rng.poisson(count / rate_hz / 120)):
         first = int(rng.uniform(0, count))
-        there[first : first + int(rng.uniform(1, 6) * rate_hz)] = 0
-    return there
+        worn[first : first + int(rng.uniform(1, 6) * rate_hz)] = 0
+    return worn
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def entries(path: Path) -> list[Entry]:
     stages = {file.name[:6]: file for file in path.rglob("*-Hypnogram.edf")}
     if not signals:
         raise DataError(f"{path} has no files such as SC4001E0-PSG.edf; give the folder that holds sleep-cassette")
-    found = []
+    recordings = []
     for night in sorted(signals.keys() | stages.keys()):
         if night not in signals or night not in stages:
             alone, lacking = (signals[night], "-Hypnogram.edf") if night in signals else (stages[night], "-PSG.edf")
@@ -73,10 +73,10 @@ def entries(path: Path) -> list[Entry]:
         split = next((split for split, people in SPLITS.items() if person in people), None)
         if split is None:
             raise DataError(f"{signals[night]} is not named as Sleep-EDF's files are (SC4ssN..., ST7ssN...)")
-        found.append(
+        recordings.append(
             Entry(f"sleep-edf-{night}", person, split, partial(_read, signals[night], stages[night], night, person))
         )
-    return found
+    return recordings
 
 
 def _read(signal_file: Path, stage_file: Path, night: str, person: str) -> Recording:
@@ -85,7 +85,7 @@ def _read(signal_file: Path, stage_file: Path, night: str, person: str) -> Recor
     try:
         annotations = read_edf(stage_file).annotations
         edf = read_edf(signal_file)
-        named = {one.label: one for one in edf.signals}
+        named = {signal.label: signal for signal in edf.signals}
         raw = {}
         for name in chain.from_iterable(SIGNALS.values()):
             if name not in named:
@@ -102,7 +102,9 @@ def _read(signal_file: Path, stage_file: Path, night: str, person: str) -> Recor
         ) from None
 
     spans = [
-        (one.onset, one.onset + (one.duration or 0.0), STAGES[one.text]) for one in annotations if one.text in STAGES
+        (annotation.onset, annotation.onset + (annotation.duration or 0.0), STAGES[annotation.text])
+        for annotation in annotations
+        if annotation.text in STAGES
     ]
     duration_s = min(len(values) / rate for values, rate in raw.values())
     first_s, last_s = _night(spans, duration_s)

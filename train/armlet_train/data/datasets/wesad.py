@@ -54,15 +54,15 @@ def entries(path: Path) -> list[Entry]:
     Raises:
         DataError: There is none.
     """
-    found = [
+    recordings = [
         Entry(f"wesad-{person.lower()}", person, split, partial(_read, path / person / f"{person}.pkl", person))
         for split, people in SPLITS.items()
         for person in people
         if (path / person / f"{person}.pkl").is_file()
     ]
-    if not found:
+    if not recordings:
         raise DataError(f"{path} has no S2/S2.pkl; give the folder that WESAD.zip holds")
-    return found
+    return recordings
 
 
 def _read(file: Path, person: str) -> Recording:
