@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from armlet_runtime.cli import main
 from armlet_runtime.errors import DataError, UsageError
@@ -90,6 +91,15 @@ def test_tables_go_between_their_marks(tmp_path: Path) -> None:
     page.write_text("nothing")
     with pytest.raises(UsageError, match="<!-- suite masking -->"):
         tables.insert(page, masking_report())
+
+
+def test_names_of_subsets_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "phone_acc+phone_gyro+watch_acc+watch_gyro"
+    rows = [Row(VARIANTS[0], 0.5, {name: 0.9, "phone_acc+phone_gyro+watch_acc": 0.8})]
+    tables.show(MaskingReport("masking", False, "validation", "hapt", 4, 10, rows, describe()), Console(width=80))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown and sum(shown.count(letter) for letter in "_") == name.count("_") + 3
 
 
 @pytest.mark.full("trains eight models")

@@ -43,7 +43,8 @@ def show(report: Report, console: Console) -> None:
     for table in tables(report):
         shown = RichTable(title=table.title)
         for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="right" if number else "left")
+            # Names of subsets have no blanks: without 'fold', rich would cut them.
+            shown.add_column(column, justify="right" if number else "left", overflow="fold")
         for row in table.rows:
             shown.add_row(*row)
         console.print(shown)
