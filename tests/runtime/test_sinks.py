@@ -122,7 +122,10 @@ def test_a_broker_gets_every_decision(broker: RealBroker) -> None:
     client.loop_stop()
 
 
-def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: RealBroker, core: LiveCore) -> None:
+def test_a_broker_that_goes_away_loses_nothing_that_can_wait(
+    broker: RealBroker, core: LiveCore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="armlet_runtime")
     sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}/t")
     sinks = Sinks([sink], core)
     wait_for(lambda: sink.problem == "")
@@ -139,6 +142,8 @@ def test_a_broker_that_goes_away_loses_nothing_that_can_wait(broker: RealBroker,
     sinks.close()
     (report,) = sinks.reports
     assert (report.sent, report.lost) == (6, 0)
+    story = [record.getMessage().removeprefix(f"{sink.name}: ") for record in caplog.records]
+    assert story[0] == story[-1] == "connected" and any("lost" in line for line in story[1:-1]), story
 
 
 def test_without_a_broker_what_is_lost_is_counted(core: LiveCore) -> None:

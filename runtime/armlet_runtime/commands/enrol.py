@@ -13,8 +13,9 @@ from .model_arguments import add_engine_option, add_key_option, load_bundle
 
 if TYPE_CHECKING:
     from ..arrays import Float32
+    from ..bundle import Bundle
     from ..live import Stretch
-    from ..model import BundleModel, Layer
+    from ..model import BundleModel, Example, Layer
     from ..signals import Packet
 
 NAME = "enrol"
@@ -64,21 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the enrolled classes, or list them."""
-    from ..bluetooth import run_main
     from ..errors import UsageError
     from ..files import write_json
-    from ..live import layer_path, other_occurrences
-    from ..model import (
-        Bank,
-        BundleModel,
-        Layer,
-        change_layer,
-        check_name,
-        left_behind,
-        make_example,
-        read_layer,
-        taken_for,
-    )
+    from ..live import layer_path
+    from ..model import Layer, change_layer, left_behind, read_layer
 
     teaching = not (args.list or args.undo or args.remove)
     if teaching is (args.name is None):
@@ -93,16 +83,7 @@ def run(args: argparse.Namespace) -> int:
     change: Callable[[Layer], Layer] | None = None
     occurrences: list[Stretch] | None = None
     if teaching:
-        check_name(args.name, bundle.manifest)
-        bank = Bank(bundle.manifest, bundle.read)
-        model = BundleModel.from_bundle(bundle, args.engine)
-        packets = _packets(args, model) if args.recording is not None else None
-        windows, source = run_main(_live(args, model)) if packets is None else _recorded(args, model, packets)
-        if (label := taken_for(model, windows)) is not None:
-            print(f"the model is sure that all of this is '{label}': the two will not be told apart")
-        example = make_example(model, bank, windows, source)
-        if packets is not None:
-            occurrences = other_occurrences(model, args.name, example, packets, args.at, args.length)
+        example, occurrences = _teach(args, bundle)
         change = partial(Layer.enrol, name=args.name, example=example)
     elif args.undo:
         change = Layer.undo
@@ -119,6 +100,25 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, {"path": str(path), "revision": layer.revision, "classes": layer.classes()})
     return 0
+
+
+def _teach(args: argparse.Namespace, bundle: Bundle) -> tuple[Example, list[Stretch] | None]:
+    """An example of the new class, and its further occurrences in the recording; None for a live example."""
+    from ..bluetooth import run_main
+    from ..live import other_occurrences
+    from ..model import Bank, BundleModel, check_name, make_example, taken_for
+
+    check_name(args.name, bundle.manifest)
+    bank = Bank(bundle.manifest, bundle.read)
+    model = BundleModel.from_bundle(bundle, args.engine)
+    packets = _packets(args, model) if args.recording is not None else None
+    windows, source = run_main(_live(args, model)) if packets is None else _recorded(args, model, packets)
+    if (label := taken_for(model, windows)) is not None:
+        print(f"the model is sure that all of this is '{label}': the two will not be told apart")
+    example = make_example(model, bank, windows, source)
+    if packets is None:
+        return example, None
+    return example, other_occurrences(model, args.name, example, packets, args.at, args.length)
 
 
 def _packets(args: argparse.Namespace, model: BundleModel) -> list[Packet]:
