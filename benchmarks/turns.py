@@ -20,7 +20,7 @@ Call = Callable[[], object]
 def medians_us(calls: Mapping[str, Call], windows: int = WINDOWS) -> list[dict[str, float]]:
     """For each of some windows of time, the median (p50) of every call in microseconds."""
     clock = time.perf_counter_ns
-    found = []
+    measured = []
     for _ in range(windows):
         times: dict[str, list[int]] = {name: [] for name in calls}
         for _ in range(TURNS):
@@ -30,8 +30,8 @@ def medians_us(calls: Mapping[str, Call], windows: int = WINDOWS) -> list[dict[s
                     start = clock()
                     call()
                     times[name].append(clock() - start)
-        found.append({name: float(np.median(taken)) / 1000 for name, taken in times.items()})
-    return found
+        measured.append({name: float(np.median(taken)) / 1000 for name, taken in times.items()})
+    return measured
 
 
 def ratio(windows: list[dict[str, float]], one: str, other: str) -> float:

@@ -177,3 +177,21 @@ def test_no_circle_of_modules() -> None:
 
 def is_face(module: str) -> bool:
     return MODULES.get(module, Path()).stem == "__init__"
+
+
+VERBS_AND_FILLERS = {"found", "none", "of", "one", "ones", "said", "says", "there", "told"}
+"""Words that name no thing, so that no variable and no argument is called so."""
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_names_of_variables_are_nouns(package: str) -> None:
+    wrong = []
+    for module, path in MODULES.items():
+        if module.split(".")[0] != package:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) if name in VERBS_AND_FILLERS:
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    # A field of a report that was published as JSON.
+    assert [place for place in wrong if "bench_specialists.py" not in place] == []

@@ -48,7 +48,7 @@ def packets(name: str, modalities: tuple[Modality, ...], seconds: float, per_pac
     rate_hz = modalities[0].rate_hz
     info = imu.ImuInfo(rate_hz, {modality.name: 0.001 for modality in modalities})
     rng = np.random.default_rng(1)
-    said = [
+    lines = [
         Packet(EPOCH_NS, name, "connected", "", b""),
         Packet(EPOCH_NS, name, "info", imu.INFO_UUID, imu.encode_info(info)),
     ]
@@ -57,8 +57,8 @@ def packets(name: str, modalities: tuple[Modality, ...], seconds: float, per_pac
         values = {m.name: rng.normal(size=(per_packet, 3)).astype(np.float32) for m in modalities}
         data = imu.encode_data(info, n, n * step_ns // 1000, values)
         arrival_ns = EPOCH_NS + (n + 1) * step_ns + 5_000_000 + n * 7919 % 20_000_000
-        said.append(Packet(arrival_ns, name, "data", imu.DATA_UUID, data))
-    return said
+        lines.append(Packet(arrival_ns, name, "data", imu.DATA_UUID, data))
+    return lines
 
 
 @pytest.mark.benchmark(timer=time.process_time)
@@ -101,7 +101,7 @@ def test_overhead_of_a_decision(benchmark: BenchmarkFixture, goal: Goal, bundle:
     if {modality.name for modality in manifest.modalities} - {"acc", "gyro", "mag"}:
         pytest.skip("the made wearables of this benchmark are IMUs")
     seconds = (DECISIONS + WARM_UP) * manifest.window.hop_s + 10 * manifest.window.length_s
-    said = sorted(
+    reports = sorted(
         (packet for modality in manifest.modalities for packet in packets(modality.name, (modality,), seconds, 2)),
         key=lambda packet: packet.arrival_ns,
     )
@@ -113,7 +113,7 @@ def test_overhead_of_a_decision(benchmark: BenchmarkFixture, goal: Goal, bundle:
     deciding, taking, bare = [], [], []
 
     def run() -> None:
-        for packet in said:
+        for packet in reports:
             began = time.thread_time_ns()
             decisions = core.packet(packet)
             took = time.thread_time_ns() - began
@@ -130,8 +130,8 @@ def test_overhead_of_a_decision(benchmark: BenchmarkFixture, goal: Goal, bundle:
     benchmark.pedantic(run, rounds=1)  # type: ignore[no-untyped-call]
     assert len(deciding) > DECISIONS
     whole_us, taking_us, bare_us = (float(np.median(times[WARM_UP:])) / 1e3 for times in (deciding, taking, bare))
-    told = f"{whole_us:.0f} us, of it {taking_us:.0f} for taking in the packet, {bare_us:.0f} in the programs"
-    goal("decision beside its programs, us", whole_us - taking_us - bare_us, 200.0, told)
+    summary = f"{whole_us:.0f} us, of it {taking_us:.0f} for taking in the packet, {bare_us:.0f} in the programs"
+    goal("decision beside its programs, us", whole_us - taking_us - bare_us, 200.0, summary)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_verification(
     once()  # the file is in the page cache from now on
     measured = [once() for _ in range(PROCESSES)]
     benchmark.pedantic(once, rounds=1)  # type: ignore[no-untyped-call]
-    median = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+    median = {name: statistics.median(turn[name] for turn in measured) for name in measured[0]}
     # A process that verifies its first bundle works out how manifests are read, once; a MiB does not show the slope.
     goal(f"verification of {mib} MiB: ms a MiB", median["verify_s"] * 1e3 / mib, 2.0 if mib > 1 else None)
     goal(f"verification of {mib} MiB: times bare SHA-256", median["verify_s"] / median["sha256_s"], None)

@@ -217,14 +217,14 @@ class Soak:
     # --- what is done to the wearables --------------------------------------------------------------------------------
 
     async def _break_all(self, runtime: Runtime) -> None:
-        while len(runtime.links) < len(self.worn) or not all(one.wearable.ready for one in self.worn.values()):
+        while len(runtime.links) < len(self.worn) or not all(worn.wearable.ready for worn in self.worn.values()):
             await asyncio.sleep(0.01)
         self.start_ns = time.monotonic_ns() + 100_000_000
-        for one in self.worn.values():
-            self._play(one)
+        for worn in self.worn.values():
+            self._play(worn)
         end = asyncio.ensure_future(asyncio.sleep(self.seconds))
         breaking = asyncio.gather(
-            self._break_adapter(runtime), *(self._break_link(runtime, one) for one in self.worn.values())
+            self._break_adapter(runtime), *(self._break_link(runtime, worn) for worn in self.worn.values())
         )
         await asyncio.wait({breaking}, timeout=self.seconds)
         if breaking.done():
@@ -233,11 +233,11 @@ class Soak:
         breaking.cancel()
         await asyncio.gather(breaking, return_exceptions=True)
 
-    def _play(self, one: Worn) -> None:
+    def _play(self, worn: Worn) -> None:
         """Play on from now."""
         now_ns = max(self.start_ns, time.monotonic_ns())
         at_ns = now_ns - self.start_ns
-        one.playing = asyncio.ensure_future(one.wearable.play(at_ns, round(self.seconds * 1e9), now_ns))
+        worn.playing = asyncio.ensure_future(worn.wearable.play(at_ns, round(self.seconds * 1e9), now_ns))
 
     @property
     def _over(self) -> bool:
@@ -249,41 +249,41 @@ class Soak:
         # A link that is broken now is up again before the end: that a Polar's is silent is noticed after half a minute.
         return time.monotonic_ns() > self.start_ns + (self.seconds - 45) * 1e9
 
-    async def _break_link(self, runtime: Runtime, one: Worn) -> None:
-        name, rng = one.wearable.name, one.rng
+    async def _break_link(self, runtime: Runtime, worn: Worn) -> None:
+        name, rng = worn.wearable.name, worn.rng
         while True:
-            async with one.calm:
+            async with worn.calm:
                 await self._until_streaming(runtime, name)
-                one.calm_now = False
+                worn.calm_now = False
             await asyncio.sleep(rng.uniform(10, 40))
-            async with one.calm:
-                one.calm_now = True
+            async with worn.calm:
+                worn.calm_now = True
                 await asyncio.sleep(CALM_S)
                 if self._enough:
                     return
                 kind = rng.choice(("away", "hung up", "stalled", "restarted"))
-                one.done[kind] += 1
+                worn.done[kind] += 1
                 if kind == "restarted":
-                    assert one.playing is not None
-                    one.playing.cancel()
-                    await asyncio.gather(one.playing, return_exceptions=True)
-                    one.wearable.restart(rng.randrange(1 << 40), rng.randrange(1 << 16))
-                    self._play(one)
+                    assert worn.playing is not None
+                    worn.playing.cancel()
+                    await asyncio.gather(worn.playing, return_exceptions=True)
+                    worn.wearable.restart(rng.randrange(1 << 40), rng.randrange(1 << 16))
+                    self._play(worn)
                     await asyncio.sleep(2.0)
                     continue
-                one.breaks += 1
+                worn.breaks += 1
                 before = runtime.links[name].connections
                 if kind == "away":
-                    one.wearable.controller.out_of_range()
+                    worn.wearable.controller.out_of_range()
                     await asyncio.sleep(rng.uniform(1.5, 5.0))
-                    one.wearable.controller.in_range()
+                    worn.wearable.controller.in_range()
                 elif kind == "hung up":
-                    await one.wearable.hang_up()
+                    await worn.wearable.hang_up()
                 else:
-                    one.stalled = True
+                    worn.stalled = True
                     while runtime.links[name].state == "streaming":
                         await asyncio.sleep(0.05)
-                    one.stalled = False
+                    worn.stalled = False
                 while runtime.links[name].connections == before:
                     await asyncio.sleep(0.05)
 
@@ -291,25 +291,25 @@ class Soak:
         while True:
             await asyncio.sleep(self.rng.uniform(40, 80))
             async with AsyncExitStack() as stack:
-                for one in self.worn.values():
-                    await stack.enter_async_context(one.calm)
-                    one.calm_now = True
+                for worn in self.worn.values():
+                    await stack.enter_async_context(worn.calm)
+                    worn.calm_now = True
                 await asyncio.sleep(CALM_S)
                 if self._enough:
                     return
                 self.unplugged += 1
                 before = {name: runtime.links[name].connections for name in self.worn}
                 await self._plugged.aclose()
-                for one in self.worn.values():
-                    one.breaks += 1
+                for worn in self.worn.values():
+                    worn.breaks += 1
                 await asyncio.sleep(self.rng.uniform(1.0, 4.0))
                 await self._plug()
                 for name in self.worn:
                     while runtime.links[name].connections == before[name]:
                         await asyncio.sleep(0.05)
                     await self._until_streaming(runtime, name)
-                for one in self.worn.values():
-                    one.calm_now = self._enough
+                for worn in self.worn.values():
+                    worn.calm_now = self._enough
 
     async def _until_streaming(self, runtime: Runtime, name: str) -> None:
         while runtime.links[name].state != "streaming":
@@ -427,9 +427,9 @@ def main() -> int:
         socket, packets = str(Path(folder) / "air"), Path(folder) / "packets"
         soak = Soak(args.minutes * 60, args.faults, args.seed, socket)
         if args.apart:
-            told = ["--bundle", args.bundle, *(word for key in args.key for word in ("--key", key))]
-            told += ["--socket", socket, "--packets", packets, "--speed", args.speed]
-            figures = fast_clock.run(apart(soak, list(map(str, told))), args.speed)
+            arguments = ["--bundle", args.bundle, *(word for key in args.key for word in ("--key", key))]
+            arguments += ["--socket", socket, "--packets", packets, "--speed", args.speed]
+            figures = fast_clock.run(apart(soak, list(map(str, arguments))), args.speed)
         else:
             figures, clock = idle_skipping_clock.run(together(soak, model, packets))
             figures["skipped_s"] = clock.skipped_ns / 1e9

@@ -124,8 +124,8 @@ class Told:
         self.missed += decision.index != self.decisions
         self.decisions += 1
         self.subsets["+".join(decision.subset)] += 1
-        said = (decision.window_end_ns, decision.decided_ns, decision.subset, decision.label, decision.scores)
-        self._sha256.update(repr(said).encode())
+        facts = (decision.window_end_ns, decision.decided_ns, decision.subset, decision.label, decision.scores)
+        self._sha256.update(repr(facts).encode())
 
     def summary(self) -> dict[str, Any]:
         """``sha256`` is of what a replay must repeat."""
@@ -204,7 +204,7 @@ class Soaked:
         for name in NAMES:
             counts = self._core.wearables[name].counts.values()
             counted[name] = {
-                key: sum(getattr(one, key) for one in counts)
+                key: sum(getattr(count, key) for count in counts)
                 for key in ("duplicated", "out_of_order", "malformed", "lost", "implausible", "restarts")
             }
             counted[name]["connections"] = session.links[name].connections
@@ -233,11 +233,11 @@ async def report(model: BundleModel, socket: str, packets: Path) -> None:
     """Run one, and say what the other half is to know."""
     soaked = Soaked(model, socket, packets)
     running = asyncio.ensure_future(soaked.run())
-    said = ""
+    printed = ""
     while not running.done():
         line = json.dumps({name: (link.state, link.connections) for name, link in soaked.links.items()})
-        if line != said:
-            print(said := line, flush=True)
+        if line != printed:
+            print(printed := line, flush=True)
         await asyncio.wait({running}, timeout=0.05)
     print(json.dumps({"figures": running.result()}), flush=True)
 

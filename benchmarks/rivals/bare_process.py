@@ -87,8 +87,8 @@ def main(whose: str, manifest: str, started_ns: str) -> None:
         times.append(time.perf_counter_ns() - start)
     decision_us = statistics.median(times) / 1000
     # On a line of its own: ExecuTorch prints notes.
-    found = {"cold_start_s": cold_start_s, "resident_bytes": resident_bytes, "decision_us": decision_us}
-    print("\n" + json.dumps(found), flush=True)
+    figures = {"cold_start_s": cold_start_s, "resident_bytes": resident_bytes, "decision_us": decision_us}
+    print("\n" + json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":

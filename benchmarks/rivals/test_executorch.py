@@ -116,7 +116,7 @@ def test_against_the_plain_way(
     """Fresh processes in turns: armlet's programs on its engine, and the plain export on ExecuTorch's own runtime."""
     pytest.importorskip("executorch.runtime", reason="ExecuTorch's own runtime needs torch")
     (tmp_path / "manifest.json").write_text(manifest(programs, kind))
-    found: list[dict[str, float]] = []
+    measured: list[dict[str, float]] = []
 
     def turn() -> None:
         times = {}
@@ -124,11 +124,16 @@ def test_against_the_plain_way(
             command = [sys.executable, str(HERE / "bare_process.py"), whose, str(tmp_path / "manifest.json")]
             done = subprocess.run([*command, str(time.monotonic_ns())], capture_output=True, check=True)
             times[whose] = json.loads(done.stdout.splitlines()[-1])["decision_us"]
-        found.append(times)
+        measured.append(times)
 
     benchmark.pedantic(turn, rounds=FRESH_PROCESSES)  # type: ignore[no-untyped-call]
-    figures = f"{median(found, 'armlet'):.1f} / {median(found, 'plain'):.1f} us"
-    goal(f"{kind}, a decision: armlet / plain .pte, executorch.runtime", ratio(found, "armlet", "plain"), None, figures)
+    figures = f"{median(measured, 'armlet'):.1f} / {median(measured, 'plain'):.1f} us"
+    goal(
+        f"{kind}, a decision: armlet / plain .pte, executorch.runtime",
+        ratio(measured, "armlet", "plain"),
+        None,
+        figures,
+    )
 
 
 @pytest.mark.benchmark(group="ExecuTorch: int8")
@@ -151,12 +156,12 @@ def test_int8(benchmark: BenchmarkFixture, programs: Path, kind: str, goal: Goal
     plain = load_plain(programs, kind)
     calls["plain decision"] = lambda: plain({name: next(arrays) for name, arrays in windows.items()})
 
-    found: list[dict[str, float]] = []
-    benchmark.pedantic(lambda: found.extend(medians_us(calls)), rounds=1)  # type: ignore[no-untyped-call]
+    measured: list[dict[str, float]] = []
+    benchmark.pedantic(lambda: measured.extend(medians_us(calls)), rounds=1)  # type: ignore[no-untyped-call]
 
     def compare(what: str, one: str, other: str, limit: float | None) -> None:
-        figures = f"{median(found, one):.1f} / {median(found, other):.1f} us"
-        goal(f"{kind}, {what}", ratio(found, one, other), limit, figures)
+        figures = f"{median(measured, one):.1f} / {median(measured, other):.1f} us"
+        goal(f"{kind}, {what}", ratio(measured, one, other), limit, figures)
 
     compare("a decision: int8 / fp32 .pte", "executorch int8 decision", "executorch fp32 decision", 0.60)
     for name in MODALITIES:
@@ -164,7 +169,7 @@ def test_int8(benchmark: BenchmarkFixture, programs: Path, kind: str, goal: Goal
     # Without a goal: half a microsecond of arithmetic in a call of two.
     compare("aggregator: int8 / fp32 .pte", "executorch int8 aggregator", "executorch fp32 aggregator", None)
     compare("a decision: armlet's / plain int8 .pte", "executorch int8 decision", "plain decision", 0.75)
-    best = min(("litert int8 decision", "litert dynamic decision"), key=lambda name: median(found, name))
+    best = min(("litert int8 decision", "litert dynamic decision"), key=lambda name: median(measured, name))
     compare("a decision: int8 .pte / best int8 .tflite", "executorch int8 decision", best, 1.15)
 
 
@@ -185,11 +190,11 @@ def test_call_outside_the_engine(benchmark: BenchmarkFixture, programs: Path, en
     suffix = {"executorch": "pte", "litert": "tflite", "onnx": "onnx"}[engine]
     program = get_engine(engine).load(programs / f"null.{suffix}", {"window": (1, 1)}, {"token": (1, 1)})
     number = np.ones((1, 1), np.float32)
-    found: list[dict[str, float]] = []
+    measured: list[dict[str, float]] = []
     calls: dict[str, Call] = {"call": lambda: program({"window": number}), "execute": bare_execute(program, number)}
-    benchmark.pedantic(lambda: found.extend(medians_us(calls)), rounds=1)  # type: ignore[no-untyped-call]
-    outside = statistics.median(window["call"] - window["execute"] for window in found)
-    figures = f"{median(found, 'call'):.1f} - {median(found, 'execute'):.1f} us"
+    benchmark.pedantic(lambda: measured.extend(medians_us(calls)), rounds=1)  # type: ignore[no-untyped-call]
+    outside = statistics.median(window["call"] - window["execute"] for window in measured)
+    figures = f"{median(measured, 'call'):.1f} - {median(measured, 'execute'):.1f} us"
     goal(f"{engine}: a call outside the engine's execute, us", outside, 5.0, figures)
 
 

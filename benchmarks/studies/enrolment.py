@@ -74,7 +74,7 @@ def read(model: BundleModel, split: str) -> Windows:
     raw = corpus.windows(starts)
     points = np.stack([corpus.labels_of(starts + at * (corpus.length - 1) // 8) for at in range(9)], axis=1)
     people, recordings = corpus.people_of(starts), corpus.recordings_of(starts)
-    one = (points == points[:, :1]).all(axis=1) & (points[:, 0] >= 0) & (points[:, 0] < known)
+    is_label = (points == points[:, :1]).all(axis=1) & (points[:, 0] >= 0) & (points[:, 0] < known)
 
     tokens = {name: np.stack([model.encode(name, window) for window in windows]) for name, windows in raw.items()}
     logits, embeddings = {}, {}
@@ -88,7 +88,7 @@ def read(model: BundleModel, split: str) -> Windows:
         places = np.flatnonzero(share >= SHARE)
         breaks = np.flatnonzero((np.diff(places) > 1) | (recordings[places[1:]] != recordings[places[:-1]])) + 1
         events += [(index, str(people[event[0]]), event) for event in np.split(places, breaks) if len(event)]
-    return Windows(tokens, logits, embeddings, np.where(one, points[:, 0], -1), people, events)
+    return Windows(tokens, logits, embeddings, np.where(is_label, points[:, 0], -1), people, events)
 
 
 def bank_of(bank: Bank, windows: Windows, person: str, split: str) -> Bank:
@@ -136,8 +136,8 @@ def trial(
     transition, person, _ = windows.events[number]
     decider = Decider(model.manifest, Policy(unknown_below=0.0, layer=Layer(1, "").enrol("new", example)))
     classes = len(model.manifest.labels)
-    prototypes = np.array([one.embedding for one in example.prototypes[subset]], np.float32)
-    radii = np.array([one.radius for one in example.prototypes[subset]])
+    prototypes = np.array([prototype.embedding for prototype in example.prototypes[subset]], np.float32)
+    radii = np.array([prototype.radius for prototype in example.prototypes[subset]])
     # Only windows that are near can be decided otherwise; the runtime's own rule says of these which are.
     distance = np.linalg.norm(windows.embeddings[subset][:, None] - prototypes[None], axis=2)
     labels = plain.copy()
@@ -149,8 +149,8 @@ def trial(
     def loss(mine: NDArray[np.bool_]) -> float:
         rows = mine & (windows.old >= 0)
         before, after = (
-            np.nanmean(f1_per_class(confusion_matrix(windows.old[rows], said[rows], classes + 1))[:classes])
-            for said in (plain, labels)
+            np.nanmean(f1_per_class(confusion_matrix(windows.old[rows], predicted[rows], classes + 1))[:classes])
+            for predicted in (plain, labels)
         )
         return 100 * float(before - after)
 
@@ -205,11 +205,11 @@ def main() -> int:
             f"{mean('others_loss'):.2f} on other people (worst {max(one.others_loss for one in trials):.1f}); "
             f"{100 * mean('alarms'):.2f} % of their windows taken"
         )
-        told = (
+        summary = (
             f"{name} {np.nanmean([one.others_found for one in trials if one.transition == index]):.2f}"
             for index, name in enumerate(transitions)
         )
-        print(f"{'':9} found again of other people by transition: {', '.join(told)}")
+        print(f"{'':9} found again of other people by transition: {', '.join(summary)}")
     if args.json:
         write_json(
             args.json, {"split": args.split, "transitions": transitions, "machine": describe(), "trials": results}

@@ -37,7 +37,7 @@ def tokens_of(model: BundleModel, name: str, windows: Float32, received: float) 
     """(n, token_dim) tokens of windows (n, channels, samples) of which the newest share was received."""
     samples = windows.shape[-1]
     covered = np.arange(samples) >= samples - round(received * samples)
-    return np.stack([model.encode(name, np.ascontiguousarray(fill_gaps(one.T, covered).T)) for one in windows])
+    return np.stack([model.encode(name, np.ascontiguousarray(fill_gaps(window.T, covered).T)) for window in windows])
 
 
 def main() -> int:
@@ -80,9 +80,9 @@ def main() -> int:
             rest = [name for name in subset if name not in back]
             without = scored(rest, (), 1.0) if rest else None
             figures = {share: scored(subset, back, share) for share in RECEIVED}
-            told = f"{without:8.3f}" if without is not None else f"{'none':>8}"
+            shown = f"{without:8.3f}" if without is not None else f"{'none':>8}"
             print(
-                f"{subset_name(subset):12} {subset_name(back):12} {told}"
+                f"{subset_name(subset):12} {subset_name(back):12} {shown}"
                 + "".join(f"{figure:7.3f}" for figure in figures.values())
             )
             results.append({"subset": subset, "returned": back, "without": without, "macro_f1": figures})

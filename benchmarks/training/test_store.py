@@ -73,9 +73,9 @@ def test_reader_and_memory(tmp_path: Path, benchmark: BenchmarkFixture, goal: Ca
     size = sum(file.stat().st_size for file in folder.iterdir())
 
     forget(folder)
-    one = DataRecipe(str(folder), ("acc", "gyro"), labels, 2.56, 1.28, 0.32)
+    data_recipe = DataRecipe(str(folder), ("acc", "gyro"), labels, 2.56, 1.28, 0.32)
     began = time.perf_counter()
-    corpus = load_corpus(one, "train")
+    corpus = load_corpus(data_recipe, "train")
     rng = np.random.default_rng(0)
     batch = recipe.finetune.batch
     windows_in_all = corpus.count(labelled=False, every=corpus.stride)

@@ -108,7 +108,7 @@ def finish() -> None:
 
 def step_times(ways: dict[str, Training]) -> dict[str, list[float]]:
     """Seconds a step of each way in each turn; the ways take turns, so that they meet the same disturbances."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):
         for name, training in ways.items():
             training()
@@ -117,8 +117,8 @@ def step_times(ways: dict[str, Training]) -> dict[str, list[float]]:
             for _ in range(BLOCK):
                 training()
             finish()
-            found[name].append((time.perf_counter() - start) / BLOCK)
-    return found
+            times[name].append((time.perf_counter() - start) / BLOCK)
+    return times
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

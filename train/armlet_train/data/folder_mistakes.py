@@ -52,13 +52,13 @@ class Mistakes:
     """Collects mistakes about one file at a time."""
 
     limit: float = math.inf
-    found: list[Mistake] = field(default_factory=list)
+    listed: list[Mistake] = field(default_factory=list)
     more: int = 0
 
     def add(self, file: str, problem: str, row: int | None = None, column: str | None = None) -> None:
         """Note a mistake, or count it where there are too many."""
-        if len(self.found) < self.limit:
-            self.found.append(Mistake(file, row, column, problem))
+        if len(self.listed) < self.limit:
+            self.listed.append(Mistake(file, row, column, problem))
         else:
             self.more += 1
 

@@ -71,7 +71,7 @@ def open_folder(path: Path) -> tuple[DataSet, list[Entry]]:
     description = _description(path, mistakes)
     table = read_table(path, mistakes)
     split_of = _splits(description, table, mistakes) if description is not None and table is not None else {}
-    if mistakes.found or description is None or table is None:
+    if mistakes.listed or description is None or table is None:
         raise _refusal(path, mistakes)
     modalities = _modalities(description)
     rows = by_recording(table)
@@ -89,7 +89,7 @@ def check(path: Path, limit: int = 200) -> CheckReport:
     description = _description(path, mistakes)
     table = read_table(path, mistakes)
     if table is None:
-        return CheckReport(str(path), 0, 0, mistakes.found, mistakes.more)
+        return CheckReport(str(path), 0, 0, mistakes.listed, mistakes.more)
     rows = by_recording(table)
     if description is not None:
         _splits(description, table, mistakes)
@@ -99,19 +99,19 @@ def check(path: Path, limit: int = 200) -> CheckReport:
             check_labels(path, name, own, streams, mistakes)
         _check_strangers(path, rows, modalities, mistakes)
     people = {row.person for row in table}
-    return CheckReport(str(path), len(rows), len(people), mistakes.found, mistakes.more)
+    return CheckReport(str(path), len(rows), len(people), mistakes.listed, mistakes.more)
 
 
 def _refusal(path: Path, mistakes: Mistakes) -> DataError:
-    others = len(mistakes.found) - 1
+    others = len(mistakes.listed) - 1
     more = f" ({others} more)" if others else ""
-    return DataError(f"{path}/{mistakes.found[0]}{more}; 'armlet data check {path}' lists every mistake")
+    return DataError(f"{path}/{mistakes.listed[0]}{more}; 'armlet data check {path}' lists every mistake")
 
 
 def _read(path: Path, name: str, modalities: tuple[Modality, ...], rows: tuple[Row, ...]) -> Recording:
     mistakes = Mistakes()
     streams = read_streams(path, name, modalities, mistakes)
-    if mistakes.found:
+    if mistakes.listed:
         raise _refusal(path, mistakes)
     labels = [
         Label(round(row.start_s * 1e9), round(row.end_s * 1e9), row.label)
@@ -133,7 +133,7 @@ def _description(path: Path, mistakes: Mistakes) -> Description | None:
         line = re.search(r"line (\d+)", str(error))
         mistakes.add(DESCRIPTION, f"is not TOML: {error}", int(line[1]) if line else None)
         return None
-    before = len(mistakes.found) + mistakes.more
+    before = len(mistakes.listed) + mistakes.more
     _check_keys(table, "", Description, ("name", "modalities"), mistakes)
     modalities = table.get("modalities")
     for name, described in modalities.items() if isinstance(modalities, dict) else []:
@@ -143,12 +143,12 @@ def _description(path: Path, mistakes: Mistakes) -> Description | None:
             _check_types(described, f"modalities.{name}", ModalityDescription, mistakes)
     if isinstance(table.get("splits"), dict):
         _check_keys(table["splits"], "splits.", SplitDescription, SPLITS, mistakes)
-    if len(mistakes.found) + mistakes.more > before:
+    if len(mistakes.listed) + mistakes.more > before:
         return None
     description = _check_types(table, "", Description, mistakes)
     if description is not None:
         _check_modalities(description, mistakes)
-    return description if len(mistakes.found) + mistakes.more == before else None
+    return description if len(mistakes.listed) + mistakes.more == before else None
 
 
 def _check_types(table: dict[str, Any], place: str, kind: type[T], mistakes: Mistakes) -> T | None:
