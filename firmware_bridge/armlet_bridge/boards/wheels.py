@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import msgspec
+from packaging.requirements import Requirement
 
 from armlet_runtime.errors import DeployError
 
@@ -136,16 +137,15 @@ def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
         extras: Engines besides LiteRT, as extras of armlet: ``onnx``, ``executorch``.
 
     Raises:
-        DeployError: A requirement has no wheel for this board.
+        DeployError: A requirement has no wheel for this board, or an engine is not made for its Python.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "requirements.in").write_text("\n".join(_wanted(extras)) + "\n")
+        (root / "requirements.in").write_text("\n".join(_requirements(probe, extras)) + "\n")
         platform = f"{probe.architecture}-manylinux_2_{min(int(probe.glibc.split('.')[1]), 40)}"
         machine = ["--python-version", probe.python_version, "--python-platform", platform, "--only-binary", ":all:"]
         lock = str(root / "requirements.txt")
         _uv(["pip", "compile", *machine, "--generate-hashes", str(root / "requirements.in"), "-o", lock], probe)
-        _check_extras(extras, Path(lock).read_text(), probe)
         site = root / "site"
         target = ["--target", str(site)]
         _uv(["pip", "install", *machine, *target, "--require-hashes", "--no-deps", "-r", lock], probe)
@@ -154,27 +154,43 @@ def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
         return Environment(_digest(site), _pack(site), size)
 
 
-def _wanted(extras: tuple[str, ...]) -> list[str]:
-    """Armlet's own requirements without an extra, and those of ``extras`` with the extra left out of their markers."""
-    wanted = []
-    for line in requires("armlet") or []:
-        extra = re.search(r"""\s*(?:\band\s+)?extra\s*==\s*['"]([\w-]+)['"]""", line)
-        if extra is None:
-            wanted.append(line)
-        elif extra[1] in extras:
-            wanted.append(line.replace(extra[0], "").rstrip("; "))
-    return wanted
+def _requirements(probe: Probe, extras: tuple[str, ...]) -> list[str]:
+    """Armlet's requirements on the board, with those of the extras.
 
-
-def _check_extras(extras: tuple[str, ...], lock: str, probe: Probe) -> None:
-    """Refuse an engine that is not for the board's Python, which would be left out without a word."""
+    Raises:
+        DeployError: An extra has no requirement for the board's Python, so that its engine would be missing.
+    """
+    always = _of_extra(probe, "")
+    lines = list(always)
     for extra in extras:
-        names = [re.match(r"[\w.-]+", line) for line in _wanted((extra,)) if line not in _wanted(())]
-        if not any(name and re.search(rf"^{re.escape(name[0])}==", lock, re.MULTILINE) for name in names):
+        added = [line for line in _of_extra(probe, extra) if line not in always]
+        if not added:
             raise DeployError(
                 f"there is no '{extra}' for Python {probe.python_version} on {probe.architecture}: leave out --engine "
                 f"{extra} (LiteRT is always there), or put a newer Python on the board"
             )
+        lines += added
+    return lines
+
+
+def _of_extra(probe: Probe, extra: str) -> list[str]:
+    """Requirements whose markers hold on the board with this extra, as lines without markers."""
+    environment = {
+        "extra": extra,
+        "implementation_name": "cpython",
+        "platform_machine": probe.architecture,
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_full_version": f"{probe.python_version}.0",
+        "python_version": probe.python_version,
+        "sys_platform": "linux",
+    }
+    lines = []
+    for requirement in map(Requirement, requires("armlet") or []):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            requirement.marker = None
+            lines.append(str(requirement))
+    return lines
 
 
 def _own_wheel(root: Path, probe: Probe) -> Path | str:
