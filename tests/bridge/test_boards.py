@@ -21,8 +21,8 @@ from armlet_bridge.boards.push import push_bundle
 from armlet_bridge.boards.target import parse_target
 from armlet_runtime.bundle import keys
 from armlet_runtime.bundle.container import open_bundle, read_front
-from armlet_runtime.bundle.trust import trusted_keys
-from armlet_runtime.errors import DeployError, UsageError
+from armlet_runtime.bundle.trust import Trust, adopt, install, next_set, trusted_keys
+from armlet_runtime.errors import DeployError, SignatureError, UsageError
 from armlet_runtime.install import decode_message, pack_frame
 from armlet_runtime.install.agent_protocol import UpdateResult
 from armlet_runtime.install.rollback_protection import permit
@@ -246,6 +246,34 @@ async def test_whom_a_board_trusts_is_not_changed_by_a_second_setup(
         assert names == [keys.key_id(owner.keys[0])]
         with pytest.raises(DeployError, match=r"none of the keys here.*board remove ssh://b"):
             await trust_owner(board, "ssh://b", trusted_keys([tmp_path / "stranger.pub"]))
+
+
+async def test_a_board_adopts_the_threshold_of_its_owners_keys(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = keys.default_signing_key()  # the workstation trusts it
+    second, third = (keys.generate(tmp_path / name) for name in ("second", "third"))
+    public = [first.public_key(), second.public_key()]
+    install(next_set(trusted_keys(), public, 2, [first, second]), "1")
+    owner, board_home = trusted_keys(), tmp_path / "new" / "home"
+    async with connecting(tmp_path / "new")() as board:
+        assert set(await trust_owner(board, "ssh://b", owner)) == {keys.key_id(key) for key in public}
+    rotation = next_set(owner, [second.public_key(), third.public_key()], 2, [first, second, third])
+    monkeypatch.setenv("ARMLET_HOME", str(board_home))
+    assert (trusted_keys().threshold, trusted_keys().version) == (2, 1)
+    assert install(rotation, "2").version == 2, "the board follows the next rotation"
+    with pytest.raises(SignatureError, match="keys are trusted here already"):
+        adopt(owner.document, "an older set")
+
+
+async def test_a_board_adopts_no_trust_set_that_its_own_keys_have_not_signed(tmp_path: Path) -> None:
+    first, second = (keys.generate(tmp_path / name) for name in ("first", "second"))
+    public = [first.public_key(), second.public_key()]
+    unsigned = next_set(Trust(tuple(public)), public, 2, [first])
+    async with connecting(tmp_path / "new")() as board:
+        with pytest.raises(BoardError, match="1 of the 2 keys"):
+            await board.trust(Trust(tuple(public), 2, 1, unsigned))
+        assert await board.trust(Trust(())) == [], "the board trusts nobody yet"
 
 
 def need_sshd() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import msgspec
 
-from armlet_runtime.bundle import Front
+from armlet_runtime.bundle import Front, Trust
 from armlet_runtime.errors import DeployError
 from armlet_runtime.install import (
     LENGTHS,
@@ -100,9 +100,15 @@ class AgentClient:
         logs: dict[str, list[str]] = (await self._receive())["logs"]
         return logs
 
-    async def trust(self, keys: Sequence[bytes]) -> list[str]:
-        """Have a board that trusts nobody yet trust these raw keys; names of all that it trusts then."""
-        await self._send({"op": "trust"}, b"".join(keys))
+    async def trust(self, owner: Trust) -> list[str]:
+        """Have a board that trusts nobody yet trust its owner's keys; names of all keys that it trusts then.
+
+        A signed trust set is sent as it is, because its threshold and its version count for the next rotation.
+        """
+        if owner.document:
+            await self._send({"op": "trust_set"}, owner.document)
+        else:
+            await self._send({"op": "trust"}, b"".join(key.public_bytes_raw() for key in owner.keys))
         names: list[str] = (await self._receive())["trusted"]
         return names
 

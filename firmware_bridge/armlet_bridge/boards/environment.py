@@ -181,7 +181,7 @@ async def trust_owner(board: AgentClient, name: str, trust: Trust) -> list[str]:
     Raises:
         DeployError: It trusts others since an earlier setup, and none of these.
     """
-    names = await board.trust([key.public_bytes_raw() for key in trust.keys])
+    names = await board.trust(trust)
     if not {key_id(key) for key in trust.keys} & set(names):
         raise DeployError(
             f"{name} trusts {', '.join(names)} since an earlier setup and none of the keys here, so it would take none "

@@ -32,7 +32,7 @@ from .manifest import (
     seconds_of,
     step_of,
 )
-from .trust import Trust, check_next, next_set, trusted_keys
+from .trust import Trust, adopt, check_next, next_set, trusted_keys
 
 __all__ = [
     "AGGREGATOR",
@@ -57,6 +57,7 @@ __all__ = [
     "ProgramRow",
     "StepProgram",
     "Trust",
+    "adopt",
     "check_next",
     "container",
     "decode_certificate",

@@ -12,7 +12,7 @@ others. This is The Update Framework's rule for its root role (TUF specification
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -49,11 +49,13 @@ class Trust:
         keys: Public keys, each once.
         threshold: At least 1.
         version: Of the trust set; 0 for keys in files.
+        document: The signed trust set; empty for keys in files.
     """
 
     keys: tuple[Ed25519PublicKey, ...]
     threshold: int = 1
     version: int = 0
+    document: bytes = field(default=b"", compare=False)
 
     def find(self, raw: bytes) -> Ed25519PublicKey | None:
         """The key with those 32 raw bytes, if it is one of them."""
@@ -76,7 +78,8 @@ def trusted_keys(files: Sequence[Path] = ()) -> Trust:
     if not path.exists():
         return Trust(tuple(load_public(file) for file in trusted_files()))
     try:
-        return _trust(peek(path.read_bytes(), KIND, TrustSet, str(path)), str(path))
+        document = path.read_bytes()
+        return replace(_trust(peek(document, KIND, TrustSet, str(path)), str(path)), document=document)
     except (OSError, SignatureError) as error:
         raise KeyFileError(f"cannot read whom this home trusts: {error}") from error
 
@@ -112,12 +115,30 @@ def install(data: bytes, where: str) -> Trust:
         KeyFileError: It holds no usable set.
     """
     trust = check_next(data, trusted_keys(), where)
+    _store(data)
+    return trust
+
+
+def adopt(data: bytes, where: str) -> None:
+    """Store the trust set of an owner in a home that trusts nobody yet; the set may be of any version.
+
+    Raises:
+        SignatureError: Keys are trusted here already, or too few keys of the set have signed it.
+        KeyFileError: The document holds no usable set.
+    """
+    if trusted_keys().keys:
+        raise SignatureError(f"keys are trusted here already; {where} may only follow as the next version of their set")
+    claimed = _trust(peek(data, KIND, TrustSet, where), where)
+    open_envelope(data, KIND, TrustSet, [(claimed.keys, claimed.threshold)], where)
+    _store(data)
+
+
+def _store(data: bytes) -> None:
     path = trust_set_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
     for file in trusted_files():
         file.unlink()
-    return trust
 
 
 def check_next(data: bytes, now: Trust, where: str) -> Trust:

@@ -30,7 +30,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from .. import engines, machine
-from ..bundle import Front, keys, open_front, trusted_keys
+from ..bundle import Front, adopt, keys, open_front, trusted_keys
 from ..errors import ArmletError, DeployError, EngineError
 from ..files import write_atomic
 from ..model import choose_engine
@@ -142,11 +142,17 @@ class Agent:
     def trust(self, raw: bytes) -> list[str]:
         """Trust these raw keys, 32 bytes each, if nobody is trusted yet; names of all that are trusted then.
 
-        Whoever asks for it is logged in as the board's owner. After the first time keys change by a rotation only.
+        The client is logged in as the board's owner. After the first time keys change by a rotation only.
         """
         if not trusted_keys().keys:
             for at in range(0, len(raw), 32):
                 keys.trust(Ed25519PublicKey.from_public_bytes(raw[at : at + 32]))
+        return [keys.key_id(key) for key in trusted_keys().keys]
+
+    def adopt_trust_set(self, document: bytes) -> list[str]:
+        """As :meth:`trust`, with the owner's signed trust set, which also says how many of its keys must sign."""
+        if not trusted_keys().keys:
+            adopt(document, "the owner's trust set")
         return [keys.key_id(key) for key in trusted_keys().keys]
 
     def describe(self, data: bytes) -> None:
@@ -223,6 +229,8 @@ def answers(agent: Agent, request: dict[str, Any], payload: bytes) -> Iterator[d
             yield {"have": agent.put(sha256, offset, payload)}
         case {"op": "trust"}:
             yield {"trusted": agent.trust(payload)}
+        case {"op": "trust_set"}:
+            yield {"trusted": agent.adopt_trust_set(payload)}
         case {"op": "describe"}:
             agent.describe(payload)
             yield {}
