@@ -86,6 +86,29 @@ def test_a_manager_that_is_gone_does_not_stop_the_run(tmp_path: Path) -> None:
         notifier.alive()
 
 
+def test_a_service_waits_for_the_first_bundle_of_its_slot(small_bundle: SmallBundle, tmp_path: Path) -> None:
+    slot, key = f"file:{tmp_path / 'slot'}", ("--key", str(small_bundle.public_key_path))
+    nobody = ("--wearables", "Armlet-Acc", "--bluetooth", f"bumble:unix-client:{tmp_path / 'no-host'}")
+    command = [sys.executable, "-m", "armlet_runtime", "run", slot, *key, *nobody]
+    by_hand = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert by_hand.returncode == 2 and "armlet deploy BUNDLE" in by_hand.stderr
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
+        environment.pop("WATCHDOG_PID", None)
+        service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            messages = [manager.recv(1000).decode() for _ in range(5)]
+            assert messages == ["READY=1", f"STATUS=waits for a bundle in {slot}: deploy one", *["WATCHDOG=1"] * 3]
+            assert service.poll() is None
+            assert main(["deploy", str(small_bundle.path), slot, *key]) == 0
+            assert "cannot open the Bluetooth transport" in service.communicate(timeout=60)[1]
+        finally:
+            service.kill()
+            service.wait()
+
+
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs the Debian package systemd")

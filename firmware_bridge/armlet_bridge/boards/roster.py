@@ -41,8 +41,11 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def well(self) -> bool:
-        """Whether it has a bundle in use and a unit, if any, that is not failed."""
-        return self.bundle is not None and self.unit not in ("failed", "unknown")
+        """Whether the board has a bundle in use, and a unit, if any, that runs or was stopped.
+
+        systemd calls a unit that fails and is restarted again and again ``activating``.
+        """
+        return self.bundle is not None and self.unit not in ("failed", "activating", "unknown")
 
 
 def status(board: str, group: str, hello: dict[str, Any]) -> Status:

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     setup.add_argument("--key", type=Path, action="append", default=[], metavar="FILE.pub", help="whom it is to trust")
     info = actions.add_parser("info", help="what the board is, what it runs, how its last update ended")
     _add_target(info)
-    status = actions.add_parser("status", help="whether the board runs a bundle: 1 if it has none, or its unit failed")
+    status = actions.add_parser(
+        "status", help="whether the board runs a bundle: 1 if it has none, or its unit failed or is being restarted"
+    )
     _add_target(status)
     logs = actions.add_parser("logs", help="what the last update and the board's unit wrote")
     _add_target(logs)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..bluetooth import Session
     from ..errors import WearableError
-    from ..live import Opened, OutputFolder, Run
+    from ..live import Notifier, Opened, OutputFolder, Run
     from ..signals import Recorder
     from ..views import LineView
 
@@ -48,20 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run until the duration is over or Ctrl-C."""
     from ..bluetooth import run_main
-    from ..live import open_model, since_process_start_s
+    from ..live import Notifier, open_model, since_process_start_s, wait_for_bundle
     from ..model import Policy
 
+    manager = Notifier()
+    wait_for_bundle(args.bundle, manager)
     opened = open_model(args.bundle, args.key, args.engine, Policy(args.floor, args.unknown_below))
-    return run_main(_run(args, opened, since_process_start_s()))
+    return run_main(_run(args, opened, manager, since_process_start_s()))
 
 
-async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
+async def _run(args: argparse.Namespace, opened: Opened, manager: Notifier, ready_s: float) -> int:
     import time
     from contextlib import AsyncExitStack
 
     from ..bluetooth import Session, open_bluetooth
     from ..files import write_json
-    from ..live import LiveCore, Notifier, RecordingOutput, Run, ServiceOutput, Tally, open_sinks
+    from ..live import LiveCore, RecordingOutput, Run, ServiceOutput, Tally, open_sinks
     from ..signals import Recorder
 
     _report_other_classes(args.bundle, opened)
@@ -81,7 +83,7 @@ async def _run(args: argparse.Namespace, opened: Opened, ready_s: float) -> int:
         _record_or_watch(args, run, recorder, folder)
         session = Session(bluetooth, names, rates_hz, lambda: core.complete)
         view = await _add_views(args, run, recorder, session, stack)
-        run.add(ServiceOutput(Notifier()))
+        run.add(ServiceOutput(manager))
         began_ns = time.monotonic_ns()
         failure = await _drive(session, run, args.duration)
         run.finish()

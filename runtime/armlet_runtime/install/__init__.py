@@ -10,7 +10,17 @@ from .health import Health
 from .probation import DECISIONS, Follower, ProbationError, bound_s, open_settled
 from .rollback_protection import floor, permit
 from .slot_deploy import HealthError, deploy_to_slot, slot_folder
-from .slots import PLACES, SCHEME, BoardDescription, PlaceState, Report, bundle_path, current_bundle, read_state
+from .slots import (
+    PLACES,
+    SCHEME,
+    BoardDescription,
+    PlaceState,
+    Report,
+    bundle_path,
+    current_bundle,
+    current_place,
+    read_state,
+)
 from .systemd_unit import UNIT, install, journal, properties, remove, state, unit_path, unit_text
 
 __all__ = [
@@ -36,6 +46,7 @@ __all__ = [
     "bundle_path",
     "check_command",
     "current_bundle",
+    "current_place",
     "decode_message",
     "deploy_to_slot",
     "floor",

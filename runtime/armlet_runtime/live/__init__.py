@@ -6,7 +6,7 @@ Imports the root, the signals, the bundle, the model and the install wing.
 from .core import LONGEST_SILENCE_NS, NOT_A_NUMBER, LiveCore, stale_ns
 from .decision_lines import DecisionLines, LiveDecisionLines
 from .enrol_recording import Stretch, other_occurrences, recorded_windows
-from .open_bundle import Opened, layer_path, open_model
+from .open_bundle import Opened, layer_path, open_model, wait_for_bundle
 from .output_folder import OutputFolder, is_folder
 from .outputs import Comparison, Output, ServiceOutput
 from .page_controls import RunControls
@@ -46,4 +46,5 @@ __all__ = [
     "recorded_windows",
     "since_process_start_s",
     "stale_ns",
+    "wait_for_bundle",
 ]

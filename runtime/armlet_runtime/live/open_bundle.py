@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import Bundle, decode_certificate
-from ..install import SCHEME, bundle_path, open_settled
+from ..install import SCHEME, bundle_path, current_place, open_settled
 from ..model import BundleModel, Policy, programs_of, read_layer
+from .sd_notify import Notifier
+
+LOOK_S = 0.5
+"""How often a service looks for the first bundle of its slot."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,22 @@ def open_model(
         EnrolmentError: The classes enrolled for it cannot be read.
     """
     return load_programs(bundle, open_settled(bundle, keys), engine, policy or Policy())
+
+
+def wait_for_bundle(path: str, manager: Notifier) -> None:
+    """Wait in a service for the first bundle of its slot; the service manager would restart a failure without end.
+
+    Outside a service, or for the file of a bundle, return at once.
+    """
+    if not path.startswith(SCHEME) or not manager.is_managed:
+        return
+    folder = Path(path.removeprefix(SCHEME))
+    if current_place(folder) is None:
+        manager.ready()
+        manager.status(f"waits for a bundle in {path}: deploy one")
+    while current_place(folder) is None:
+        manager.alive()
+        time.sleep(LOOK_S)
 
 
 def load_programs(path: str, bundle: Bundle, engine: str | None, policy: Policy) -> Opened:

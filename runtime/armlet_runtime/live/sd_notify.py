@@ -28,6 +28,11 @@ class Notifier:
         self._fed_ns = 0
         self._status = ""
 
+    @property
+    def is_managed(self) -> bool:
+        """Whether a service manager has started this process and listens."""
+        return self._socket is not None
+
     def ready(self) -> None:
         """Report that the loop runs."""
         self._send("READY=1")
