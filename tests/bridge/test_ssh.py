@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from armlet_bridge.boards.agent_client import LinkError
+from armlet_bridge.boards.roster import status
 from armlet_bridge.boards.ssh import PREFIX, connect, login
 from armlet_bridge.boards.target import Target
-from armlet_bridge.boards.wheels import path_of
+from armlet_bridge.boards.wheels import Probe, path_of, requirements
 from armlet_runtime.errors import DeployError
+from armlet_runtime.install import PlaceState, Update, UpdateResult, UpdateState
 from tests.support.sshd import Sshd
 
 from .test_boards import sshd as sshd  # the fixture
@@ -125,6 +128,39 @@ async def test_a_board_of_an_earlier_armlet_is_to_be_set_up_again(person: Person
     with pytest.raises(DeployError, match="another version of armlet: run 'armlet board setup ssh://board' again"):
         async with connect(BOARD) as board:
             await board.hello()
+
+
+async def test_why_an_agent_ended_is_reported_without_escapes(person: Person, sshd: Sshd, host_key: Path) -> None:
+    person.config(f"  IdentityFile {sshd.key}")
+    person.believe(host_key)
+    python = sshd.home / PREFIX / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text("#!/bin/sh\nprintf 'OSError: \\033[31mRead-only file system\\n' >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(LinkError, match=r"the agent on ssh://board ended: OSError: .*Read-only file system") as refused:
+        async with connect(BOARD) as board:
+            await board.hello()
+    assert "\033" not in str(refused.value)
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_requirements_are_those_of_the_boards_python(python: str) -> None:
+    board = Probe("aarch64", "2.36", "", 0, (), 0, 0, "", "/usr/bin/python3", python)
+    names = [re.split("[<>=]", line)[0] for line in requirements(board, ("onnx",))]
+    assert {"msgspec", "numpy", "onnxruntime"} <= set(names) and len(names) == len(set(names)) < 20
+    if python < "3.12":
+        with pytest.raises(DeployError, match=f"there is no 'executorch' for Python {python} on aarch64"):
+            requirements(board, ("executorch",))
+    else:
+        assert any(line.startswith("executorch-numpy-runtime==") for line in requirements(board, ("executorch",)))
+
+
+@pytest.mark.parametrize(("unit", "well"), [("active", True), ("none", True), ("activating", False), ("failed", False)])
+def test_a_board_whose_unit_is_restarted_again_and_again_is_not_well(unit: str, well: bool) -> None:
+    bundle = PlaceState("d1", "toy", "0.1", ("k",), 1, "2026-01-01T00:00:00+00:00", "onnx 1")
+    update = Update(UpdateState.IDLE, UpdateResult.SUCCESS, "d1", "is in use", 0.0)
+    hello = {"places": {"a": bundle}, "place": "a", "update": update, "service": unit, "clock": 0.0}
+    assert status("ssh://board", "", msgspec.to_builtins(hello)).well == well
 
 
 def test_the_address_of_a_folder_with_a_blank_is_its_path() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet_runtime.errors import DeployError
+from armlet_runtime.printable import printable
 
 from .agent_client import AgentClient, LinkError
 from .target import Target
@@ -61,6 +62,8 @@ async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[
                     raise DeployError(
                         f"{target} was set up by another version of armlet: run 'armlet board setup {target}' again"
                     ) from error
+                if complaints:
+                    raise LinkError(f"the agent on {target} ended: {printable(complaints[-1])}") from error
             raise
         finally:
             process.close()

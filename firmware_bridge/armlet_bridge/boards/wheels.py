@@ -141,7 +141,7 @@ def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "requirements.in").write_text("\n".join(_requirements(probe, extras)) + "\n")
+        (root / "requirements.in").write_text("\n".join(requirements(probe, extras)) + "\n")
         platform = f"{probe.architecture}-manylinux_2_{min(int(probe.glibc.split('.')[1]), 40)}"
         machine = ["--python-version", probe.python_version, "--python-platform", platform, "--only-binary", ":all:"]
         lock = str(root / "requirements.txt")
@@ -154,7 +154,7 @@ def gather(probe: Probe, extras: tuple[str, ...] = ()) -> Environment:
         return Environment(_digest(site), _pack(site), size)
 
 
-def _requirements(probe: Probe, extras: tuple[str, ...]) -> list[str]:
+def requirements(probe: Probe, extras: tuple[str, ...]) -> list[str]:
     """Armlet's requirements on the board, with those of the extras.
 
     Raises:
