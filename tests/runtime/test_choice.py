@@ -73,7 +73,7 @@ async def test_a_person_chooses_among_those_in_reach() -> None:
 async def test_names_are_taken_as_they_are_and_any_stands_alone() -> None:
     assert await choose_wearables([], ["Acc", "C0:FF"]) == ("Acc", "C0:FF")
     assert await choose_wearables([], [ANY]) == ()
-    with pytest.raises(UsageError, match="'any' stands for every wearable"):
+    with pytest.raises(UsageError, match="'any' means every wearable"):
         await choose_wearables([], ["any", "Acc"])
 
 

@@ -193,7 +193,7 @@ async def _roll_back(args: argparse.Namespace) -> tuple[Any, bool]:
         hello = await board.hello()
         other = PLACES[1] if hello["place"] == PLACES[0] else PLACES[0]
         if other not in hello["places"]:
-            raise DeployError(f"{target} holds no bundle besides the present one; deploy the one you want")
+            raise DeployError(f"{target} holds no bundle besides the present one; deploy the bundle that you want")
         key, _ = default_signing_key()
         entry = await board.roll_back(permit(hello["places"][other]["digest"], hello["floor"], [key]))
     print(f"{target} runs {entry.name} {entry.version} ({entry.digest[:12]}) again")

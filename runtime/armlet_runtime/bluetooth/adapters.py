@@ -26,7 +26,7 @@ GROUP = "armlet.bluetooth"
 
 # A Bluetooth stack that worked and refuses to scan for so long does not come back in this process.
 GIVE_UP_S = 60.0
-# bleak's stand-in for a signal strength that BlueZ does not have: some property of a known wearable changed, such as
+# bleak's placeholder for a signal strength that BlueZ does not have: some property of a known wearable changed, such as
 # that its link was lost, and it was not heard.
 NOT_HEARD = -127
 # A scan in which nobody at all is heard for so long is begun anew: bluetoothd can believe that it scans when it does
@@ -57,7 +57,7 @@ class Bluetooth(Protocol):
 
 @dataclass(frozen=True)
 class SystemBluetooth:
-    """Bluetooth of this system. BlueZ neither tells the connection interval nor lets a program ask for one."""
+    """Bluetooth of this system. BlueZ does not report the connection interval, and no program can request another."""
 
     scanner: type[BaseBleakScanner] | None = None
     client: type[BaseBleakClient] | None = None
@@ -207,7 +207,7 @@ class Sighting:
 
 
 def choose_adapter(sightings: Mapping[Adapter, Sighting], links: Mapping[Adapter, int]) -> Adapter:
-    """Of the adapters that hear a wearable, the one with the fewest links; of those, the one that hears it best.
+    """The adapter for a wearable: of those that hear it the one with the fewest links, and of these the nearest.
 
     Args:
         sightings: The newest of the wearable, by adapter; one at least.

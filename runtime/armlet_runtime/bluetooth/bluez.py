@@ -2,7 +2,7 @@
 
 When ``bluetoothd`` crashes or is restarted, bleak calls no disconnected callback, ``is_connected`` stays true, no data
 come any more, and what bleak remembers of the old daemon makes every later request fail in that process. The D-Bus
-daemon does say so. bleak forgets all it knows of BlueZ, and tells every client that its link is gone, when its
+daemon does say so. bleak drops its whole state of BlueZ, and reports every link as lost, when its
 connection to the D-Bus ends; so that connection is ended here. And a scan on an adapter that was pulled out or powered
 off goes on without a word, and hears nothing when the adapter is back.
 
@@ -86,7 +86,7 @@ async def follow(changed: Callable[[], None]) -> None:
 async def free(looking: Callable[[], bool], ours: Callable[[str, str], bool]) -> None:
     """End links that no process listens to, so that their wearables advertise again. Never returns.
 
-    BlueZ does not tell whose a link is: another program's looks the same as long as it is not subscribed to anything.
+    BlueZ does not report the owner of a link: another program's looks the same as long as it subscribes to nothing.
 
     Args:
         looking: Whether a wearable is missing; while none is, nothing is done.

@@ -22,7 +22,7 @@ Ask = Callable[[Sequence[Nearby]], Sequence[Nearby]]
 async def choose_wearables(
     adapters: Sequence[Bluetooth], names: Sequence[str], modalities: Collection[str] = (), ask: Ask | None = None
 ) -> tuple[str, ...]:
-    """The names for a :class:`armlet_runtime.bluetooth.Session`; none stands for every wearable in reach.
+    """The names for a :class:`armlet_runtime.bluetooth.Session`; an empty tuple means every wearable in reach.
 
     Args:
         adapters: Listened on, if nobody was named.
@@ -37,7 +37,7 @@ async def choose_wearables(
     if tuple(names) == (ANY,):
         return ()
     if ANY in names:
-        raise UsageError(f"'{ANY}' stands for every wearable in reach: give it alone, or names without it")
+        raise UsageError(f"'{ANY}' means every wearable in reach: give it alone, or names without it")
     if names:
         return tuple(names)
     nearby = [device for device in await who_is_near(adapters, LISTEN_S) if device.profiles]

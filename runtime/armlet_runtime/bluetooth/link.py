@@ -52,7 +52,7 @@ NEWS_S = 30.0
 # BlueZ may report a wearable's first advertisement together with the end of its link, and the next ones only when its
 # signal strength has changed by 8 dB or a new scan begins.
 TOGETHER_S = 0.1
-# Another address may stand for a known wearable only when its own has not been heard for so long: wearables with
+# Another address counts as a known wearable's only when its own has not been heard for so long: wearables with
 # privacy change theirs, and a stranger of the same name is not to push one out.
 TAKE_OVER_S = 30.0
 # BlueZ sometimes gives a connection before it has the services; a wearable without a known one is asked so often.
@@ -69,17 +69,17 @@ class Link:
     Attributes:
         name: The wearable's name in the session.
         state: ``missing`` (not heard, or its link was lost), ``found`` (heard, waits for its turn), ``connecting``,
-            ``starting`` (linked, is told to send), ``streaming``, ``waiting`` (an attempt failed; another follows) or
-            ``refused`` (armlet cannot use it as it is; tried again once a minute).
+            ``starting`` (linked; the commands that start it are sent), ``streaming``, ``waiting`` (an attempt failed;
+            another follows) or ``refused`` (armlet cannot use it in its present state; tried again once a minute).
         problem: Why the last attempt failed or the link was lost; empty if nothing went wrong.
         address: Bluetooth address; empty if it has not been heard.
         rssi: Signal strength of its last advertisement in dBm.
         profiles: Names of the profiles that were started.
-        mtu: ATT MTU agreed upon; as large a one is asked for as there is.
+        mtu: ATT MTU agreed upon; the largest possible is requested.
         interval_ms: Connection interval; None if the back end cannot tell.
         battery: Charge in percent; None if it does not say.
-        about: What it says of itself: maker, model and the like.
-        learned: Whether it was asked for all that it says of itself.
+        about: Texts of its Device Information service: maker, model and the like.
+        learned: Whether these texts were read.
         attempts: Connection attempts.
         connections: Of them, those that came to streaming.
         failures: Class of trouble to how often it came.
@@ -110,7 +110,7 @@ class LinkSupervisor:
     """Keeps one wearable's link up.
 
     Attributes:
-        link: What others see of it.
+        link: Its public state.
         adapter: Through which it has its link, or at which it waits for its turn; None otherwise.
         heard_at: When its advertisement was heard last, on the monotonic clock; 0 if never.
         ending: Set at the end of the session: no further connection is made.
@@ -162,7 +162,7 @@ class LinkSupervisor:
                 self._set("found")
 
     def take_over(self, address: str) -> bool:
-        """Let another address stand for the wearable, if its own has fallen silent; whether it does."""
+        """Take over another address of the wearable, if its own has fallen silent; whether it was taken over."""
         link = self.link
         if link.address and (link.linked or time.monotonic() - self.heard_at < TAKE_OVER_S):
             return False
@@ -338,7 +338,7 @@ class LinkSupervisor:
         return await steps.start([profile for profile in known if wanted.wants(*profile.carries)] or known, wanted)
 
     async def _learn(self, client: BleakClient) -> None:
-        """Read what the wearable says of itself, and how its battery does; it may have neither, or refuse."""
+        """Read Device Information and the battery's level; a wearable may lack either, or refuse."""
         link = self.link
         errors = (BleakError, OSError, EOFError, asyncio.TimeoutError)
         for key, uuid in device_information.TEXTS.items():

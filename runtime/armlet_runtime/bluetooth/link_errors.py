@@ -17,7 +17,7 @@ class Trouble:
 
     Attributes:
         name: Its name in messages.
-        first_s: Longest wait after the first failure; it doubles with each further one.
+        first_s: Longest wait after the first failure; it doubles with each further failure.
         longest_s: Longest wait after many failures.
     """
 
@@ -45,7 +45,7 @@ REFUSED = Trouble("refused", 60.0, 60.0)
 """The device is no wearable that armlet can use, or it refuses armlet's commands."""
 
 UNEXPECTED = Trouble("unexpected", 1.0, 60.0)
-"""An error in armlet's own code, or one of bleak's that nobody expects. It concerns one link and is logged."""
+"""An unexpected error of armlet's own code or of bleak. It concerns one link and is logged."""
 
 # ATT errors (Core specification, Vol 3, Part F, 3.4.1.1).
 _INVALID_HANDLE = 0x01

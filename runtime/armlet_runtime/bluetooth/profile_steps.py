@@ -47,7 +47,7 @@ class ProfileSteps:
         self._asked: tuple[str, bytes, asyncio.Future[bytes]] | None = None
 
     async def start(self, profiles: Sequence[Profile], wanted: Wanted) -> list[Profile]:
-        """Start profiles; one that fails does not keep the others from starting.
+        """Start profiles; a failing profile does not keep the others from starting.
 
         Returns:
             Those that were started.
@@ -116,7 +116,7 @@ class ProfileSteps:
         finally:
             self._asked = None
             if answered.done() and not answered.cancelled():
-                answered.exception()  # so that asyncio does not warn of one that nobody saw
+                answered.exception()  # retrieved, so that asyncio does not warn of it
 
     async def _notify(self, source: str) -> None:
         def arrived(_: BleakGATTCharacteristic, data: bytearray) -> None:
@@ -131,7 +131,7 @@ class ProfileSteps:
                     log.info("'%s': first data, %d bytes", self._name, len(value))
                 self.newest_ns = now_ns
 
-        # Of BlueZ's two ways the one through the D-Bus daemon, StartNotify, which bleak takes by itself: AcquireNotify
+        # StartNotify, which goes through the D-Bus daemon and is bleak's default, and not AcquireNotify, which
         # crashes every bluetoothd before 5.86 that hears of the end of a client before that of its socket, as it does
         # after about one link loss in twenty (https://github.com/bluez/bluez/pull/1784).
         await self._client.start_notify(source, arrived)

@@ -24,8 +24,8 @@ END_S = 10.0
 TURN_S = 0.25
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Each connection that ended leaves some hundred objects in cycles (the client, tasks, tracebacks). They are old by
-# then, so only a full garbage collection finds them, and by itself one comes after 70 000 objects: in hours, and until
-# then the process grows, and keeps the size. So there is one when a link has come up, before the next one is made, and
+# then, so only a full garbage collection finds them. Python runs one after 70 000 objects, which takes hours, and until
+# then the process grows, and keeps the size. So a collection runs when a link has come up, before the next link, and
 # every so often. It takes 1 to 2 ms on a PC, as what start-up made is left out.
 COLLECT_NS = 10_000_000_000
 
@@ -141,7 +141,7 @@ async def play(
     Args:
         packets: In order of arrival.
         ended_ns: When the recording ended, on the clock of the arrivals.
-        speed: How many seconds of the recording pass in one.
+        speed: Seconds of the recording per second.
         turn: As for :func:`drive`; it is called at least once in :data:`TURN_S`.
 
     Returns:
@@ -170,7 +170,7 @@ def _started() -> Iterator[None]:
     """Leave the objects of start-up out of the garbage collections of the run, which are shorter then."""
     gc.collect()
     gc.freeze()
-    gc.collect()  # counts how many live, which are none now
+    gc.collect()  # resets the count of objects that survive, which is 0 now
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ CANCEL_S = STOP_S + DISCONNECT_S + 1.0
 CANCELS = 3
 # Packets that wait for the loop; 20 wearables at 25 packets a second for 16 s. Beyond that the newest data are dropped.
 QUEUE_PACKETS = 8192
-# Wearables that are kept in mind; the one that was never connected and was heard longest ago makes room for a new one.
+# Most supervisors; a wearable that was never connected and was heard longest ago makes room for a new wearable.
 MAX_LINKS = 32
 
 
@@ -110,7 +110,7 @@ class Session:
                 log.error("%s does not end; its link may stay up", task.get_name())
 
     def take(self) -> list[Packet]:
-        """What the wearables sent and what became of their links since the last call, in order of arrival."""
+        """The packets and the events of links since the last call, in order of arrival."""
         packets = list(self._packets)
         self._dropping = False
         self._packets.clear()
@@ -157,7 +157,7 @@ class Session:
         )
 
     async def _follow_bluez(self) -> None:
-        """Begin every scan anew when ``bluetoothd`` has ended or an adapter changed; bleak itself tells the links."""
+        """Begin every scan anew when ``bluetoothd`` has ended or an adapter changed; bleak itself ends the links."""
         from .bluez import follow
 
         def changed() -> None:
@@ -166,7 +166,7 @@ class Session:
                 adapter.heard_at = 0.0
             self._changed.set()
 
-        with suppress(OSError, EOFError):  # without a D-Bus scanning fails, and says so
+        with suppress(OSError, EOFError):  # without D-Bus, scanning reports the error
             await follow(changed)
 
     async def _free_wearables(self) -> None:
@@ -188,7 +188,7 @@ class Session:
         return name in self._names or address in self._names
 
     def _scan_wanted(self, adapter: Adapter) -> bool:
-        """Whether a wearable is missing, and the adapter is not busy with connecting one."""
+        """Whether a wearable is missing, and the adapter is not connecting."""
         if adapter.connecting.locked():
             return False
         if any(
@@ -224,7 +224,7 @@ class Session:
             supervisor.heard(adapter, Sighting(device, advertisement.rssi, time.monotonic()))
 
     def _supervisor_of(self, name: str, address: str, advertisement: AdvertisementData) -> LinkSupervisor | None:
-        """Whose advertisement it is; a new supervisor for a new wearable; None for one that is not wanted."""
+        """The supervisor of an advertisement's wearable, a new one for a new wearable; None if it is not wanted."""
         known = next(
             (supervisor for supervisor in self._supervisors.values() if supervisor.link.address == address), None
         )
@@ -242,7 +242,7 @@ class Session:
         return self._add(Link(name, address=address)) if self._make_room() else None
 
     def _known_as(self, name: str, address: str) -> LinkSupervisor | None:
-        """The supervisor of a name, if the address may stand for its wearable."""
+        """The supervisor of a name, if its wearable may have this address."""
         supervisor = self._supervisors[name]
         return supervisor if supervisor.take_over(address) else None
 
@@ -256,7 +256,7 @@ class Session:
         return supervisor
 
     def _make_room(self) -> bool:
-        """Whether there is room for one more link; if need be, one that never came to anything is forgotten."""
+        """Whether there is room for another link; if need be, a wearable that was never connected is forgotten."""
         if len(self._supervisors) < MAX_LINKS:
             return True
         idle = [

@@ -1,4 +1,4 @@
-"""What a bundle is, and whom to trust: container, manifest, signatures, keys.
+"""Bundles and trust: container, manifest, signatures, keys.
 
 Imports the root and the signals.
 """

@@ -11,7 +11,7 @@ The container, all numbers little-endian::
 
 There are no bytes after that. The header holds every member's size and SHA-256, so each signature covers everything
 but the signatures; and every signature must be valid, also of keys that are not asked for, so no byte of the file can
-change unseen. They stand before the members, so that whoever reads a stream can stop before it takes any. The first
+change unseen. They precede the members, so that the reader of a stream can stop before it takes any. The first
 member is ``manifest.json`` (:class:`~armlet_runtime.bundle.manifest.Manifest`), the others follow by name, so equal
 contents give equal files.
 """
@@ -119,7 +119,7 @@ class Bundle:
 
     Attributes:
         manifest: What the board must know about the model.
-        digest: Hex SHA-256 that the signatures are over; names the contents, whoever signed them.
+        digest: Hex SHA-256 that is signed; names the contents, whoever signed them.
         signers: Short names of the trusted keys that signed it.
         sizes: Member name to size in bytes, in the order of the file.
     """
@@ -236,7 +236,7 @@ def open_bundle(path: Path, trusted: Trust | None) -> Bundle:
 
     Args:
         path: The file.
-        trusted: Whose signatures are needed; None to look at a bundle whoever signed it (to sign or to show it: what
+        trusted: Keys whose signatures are needed; None to accept any signer (to sign or to show it: what
             it holds must not be run).
 
     Raises:
@@ -305,7 +305,7 @@ def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
         trusted: As for :func:`open_bundle`.
 
     Raises:
-        BundleError: As :func:`open_bundle`, for what stands there.
+        BundleError: As :func:`open_bundle`.
     """
     header, body = _read_header(data, path)
     signatures, start = _read_signatures(data, body, path)
@@ -371,18 +371,18 @@ def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
         raise TruncatedBundleError(f"{path} is truncated: it ends within its first {start} bytes; copy it again")
     if data[len(MAGIC) - 1] > MAGIC[-1]:
         raise NewerSchemaError(
-            f"{path} says that it is of container version {data[len(MAGIC) - 1]}, and this armlet knows version "
+            f"{path} has container version {data[len(MAGIC) - 1]}, and this armlet knows version "
             f"{MAGIC[-1]}: update armlet, or copy the bundle again if it should be older"
         )
     if data[len(MAGIC) - 1] < MAGIC[-1]:
         raise SchemaError(
-            f"{path} says that it is of container version {data[len(MAGIC) - 1]}, older than the {MAGIC[-1]} that this "
+            f"{path} has container version {data[len(MAGIC) - 1]}, older than the {MAGIC[-1]} that this "
             f"armlet knows: export it again, or copy it again if it should be newer"
         )
     (length,) = _LENGTH.unpack_from(data, len(MAGIC))
     if length > MAX_HEADER:
         raise CorruptBundleError(
-            f"{path} says that its header has {length} bytes, more than the {MAX_HEADER} allowed: it is corrupt"
+            f"{path} claims a header of {length} bytes, more than the {MAX_HEADER} allowed: the file is corrupt"
         )
     if len(data) < start + length:
         raise TruncatedBundleError(f"{path} is truncated: it ends within its header; copy it again")
@@ -411,9 +411,7 @@ def _read_signatures(data: bytes, start: int, path: str) -> tuple[dict[bytes, by
     if count == 0:
         raise SignatureError(f"{path} is not signed; only a bundle that a trusted key has signed is taken")
     if not 1 <= count <= MAX_SIGNATURES:
-        raise CorruptBundleError(
-            f"{path} says that it has {count} signatures, not 1 to {MAX_SIGNATURES}: it is corrupt"
-        )
+        raise CorruptBundleError(f"{path} claims {count} signatures, not 1 to {MAX_SIGNATURES}: the file is corrupt")
     end = start + 1 + count * (_KEY_SIZE + _SIGNATURE_SIZE)
     if len(data) < end:
         raise TruncatedBundleError(f"{path} is truncated: it ends within its signatures; copy it again")

@@ -1,7 +1,7 @@
 """Signed JSON documents: DSSE envelopes (Dead Simple Signing Envelope v1.0, secure-systems-lab/dsse).
 
 An envelope holds the document's bytes and signatures over exactly these bytes and their type, so no canonical form of
-JSON is needed, and one kind of document is never taken for another.
+JSON is needed, and documents of different kinds are never confused.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _parse(data: bytes, kind: str, document: type[Document], where: str) -> tupl
     try:
         return msgspec.json.decode(payload, type=document), envelope, payload
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise SignatureError(f"{where} does not say what such a document says ({error}); update armlet") from error
+        raise SignatureError(f"{where} is not a valid document ({error}); update armlet") from error
 
 
 def _decode(data: bytes, where: str) -> tuple[_Envelope, bytes]:

@@ -106,7 +106,7 @@ def _read(path: Path) -> bytes:
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
-    """Read a private key; its passphrase is asked for where it has one.
+    """Read a private key; the person is asked for its passphrase if it is encrypted.
 
     Raises:
         KeyFileError: The file cannot be read, may be read by others, holds no Ed25519 private key, or the passphrase is
@@ -176,7 +176,7 @@ def trust(key: Ed25519PublicKey) -> Path:
 def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
     """The signing key of this home; made, and its public half trusted, on first use.
 
-    Where the home has a trust set, that alone says whether the key is trusted.
+    Where the home has a trust set, that alone decides whether the key is trusted.
 
     Returns:
         The key, and its file if it was made just now (tell the user), else None.
@@ -187,6 +187,8 @@ def default_signing_key() -> tuple[Ed25519PrivateKey, Path | None]:
     path = home() / SIGNING
     made = not path.exists()
     key = generate(path) if made else load_private(path)
-    if not trust_set_path().exists():  # every time: whoever was killed after making the key trusts it at the next start
+    if (
+        not trust_set_path().exists()
+    ):  # every time: after a kill right behind the making of the key, the next start trusts it
         trust(key.public_key())
     return key, path if made else None

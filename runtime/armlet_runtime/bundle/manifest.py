@@ -28,7 +28,7 @@ UNKNOWN = "unknown"
 """The label of a decision that the model is not sure enough of; no class may have that name where it can be given."""
 
 PRECISIONS = ("int8", "dynamic", "fp16", "fp32")
-"""What a program's weights are kept in: ``dynamic`` is int8 whose activations are rounded by the range of each call,
+"""Number format of a program's weights: ``dynamic`` is int8 whose activations are rounded by the range of each call,
 ``fp16`` computes in float32."""
 
 AGGREGATOR = "aggregator"
@@ -67,7 +67,7 @@ class StepProgram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             columns); outputs ``token`` (1, token_dim) and ``next_state``, which the encoder gives as well.
         hop: Samples from one window to the next.
         head: First samples of the window that it reads.
-        tail: Last samples of the window that it reads, joined to the first ones.
+        tail: Last samples of the window that it reads, joined to the first samples.
         rests_on: First sample of a window that its state rests on, and the one after the last. The state is right for a
             next window that has the same samples ``hop`` earlier.
     """
@@ -84,8 +84,8 @@ class EnginePrograms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Encoders: modality name to program; input ``window`` (1, channels, samples) float32, normalised; output ``token``
     (1, token_dim). Aggregator: input ``tokens`` (1, modalities * token_dim), in the manifest's modality order with mask
-    tokens in place of absent ones; outputs ``logits`` (1, labels) and ``embedding`` (1, embedding_dim). Steps: modality
-    name to what makes its encoder incremental; none before schema 4.
+    tokens for absent modalities; outputs ``logits`` (1, labels) and ``embedding`` (1, embedding_dim). Steps: modality
+    name to the step program of its encoder; none before schema 4.
     """
 
     encoders: dict[str, ProgramRef]
@@ -123,7 +123,7 @@ class GoldenRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``windows``: modality name to an array (n, channels, samples) of normalised windows. ``logits``: engine name to an
     array (subsets, n, labels), the subsets in the order of :func:`armlet_runtime.modalities.subsets`. ``tolerance``:
-    engine name to how far a logit may be from the stored one on another machine; 0 for programs that are integer from
+    engine name to how far a logit may be from the stored logit on another machine; 0 for programs that are integer from
     end to end. Not given in schema 1, where :data:`armlet_runtime.model.golden_run.FLOAT_TOLERANCE` holds for fp32.
     """
 
@@ -166,7 +166,7 @@ class HiddenMarkov(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the board must know about a model."""
+    """All that a board needs to know about a model."""
 
     schema: int
     name: str
@@ -194,15 +194,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prototypes: str | None = None
     """Member: ``.npy``, (labels, embedding_dim) float32, for a few-shot head; none for a classifier head."""
     release: int = 0
-    """Counts up over an owner's bundles (export writes the Unix seconds of ``created``): a board takes no lower one."""
+    """Counts up over an owner's bundles (export writes the Unix seconds of ``created``): boards accept no lower one."""
     expires: str | None = None
-    """UTC, ISO 8601: from then on it is not put on a board any more; one that is in use goes on."""
+    """UTC, ISO 8601: from then on no board accepts the bundle; where it is in use, it goes on."""
     boards: tuple[str, ...] = ()
     """Classes of boards that it is made for, such as ``raspberry-pi-5``; none for any."""
     confidence: Confidence | None = None
     """None in bundles of schema 1 and 2: scores are then the plain softmax, and nothing is unknown."""
     smoothing: Majority | HiddenMarkov | None = None
-    """How labels of successive windows are smoothed; None: each window stands for itself."""
+    """How labels of successive windows are smoothed; None: each window is decided alone."""
     bank: str | None = None
     """Member: ``.npy``, (windows, modalities * token_dim) float16, tokens of validation people's windows of all
     classes; what new classes are held against (:mod:`armlet_runtime.model.prototypes`)."""
@@ -261,7 +261,7 @@ class ProgramRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was measured on the programs of the bundle themselves, in a process without torch."""
+    """Figures of the bundle's own programs, measured in a process without torch."""
 
     data: str
     """Data set and split, such as ``hapt validation``."""
@@ -354,12 +354,12 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     if not 1 <= manifest.schema <= MANIFEST_SCHEMA:
         yield f"schema {manifest.schema} does not exist"
     if not names or len(set(names)) != len(names):
-        yield "it needs at least one modality, and none twice"
+        yield "the model needs at least one modality, and no modality twice"
     if len(names) > MAX_MODALITIES:
         yield f"it has {len(names)} modalities, more than the {MAX_MODALITIES} whose subsets can be tried"
         return
     if len(manifest.labels) < 1 or len(set(manifest.labels)) != len(manifest.labels):
-        yield "it needs at least one label, and none twice"
+        yield "the model needs at least one label, and no label twice"
     if not 0 <= manifest.release <= MAX_RELEASE:
         yield f"the release must be 0 to {MAX_RELEASE}"
     if not _is_time(manifest.created):
@@ -422,7 +422,7 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
 
 
 def _steps_fit(manifest: Manifest, modality: Modality, step: StepProgram) -> bool:
-    """Whether every sample of a window is read by the step program, or one that the state before rests on."""
+    """Whether every sample of a window is read by the step program, or was used for the state before."""
     samples, (oldest, newest) = manifest.window.samples(modality), step.rests_on
     state = step.program.inputs.get("state", ())
     shapes = {"window": (1, len(modality.channels), step.head + step.tail), "state": state}

@@ -67,7 +67,7 @@ class Trust:
 
 
 def trusted_keys(files: Sequence[Path] = ()) -> Trust:
-    """What is trusted: the keys in ``files``, or else the home's trust set, or else any one of its ``trusted/*.pub``.
+    """The trusted keys: those in ``files``, or else the home's trust set, or else any of its ``trusted/*.pub``.
 
     Raises:
         KeyFileError: A file is no Ed25519 public key, or the trust set cannot be read.
@@ -90,8 +90,8 @@ def next_set(
     """The signed document of the set that follows ``now``; :func:`install` takes it once enough have signed it.
 
     Args:
-        now: What is trusted at present.
-        keys: What is to be trusted.
+        now: The trusted keys at present.
+        keys: The keys to trust.
         threshold: How many of them must sign.
         signers: Keys that sign it now; :func:`armlet_runtime.bundle.dsse.add_signature` adds others.
 
@@ -104,7 +104,7 @@ def next_set(
 
 
 def install(data: bytes, where: str) -> Trust:
-    """Let a trust set take the place of the present one, or of the key files, if it was signed as it must be.
+    """Replace the present trust set, or the key files, by a new trust set that is signed as required.
 
     Args:
         data: The signed document.
@@ -142,7 +142,7 @@ def _store(data: bytes) -> None:
 
 
 def check_next(data: bytes, now: Trust, where: str) -> Trust:
-    """What a trust set's document says, if it may follow ``now``.
+    """The content of a trust set, if it may follow ``now``.
 
     Raises:
         SignatureError: It is not the next version, or too few keys of ``now`` or its own have signed it.

@@ -1,4 +1,4 @@
-"""What an engine is: the small Protocol behind which every program of a bundle runs."""
+"""The Protocol of an engine, behind which every program of a bundle runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Program(Protocol):
 
 
 class Engine(Protocol):
-    """An engine that is installed on this machine. It runs on one thread; one that cannot says so in ``detail``.
+    """An engine that is installed on this machine. It runs on one thread, unless ``detail`` says otherwise.
 
     Attributes:
         name: ``litert``, ``executorch``, ``onnx`` or ``tflite``; after a colon what else was asked for.
@@ -71,8 +71,8 @@ class Engine(Protocol):
         """Load a program from its bytes or file. ``inputs`` and ``outputs``: the names and shapes that are promised.
 
         A program's own tensors are float32 at its borders, also in an int8 program (it converts inside, where that is
-        cheapest). They are matched with the promised ones by name if the program has exactly the promised names, else
-        by position; so a manifest lists inputs and outputs in the program's own order.
+        cheapest). They are matched with the promised tensors by name if the program has exactly the promised
+        names, else by position; so a manifest lists inputs and outputs in the program's own order.
 
         Raises:
             EngineError: The program does not load, or is not what the manifest promises.
@@ -80,7 +80,7 @@ class Engine(Protocol):
 
 
 class LockedProgram(ABC):
-    """What the programs of all engines have in common: checks of the arrays, one thread at a time, one end."""
+    """The common part of all engines' programs: checks of the arrays, one thread at a time, one end."""
 
     def __init__(self, inputs: Shapes, outputs: Shapes) -> None:
         self.inputs, self.outputs = dict(inputs), dict(outputs)
@@ -136,7 +136,7 @@ def ordered_inputs(promised: Shapes, given: Mapping[str, Float32]) -> list[Float
 
 
 def check_outputs(promised: Shapes, given: Mapping[str, Float32]) -> None:
-    """See that there is an array to write every output into.
+    """Make sure that every output has an array to be written into.
 
     Raises:
         EngineError: One is missing, unknown, of another shape or dtype, or cannot be written to as it lies.
@@ -184,7 +184,7 @@ def check_file(path: Path) -> None:
 
 
 def match_tensors(kind: str, promised: Shapes, actual: Sequence[tuple[str, tuple[int, ...], str]]) -> list[int]:
-    """Which of the program's tensors each promised one is.
+    """The program's tensor for each promised tensor.
 
     Args:
         kind: ``input`` or ``output``, for messages.
@@ -192,7 +192,7 @@ def match_tensors(kind: str, promised: Shapes, actual: Sequence[tuple[str, tuple
         actual: Name, shape and dtype name of the program's tensors, in its own order.
 
     Returns:
-        Position in ``actual`` for each promised tensor: by name if the names are the same ones, else by position.
+        Position in ``actual`` for each promised tensor: by name if the names are equal, else by position.
 
     Raises:
         EngineError: Number, shape or dtype differ.

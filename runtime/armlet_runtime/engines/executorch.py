@@ -1,7 +1,7 @@
 """ExecuTorch without torch. ``.pte`` programs through XNNPACK.
 
 The official Python binding imports torch: hundreds of megabytes, and seconds to start. There are two ways around it,
-and :attr:`Engine.detail <armlet_runtime.engines.base.Engine>` says which one was taken:
+and :attr:`Engine.detail <armlet_runtime.engines.base.Engine>` names the one in use:
 
 1. *shim*, on every supported Python: the executorch wheel of exactly
    :data:`~armlet_runtime.engines.executorch_shim.WHEEL_VERSION` holds ``libexecutorch*.so`` and headers. A small C
@@ -50,7 +50,7 @@ def why_not() -> str | None:
 
 
 def open_engine() -> Engine:
-    """Open the engine, by the shim if that can be; :func:`why_not` must have said that it can be.
+    """Open the engine, by the shim if possible; :func:`why_not` must have given None.
 
     Raises:
         EngineError: The shim does not compile or load.

@@ -31,7 +31,7 @@ def build(wheel: Path, folder: Path, machine: str, compiler: str = "g++") -> Pat
     Args:
         wheel: The folder ``executorch`` of a wheel of :data:`WHEEL_VERSION` for the machine.
         folder: Where it goes, as :func:`file_name`.
-        machine: What the compiler compiles for.
+        machine: The machine that the compiler compiles for.
         compiler: A g++ or clang++.
 
     Raises:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("wheel", type=Path, help=f"wheel of executorch {WHEEL_VERSION} for the board's architecture")
     parser.add_argument("--compiler", default="g++", help="such as aarch64-linux-gnu-g++ (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the file (default: this one)")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the file (default: the present folder)")
     args = parser.parse_args(argv)
     try:
         with tempfile.TemporaryDirectory() as work:

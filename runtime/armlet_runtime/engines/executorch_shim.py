@@ -14,7 +14,7 @@ WHEEL_VERSION = "1.5.1"
 """The shim is written against, and tested with, the C++ interface of this version only."""
 
 LIBRARIES = ("libexecutorch.so", "libexecutorch_threadpool.so")
-"""What the shim needs, in the order of their needs."""
+"""Libraries that the shim needs, in the order in which they need each other."""
 
 BACKEND = "libexecutorch_backend_xnnpack.so"
 """What every program needs besides; loaded after the shim, see there."""

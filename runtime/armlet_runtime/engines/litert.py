@@ -52,7 +52,7 @@ class LiteRTEngine:
 
 
 def open_engine() -> LiteRTEngine:
-    """Open the engine; :func:`why_not` must have said that it can be."""
+    """Open the engine; :func:`why_not` must have given None."""
     return LiteRTEngine()
 
 

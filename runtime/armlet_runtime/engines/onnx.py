@@ -17,7 +17,7 @@ from .base import LockedProgram, Program, Shapes, check_file, match_tensors, res
 # Builds for other providers carry another name but the same module.
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _CPU = "CPUExecutionProvider"
-# What a provider cannot run goes to those after it, as ONNX Runtime's documentation advises.
+# Nodes that a provider cannot run go to the providers after it, as ONNX Runtime's documentation advises.
 _PROVIDERS = {
     "cpu": (_CPU,),
     "cuda": ("CUDAExecutionProvider", _CPU),
@@ -110,7 +110,7 @@ class OnnxEngine:
 
 
 def open_engine(provider: str = DEFAULT) -> OnnxEngine:
-    """Open the engine; :func:`why_not` must have said that it can be."""
+    """Open the engine; :func:`why_not` must have given None."""
     return OnnxEngine(provider)
 
 

@@ -48,5 +48,5 @@ class TfliteEngine:
 
 
 def open_engine() -> TfliteEngine:
-    """Open the engine; :func:`why_not` must have said that it can be."""
+    """Open the engine; :func:`why_not` must have given None."""
     return TfliteEngine()

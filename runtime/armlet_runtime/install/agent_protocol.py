@@ -1,4 +1,4 @@
-"""What a workstation and a board's agent say to each other, over whatever carries bytes: an SSH channel, a pipe.
+"""The protocol of a workstation and a board's agent, over any stream of bytes: an SSH channel, a pipe.
 
 A frame is two unsigned 32-bit lengths in network order, a JSON object of the first length, and raw bytes of the second.
 Each request has the field ``op`` (see :func:`armlet_runtime.install.agent.answers`); an answer with the field ``error``

@@ -56,7 +56,7 @@ class IncomingParts:
         """The beginning of the offered bundle.
 
         Raises:
-            DeployError: There is none, or it is not trusted.
+            DeployError: Nothing was offered, or the offer is not trusted.
         """
         try:
             return read_front(self._folder / FRONT, trusted_keys())
@@ -112,7 +112,9 @@ class IncomingParts:
             digest.update(chunk)
         if digest.hexdigest() != sha256:
             path.unlink()
-            raise CorruptBundleError(f"the part '{member.name}' did not arrive as it was signed; send it again")
+            raise CorruptBundleError(
+                f"the part '{member.name}' arrived with other contents than were signed; send it again"
+            )
         path.replace(self._folder / sha256)
         return member.size
 

@@ -124,7 +124,7 @@ class Installer:
         return True
 
     def in_use(self) -> str | None:
-        """Digest of the bundle in use, confirmed and whole; None if there is none."""
+        """Digest of the bundle in use, confirmed and whole; None without one."""
         try:
             if read_state(self._slot).probation is None:
                 return open_bundle(current_bundle(self._slot), trusted_keys()).digest

@@ -7,9 +7,8 @@ decisions, each within :func:`bound_s`. Where no runtime is at work, or no weara
 decides on the bundle's golden windows as if they came from wearables (:mod:`armlet_runtime.checks.trial_run`).
 
 Whatever else happens, the slot goes back: the runtime ends, gives no decisions, gives late ones, or the deploy itself
-is killed. Then nobody holds the slot's lock, and whoever comes next finds a probation that nobody watches and ends it:
-the runtime in its next turn or at its start, also after a power cut, the board's agent, the next deploy
-(:func:`settle`).
+is killed. Then nobody holds the slot's lock, and the next process that looks ends the probation (:func:`settle`): the
+runtime in its next turn or at its start, also after a power cut, the board's agent, the next deploy.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ LOOK_S = 0.1
 
 
 class ProbationError(DeployError):
-    """A bundle did not stand its probation; the slot went back to what it had."""
+    """A bundle failed its probation; the slot went back to the bundle before."""
 
 
 def bound_s(manifest: Manifest) -> float:
@@ -87,7 +86,7 @@ def write_state(folder: Path, state: SlotState) -> None:
 
 
 def switch(folder: Path, place: str | None) -> None:
-    """Point ``current`` to a place, or to none: the old link or the new one is there at every moment."""
+    """Point ``current`` to a place, or remove it: at every moment the old or the new link exists."""
     link = folder / f".{CURRENT}.new"
     with suppress(FileNotFoundError):
         link.unlink()
@@ -109,7 +108,7 @@ def flush(folder: Path) -> None:
 
 
 def take_back(folder: Path) -> SlotState:
-    """End a probation without success, if there is one: the place before is in use again. The lock must be held."""
+    """End a probation without success: the place before is in use again. The lock must be held."""
     state = read_state(folder)
     if state.probation is None:
         return state
@@ -125,7 +124,7 @@ def take_back(folder: Path) -> SlotState:
 
 
 def settle(folder: Path) -> bool:
-    """End a probation that nobody watches any more; whether there was one.
+    """End a probation that nobody watches any more; whether a probation was ended.
 
     Raises:
         BundleError: The slot's state cannot be read.
@@ -144,9 +143,9 @@ def settle(folder: Path) -> bool:
 
 
 def open_settled(bundle: str, keys: Sequence[Path] = ()) -> Bundle:
-    """The verified bundle that a person names: a file, or ``file:FOLDER`` for the one in use in a slot.
+    """The verified bundle that a person names: a file, or ``file:FOLDER`` for the bundle in use in a slot.
 
-    Of a slot whose new bundle was on probation when the power was cut, it is the one before.
+    After a power cut during a probation it is the bundle before.
 
     Args:
         bundle: As it was given.
@@ -237,10 +236,10 @@ def _trial_run(folder: Path, keys: Sequence[Path], end: float) -> str:
 
 
 class Follower:
-    """What the runtime has of the slot whose bundle it runs: whether another is in use now, and a place to report to.
+    """The runtime's view of the slot whose bundle it runs: whether another bundle is in use now, and where to report.
 
     Only the first runtime of a slot reports, and only once it makes decisions: one that ends for want of a Bluetooth
-    adapter, and is started again and again, says nothing about a bundle.
+    adapter, and is started again and again, tells nothing about a bundle.
     """
 
     def __init__(self, folder: Path, bundle: Bundle, keys: Sequence[Path]) -> None:
@@ -287,7 +286,7 @@ class Follower:
         return read_state(self._folder).probation is not None or self._in_use() != self._seen
 
     def look(self) -> Bundle | None:
-        """The bundle that is in use now, verified, if it is another than the one that is followed; None if not.
+        """The bundle that is in use now, verified, if it is not the one that is followed; else None.
 
         Takes as long as the disk does, so that a live run calls this in a thread.
 

@@ -1,12 +1,12 @@
 """Whether a bundle that is whole and signed may come onto this board now.
 
-A signature says who made a bundle, not that it is still the one to use. Whoever sits between an owner and a board could
-bring an old bundle with a known fault (rollback), keep bringing the same one for ever (freeze), or bring one made for
-another board. So a slot remembers what it has had (:class:`~armlet_runtime.install.slots.SlotState`), and:
+A signature names the maker of a bundle, and does not say that it is still the bundle to use. An attacker
+between an owner and a board could bring an old bundle with a known fault (rollback), the same bundle for ever (freeze),
+or a bundle for another board. So a slot remembers its releases (:class:`~armlet_runtime.install.slots.SlotState`), and:
 
 - It takes no bundle of a lower *release* than it has had, unless the owner signs a :class:`Permission` for this very
   bundle over this very release. A permission works once.
-- The releases it remembers count only while those who signed them are still trusted, so that whoever stole a key and
+- The releases it remembers count only while those who signed them are still trusted, so that a thief of a key who
   signed a release of 2^50 does not lock the board for good (fast-forward): rotating the key out ends it.
 - It takes no bundle that has expired. A board without a clock battery may believe that it is 1970; it then goes by the
   latest date of making that a bundle here had. That date may be wrong, as of a workstation whose clock was: it counts
@@ -72,7 +72,7 @@ def admit(
     Args:
         bundle: Opened with ``trusted``; its beginning is enough.
         state: The slot's.
-        board: What the slot's board is, if that is said.
+        board: Description of the slot's board, if it has one.
         trusted: Whom it trusts.
         permission: The owner's signed permission to go back, if the bundle needs one.
 
@@ -80,7 +80,7 @@ def admit(
         The slot's state with what it has to remember once the bundle is in use.
 
     Raises:
-        AdmissionError: It may not come; the sentence says why and what would help.
+        AdmissionError: The bundle may not be installed; the sentence says why and what would help.
         SignatureError: The permission is not signed as it must be.
     """
     manifest = bundle.manifest
@@ -90,10 +90,10 @@ def admit(
     remembered = state
     if manifest.expires is not None and seconds_of(manifest.expires) <= max(time.time(), date):
         if seconds_of(manifest.expires) <= time.time():
-            raise AdmissionError(f"{name} has expired at {manifest.expires}; export it again, or bring a newer one")
+            raise AdmissionError(f"{name} has expired at {manifest.expires}; export it again, or bring a newer bundle")
         why = (
             f"{name} has expired at {manifest.expires}, as a bundle here was made at {_utc(date)}: export it again; "
-            f"or, if that date is wrong, permit this one"
+            f"or, if that date is wrong, permit this bundle"
         )
         remembered = _go_back(bundle, state, lowest, trusted, permission, why)
     elif manifest.release < lowest:
@@ -137,18 +137,19 @@ def _check_board(bundle: Bundle | Front, board: BoardDescription | None) -> None
 def _go_back(
     bundle: Bundle | Front, state: SlotState, lowest: int, trusted: Trust, permission: bytes | None, why: str
 ) -> SlotState:
-    """The state without what the slot remembers, by the owner's permission; ``why`` says what a permission is for."""
+    """The state without the slot's memory of releases, by the owner's permission; ``why``: reason for a permission."""
     if permission is None:
         raise AdmissionError(f"{why} (--allow-older, or 'armlet key permit')")
     allowed = open_envelope(permission, KIND, Permission, [(trusted.keys, trusted.threshold)], "the permission")
     if allowed.digest != bundle.digest:
         raise AdmissionError(
-            f"the permission is for the bundle {allowed.digest[:12]}, and this one is {bundle.digest[:12]}"
+            f"the permission is for the bundle {allowed.digest[:12]}, and this bundle is {bundle.digest[:12]}"
         )
     if allowed.over != lowest:
         raise AdmissionError(
-            f"the permission is to go back from release {allowed.over}, and this slot has had {lowest}; sign a new one"
+            f"the permission is to go back from release {allowed.over}, and this slot has had {lowest}; "
+            "sign a new permission"
         )
     if allowed.issued <= state.permission:
-        raise AdmissionError("this permission, or a later one, was used here before; sign a new one")
+        raise AdmissionError("this permission, or a later one, was used here before; sign a new permission")
     return msgspec.structs.replace(state, floors={}, dates={}, newest=0.0, permission=allowed.issued)

@@ -2,7 +2,7 @@
 no harm.
 
 The order is the whole point: verify the source, write beside, flush to the disk, verify what was written, make the
-golden run on it in a process of its own, and only then switch. Until the switch the slot is as it was; the switch is
+golden run on it in a process of its own, and only then switch. Until the switch the slot is unchanged; the switch is
 one rename. A bundle that fails until then was never in use, which is the safest way back to the old one; after it the
 bundle is on probation (:mod:`armlet_runtime.install.probation`), and the slot goes back by itself if it does not decide
 as it must, or if nobody is there any more to see it.
@@ -42,7 +42,7 @@ class HealthError(DeployError):
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """What a deploy did.
+    """The result of a deploy.
 
     Attributes:
         slot: The slot's folder.
@@ -52,7 +52,7 @@ class Deployment(msgspec.Struct, frozen=True):
         name: Name in its manifest.
         version: Version in its manifest.
         health: What its check in the slot found.
-        live: What it showed on probation.
+        live: Figures of its probation.
     """
 
     slot: str
@@ -90,10 +90,10 @@ def deploy_to_slot(
 
     Raises:
         BundleError: The bundle is not whole, not signed as it must be, of a newer schema, or may not come onto this
-            board. The slot is as it was.
-        DeployError: No room, no permission, or another deploy is under way. The slot is as it was.
-        HealthError: The golden run failed. The slot is as it was.
-        ProbationError: It was in use and did not decide as it must. The slot is as it was again.
+            board. The slot is unchanged.
+        DeployError: No room, no permission, or another deploy is under way. The slot is unchanged.
+        HealthError: The golden run failed. The slot is unchanged.
+        ProbationError: It was in use and did not decide as it must. The slot has its old bundle again.
     """
     trusted = trusted_keys(keys)
     bundle = open_bundle(source, trusted)
@@ -116,8 +116,8 @@ def roll_back(folder: Path, permission: bytes | None, keys: Sequence[Path] = ())
         keys: Files of trusted public keys; what the home trusts without any.
 
     Raises:
-        BundleError: There is none, or it may not come (any more). The slot is as it was.
-        DeployError: Another deploy is under way. The slot is as it was.
+        BundleError: The slot has no earlier bundle, or may not install it (any more). The slot is unchanged.
+        DeployError: Another deploy is under way. The slot is unchanged.
     """
     trusted = trusted_keys(keys)
     with locked(folder):
@@ -125,7 +125,7 @@ def roll_back(folder: Path, permission: bytes | None, keys: Sequence[Path] = ())
         place = PLACES[1] if current_place(folder) == PLACES[0] else PLACES[0]
         entry = state.places.get(place)
         if entry is None:
-            raise DeployError(f"{folder} holds no bundle besides the present one; deploy the one you want")
+            raise DeployError(f"{folder} holds no bundle besides the present one; deploy the bundle that you want")
         bundle = open_bundle(folder / place / BUNDLE, trusted)
         write_state(folder, admit(bundle, state, read_board(folder), trusted, permission))
         switch(folder, place)

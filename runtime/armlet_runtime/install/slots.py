@@ -7,7 +7,7 @@
       a/model.armlet     two places; a deploy writes the one that is not in use
       b/model.armlet
       state.json         what was put into each place, and when (:class:`SlotState`)
-      live.json          what the runtime reports of a bundle on probation (:class:`Report`); only while there is one
+      live.json          the runtime's report on a bundle on probation (:class:`Report`); only during a probation
       board.json         what this board is (:class:`BoardDescription`); optional
       .lock              held by a deploy (flock)
       .live              held by the runtime that makes decisions with this slot's bundle (flock)
@@ -39,7 +39,7 @@ SCHEME = "file:"
 
 
 class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was put into a place.
+    """The bundle in a place.
 
     Attributes:
         digest: The bundle's digest.
@@ -96,12 +96,12 @@ class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """``state.json``.
 
     Attributes:
-        places: By place. Which place is in use says only the link.
+        places: By place. Only the link tells which place is in use.
         floors: Highest release that was ever in use, by who had signed it (key names, joined by ``+``); see
             :mod:`armlet_runtime.install.rollback_protection`.
         permission: When the last permission to go back that was used here had been signed, Unix seconds.
         dates: Latest date of making of a bundle that was ever in use, Unix seconds, by who had signed it.
-        newest: The same whoever had signed it, as earlier versions wrote it.
+        newest: The same for any signer, as earlier versions wrote it.
         probation: Set while the bundle in use has not been confirmed (:mod:`armlet_runtime.install.probation`).
     """
 
@@ -118,7 +118,7 @@ class BoardDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         board: Class of this board, as in :attr:`armlet_runtime.bundle.manifest.Manifest.boards`.
-        modalities: Names of the modalities that its wearables have; None if that is not said.
+        modalities: Names of the modalities that its wearables have; None if the description leaves it open.
     """
 
     board: str
@@ -168,7 +168,7 @@ def bundle_path(text: str) -> Path:
 
 
 def read_state(folder: Path) -> SlotState:
-    """What ``state.json`` says; empty without one.
+    """The content of ``state.json``; empty without the file.
 
     Raises:
         BundleError: The file does not follow its schema.
@@ -182,7 +182,7 @@ def read_state(folder: Path) -> SlotState:
 
 
 def read_board(folder: Path) -> BoardDescription | None:
-    """What ``board.json`` says; None without one.
+    """The content of ``board.json``; None without the file.
 
     Raises:
         BundleError: The file does not follow its schema.
@@ -192,4 +192,6 @@ def read_board(folder: Path) -> BoardDescription | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {folder / BOARD} ({error}): mend it, or remove it for any board") from error
+        raise BundleError(
+            f"cannot read {folder / BOARD} ({error}): correct it, or remove it to accept bundles for any board"
+        ) from error

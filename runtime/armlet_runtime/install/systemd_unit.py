@@ -26,7 +26,7 @@ def unit_text(command: Sequence[str], environment: Mapping[str, str], folder: st
     """The unit.
 
     Args:
-        command: What is started; a ``%`` in it is systemd's (``%h`` is the home).
+        command: Command to start; ``%`` has systemd's meaning (``%h`` is the home).
         environment: Variables for it; the same holds for ``%``.
         folder: Where it is started; the same holds for ``%``.
     """
@@ -56,7 +56,7 @@ def install(command: Sequence[str], environment: Mapping[str, str], folder: Path
     """Write the unit, start it, and have it started again; where there is one already, it takes its place.
 
     Args:
-        command: What is started; the words are taken as they are.
+        command: Command to start; its words are passed on unchanged.
         environment: Variables for it.
         folder: Where it is started.
 
@@ -64,7 +64,7 @@ def install(command: Sequence[str], environment: Mapping[str, str], folder: Path
         A sentence on when it runs.
 
     Raises:
-        ServiceError: No systemd runs for this user, or it refuses; there is no unit then, or the one before.
+        ServiceError: No systemd runs for this user, or it refuses; then the unit before stays, if any.
     """
     _need_systemd()
     path = unit_path()
@@ -95,7 +95,7 @@ def install(command: Sequence[str], environment: Mapping[str, str], folder: Path
 
 
 def remove() -> bool:
-    """Stop the unit and take it away; False if there was none.
+    """Stop and remove the unit; False if no unit was installed.
 
     Raises:
         ServiceError: It cannot be taken away.
@@ -120,7 +120,7 @@ def state() -> str:
 
 
 def properties() -> dict[str, str]:
-    """What systemd says of the unit: ``LoadState``, ``ActiveState``, ``StatusText``, ``NRestarts``, ``Result``, and
+    """Systemd's properties of the unit: ``LoadState``, ``ActiveState``, ``StatusText``, ``NRestarts``, ``Result``, and
     ``ActiveEnterTimestamp``; empty if there is no systemd."""
     names = "LoadState,ActiveState,StatusText,NRestarts,Result,ActiveEnterTimestamp"
     output = _ask("systemctl", "--user", "show", f"--property={names}", UNIT)
@@ -159,7 +159,7 @@ def _change(*words: str) -> None:
 
 
 def _ask(*command: str, timeout_s: float = ASKING_S) -> str:
-    """What a command prints; nothing if it cannot say (no systemd for users, no right to the journal)."""
+    """The output of a command; empty if it fails (no systemd for users, no right to the journal)."""
     if shutil.which(command[0]) is None:
         return ""
     try:

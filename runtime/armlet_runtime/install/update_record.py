@@ -36,5 +36,5 @@ class UpdateRecord:
         write_atomic(self._path, msgspec.json.encode(Update(state, result, digest, message, time.time())))
 
     def log_lines(self) -> list[str]:
-        """What the update's process wrote; empty without a log."""
+        """The log of the update's process; empty without a log."""
         return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []

@@ -26,7 +26,7 @@ def programs_of(manifest: Manifest, engine: str) -> tuple[str, EnginePrograms]:
     Raises:
         EngineError: The bundle has no programs for that engine.
     """
-    base = engine.partition(":")[0]  # after a colon stands how it runs them, as in onnx:cuda
+    base = engine.partition(":")[0]  # a provider may follow a colon, as in onnx:cuda
     for name in (base, _PROGRAMS_OF.get(base, base)):
         if name in manifest.engines:
             return name, manifest.engines[name]
@@ -37,7 +37,7 @@ def choose_engine(manifest: Manifest) -> str:
     """The first of the manifest's engines that can be used on this machine.
 
     Raises:
-        EngineError: None can; the message says why for each.
+        EngineError: No engine can be used; the message gives the reason for each.
     """
     reasons = engines.available()
     for name in manifest.engines:
@@ -80,11 +80,11 @@ def load_array(data: bytes, member: str, shape: tuple[int | None, ...], kind: ty
 
 @dataclass(frozen=True)
 class Carried:
-    """What an incremental encoder left for the next window.
+    """The state that an incremental encoder keeps for the next window.
 
     Attributes:
         samples: The bytes of the samples, in physical units, that it rests on.
-        state: What the step program takes.
+        state: The input of the step program.
     """
 
     samples: bytes
@@ -102,7 +102,7 @@ class BundleModel:
     Attributes:
         manifest: The bundle's manifest.
         engine: The engine that was chosen; its ``name``, ``version`` and ``detail`` say how decisions came about.
-        mask_tokens: Modality name to the token (D,) that stands for its absence.
+        mask_tokens: Modality name to the token (D,) for its absence.
         steps: Modality name to the step program of its encoder, of those that are incremental.
         stepped: Windows that :meth:`encode_next` has taken a step for, instead of encoding the whole of them.
     """
@@ -183,7 +183,7 @@ class BundleModel:
         return made["token"][0], made["next_state"]
 
     def step(self, modality: str, ends: Float32, state: Float32) -> tuple[Float32, Float32]:
-        """Token (D,) and state of a window that comes a hop after the one that left ``state``.
+        """Token (D,) and state of the window that comes a hop after the window of ``state``.
 
         Args:
             modality: One of :attr:`steps`.
@@ -199,7 +199,7 @@ class BundleModel:
         return made["token"][0], made["next_state"]
 
     def encode_next(self, modality: str, window: Float32, before: Carried | None) -> tuple[Float32, Carried | None]:
-        """The token (D,) of one window (channels, samples) in physical units, and what is carried to the next one.
+        """The token (D,) of one window (channels, samples) in physical units, and the state for the next window.
 
         A step is taken where ``before`` holds for this window: the samples that it rests on are in it, a hop earlier,
         bit for bit the same. Else, and where the encoder is not incremental, the whole window is encoded.
@@ -241,8 +241,8 @@ class BundleModel:
             tokens: Modality name to token (D,); at least one.
 
         Raises:
-            DataError: There are no tokens, or one is of an unknown modality or of another shape.
-            NotANumberError: The scores are none: a decision is never NaN.
+            DataError: There are no tokens, or a token is of an unknown modality or of another shape.
+            NotANumberError: The scores are not finite: a decision is never NaN.
             EngineError: The engine failed.
         """
         if not tokens or not tokens.keys() <= self.mask_tokens.keys():
@@ -264,10 +264,10 @@ class BundleModel:
         """Logits (labels,) and embedding (embedding_dim,) of windows (channels, samples) in physical units.
 
         Args:
-            windows: Modality name to window, for the modalities that there are; at least one.
+            windows: Modality name to window, for the modalities that are present; at least one.
 
         Raises:
-            DataError: There are no windows, or one is unknown or of another shape.
+            DataError: There are no windows, or a window is of an unknown modality or of another shape.
             EngineError: The engine failed.
         """
         return self.aggregate({name: self.encode(name, window) for name, window in windows.items()})

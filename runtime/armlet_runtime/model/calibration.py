@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """What one window is decided to be.
+    """The outcome of one window.
 
     Attributes:
         label: A class, or ``unknown``; smoothed.
@@ -53,7 +53,7 @@ STEEPNESS = 8
 """How fast the probability of an enrolled class falls with the distance."""
 
 NEAREST = 1e4
-"""How many times as probable as the bundle's best class one is whose prototype the window is."""
+"""Odds of an enrolled class to the bundle's best class, for a window that equals its prototype."""
 
 
 class Decider:
@@ -113,7 +113,7 @@ class Decider:
 
 
 class _Unsmoothed:
-    """Each window stands for itself."""
+    """Every window is decided alone."""
 
     def next(self, label: str, scores: Sequence[float]) -> str:
         """The smoothed label of a window with this label and these probabilities."""

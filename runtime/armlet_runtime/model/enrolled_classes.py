@@ -1,8 +1,9 @@
 """The classes that were enrolled for a bundle: a file beside it.
 
-A layer is a JSON file for one bundle, named after its digest: a slot that goes back to an earlier bundle finds that
-one's classes again. It lists changes, of which the last can be undone. It is not signed: whoever may write it may add
-classes on this board, and can change nothing of the bundle. What an example is: :mod:`armlet_runtime.model.prototypes`.
+A layer is a JSON file for one bundle, named after its digest: a slot that goes back to an earlier bundle finds the
+classes of that bundle again. It lists changes, of which the last can be undone. It is not signed: a person who can
+write it can add classes on this board, and can change nothing of the bundle. :mod:`armlet_runtime.model.prototypes`
+explains examples.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Prototype(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one enrolment added.
+    """The result of one enrolment.
 
     Attributes:
         source: ``live``, or the recording and the second in it.
@@ -104,7 +105,7 @@ class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Without the last change.
 
         Raises:
-            EnrolmentError: There is none.
+            EnrolmentError: The class or the change does not exist.
         """
         if not self.changes:
             raise EnrolmentError("nothing was enrolled for this bundle: there is nothing to undo")
@@ -137,7 +138,7 @@ def left_behind(path: Path) -> list[str]:
 
 
 def read_layer(path: Path, digest: str, manifest: Manifest) -> Layer:
-    """The layer in a file; an empty one if there is no file.
+    """The layer in a file; an empty layer if the file does not exist.
 
     Raises:
         EnrolmentError: It cannot be read, is of another bundle, or does not fit the bundle's model.
@@ -180,7 +181,7 @@ def change_layer(path: Path, digest: str, manifest: Manifest, change: Callable[[
     """Write what ``change`` makes of the layer in a file, holding off all other changes to the layers in its folder.
 
     Raises:
-        EnrolmentError: The layer cannot be read (see :func:`read_layer`), changed or written; it is as it was.
+        EnrolmentError: The layer cannot be read (see :func:`read_layer`), changed or written; it stays unchanged.
     """
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,6 +1,6 @@
 """The golden run: does this machine get from a bundle's programs what was measured when it was exported?
 
-Besides the stored windows it gives the programs what they must stand on any machine (:data:`ODD_INPUTS`).
+Besides the stored windows it runs the programs on inputs that must not break them (:data:`ODD_INPUTS`).
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ EXTREME = 1e4
 
 
 class GoldenResult(msgspec.Struct, frozen=True):
-    """What a golden run found.
+    """The result of a golden run.
 
     Attributes:
         engine: Engine name, with its ``version`` and ``detail``.
         precision: The one of all programs, or ``mixed``.
         windows: Golden windows, each run in every subset.
-        max_difference: Largest absolute difference of a logit from the stored one.
+        max_difference: Largest absolute difference of a logit from the stored logit.
         tolerance: Largest difference allowed.
-        failed: Which of :data:`ODD_INPUTS`, and whether :data:`STEPS_HOLD`, were not stood.
+        failed: Names of the :data:`ODD_INPUTS` that failed, and :data:`STEPS_HOLD` if that failed.
         passed: Whether all of it held.
-        steps: Largest difference of step programs from windowed ones; None if no encoder is incremental.
+        steps: Largest difference of step programs from whole-window programs; None if no encoder is incremental.
     """
 
     engine: str
@@ -118,7 +118,7 @@ def odd_inputs(model: BundleModel, windows: Mapping[str, Float32]) -> tuple[str,
         windows: Modality name to (n, channels, samples), normalised; the first of each is used.
 
     Returns:
-        Which of :data:`ODD_INPUTS` were not stood; none is how it should be.
+        Names of the :data:`ODD_INPUTS` that failed; empty on a healthy machine.
 
     Raises:
         EngineError: The engine failed.
@@ -165,7 +165,7 @@ def odd_inputs(model: BundleModel, windows: Mapping[str, Float32]) -> tuple[str,
 
 
 def step_difference(model: BundleModel, windows: Mapping[str, Float32]) -> float | None:
-    """How far the step programs are from the windowed ones, in hops after windows; None if no encoder is incremental.
+    """Difference of the step programs from the whole-window programs; None if no encoder is incremental.
 
     Each of :data:`STEP_WINDOWS` windows is followed by :data:`STEP_HOPS` others, each a hop later; what they lack comes
     from the windows after it. Compared are tokens, and the logits of all modalities and of each alone.
@@ -175,7 +175,7 @@ def step_difference(model: BundleModel, windows: Mapping[str, Float32]) -> float
         windows: Modality name to (n, channels, samples), normalised; at least one.
 
     Returns:
-        The largest absolute difference; NaN if there was one.
+        The largest absolute difference; NaN if any difference is NaN.
 
     Raises:
         EngineError: The engine failed.
@@ -213,7 +213,7 @@ def step_difference(model: BundleModel, windows: Mapping[str, Float32]) -> float
 
 
 def step_tolerance(engine: str) -> float:
-    """How far an engine's step programs may be from its windowed ones.
+    """How far an engine's step programs may be from its whole-window programs.
 
     Another provider, after the colon of the engine's name, computes in float as it likes.
     """

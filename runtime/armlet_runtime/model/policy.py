@@ -13,7 +13,7 @@ from .enrolled_classes import SCHEMA, Layer
 
 @dataclass(frozen=True)
 class Policy:
-    """What a bundle and a person ask of decisions. Without arguments: the bundle's own rules, on every subset.
+    """The rules of a bundle and a person for decisions. Without arguments: the bundle's own rules, on every subset.
 
     Attributes:
         floor: No decision rests on a subset whose certified macro-F1 is below this, or that the certificate does not

@@ -112,7 +112,7 @@ def taken_for(model: BundleModel, windows: Sequence[Mapping[str, Float32]]) -> s
 
 
 def _new_points(model: BundleModel, subset: tuple[str, ...], windows: Sequence[Mapping[str, Float32]]) -> list[Float32]:
-    """Embeddings of the windows that the model is not sure of; of the one it is least sure of if there are none."""
+    """Embeddings of the windows that the model is not sure of; else of the window that it is least sure of."""
     outcomes = _decided(model, subset, windows)
     unsure = [embedding for sure, _, embedding in outcomes if sure <= SURE]
     return unsure or [embedding for _, _, embedding in sorted(outcomes, key=lambda outcome: outcome[0])[:1]]

@@ -33,7 +33,7 @@ RANK = 7
 BOUND_FACTOR = 2
 FINEST_BOUND_NS = 100_000
 
-# A fit is valid from so many bins on, over so much time: the first second says little of what delays there are.
+# A fit is valid from so many bins on, over so much time: the first second tells little about the delays.
 VALID_BINS = RANK + 1
 VALID_SPAN_NS = 2_000_000_000
 
@@ -196,7 +196,7 @@ class ClockFit:
         return slope * weight, fitted * math.sqrt(weight)
 
     def _step_ns(self) -> float:
-        """What is further from the envelope than this is more than its error."""
+        """A distance from the envelope above this is more than the error of the fit."""
         return BOUND_FACTOR * self._bound + STEP_NS
 
     def _forget_before_a_step(self) -> None:

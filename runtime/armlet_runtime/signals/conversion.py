@@ -128,7 +128,7 @@ def with_streams(recording: Recording) -> Recording:
 
 @dataclass
 class _Settled:
-    """What is settled of one modality of a wearable.
+    """The settled samples of one modality of a wearable.
 
     Attributes:
         known: As it was sent at first.
@@ -156,7 +156,7 @@ def _settle(wearables: Mapping[str, Wearable], settled: dict[tuple[str, str], _S
                 continue
             times, values = ring.samples(0)
             stop = len(times) if until_ns is None else int(np.searchsorted(times, until_ns))
-            # Counted, for a sample's time is another one since its clock is known better; but what lies well before
+            # Counted, as a sample's time changes while its clock gets known better; but samples well before
             # the newest that was taken is taken, though of overlapping runs of a clock some do not show.
             start = max(len(times) - (ring.total - stream.taken), 0)
             newest_ns = int(stream.parts[-1][0][-1]) if stream.parts else None

@@ -1,6 +1,6 @@
 """The clock of packets that bear a counter, a time of the wearable's, or both.
 
-It puts packets in order, and tells loss, repeats, wraps and restarts apart.
+It puts packets in order, and distinguishes loss, repeats, wraps and restarts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..wearables import Batch, Counters
 from .clock_fit import ClockFit
 from .placement import QUICKER, Counts, PacketClock, PacketTimes, Placed
 
-# How many packets back a late one may come and still be put in its place. ATT keeps order on the air; a host's queues
+# How many packets late a packet may come and still be put in its place. ATT keeps order on the air; a host's queues
 # and relays may not.
 REORDER_PACKETS = 64
 
@@ -51,7 +51,7 @@ class _Rate:
     def observe(self, time_ns: int, samples: int) -> None:
         """Between two neighbouring packets ``samples`` were taken in ``time_ns``."""
         if abs(time_ns - samples * self.nominal_ns) > QUICKER * samples * self.nominal_ns:
-            return  # one was lost between them, or the stamp is off
+            return  # a packet was lost between them, or the stamp is off
         if len(self._steps) == self._steps.maxlen:
             old_ns, old = self._steps[0]
             self._time_ns, self._samples = self._time_ns - old_ns, self._samples - old

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from ..wearables import Batch
 from .clock_fit import ClockFit
 
-# Samples may come quicker than their nominal rate says by this share; what sensors do is one or two percent.
+# Share by which samples may come faster than their nominal rate; sensors deviate by one or two percent.
 QUICKER = 0.2
 
 
 @dataclass
 class Counts:
-    """What became of the packets of one group of a wearable's modalities.
+    """Counts of the packets of one group of a wearable's modalities.
 
     Attributes:
         packets: All that arrived, good or not.
@@ -30,7 +30,7 @@ class Counts:
         lost: Packets that the counters say were sent and that never came, or came malformed (a late one is taken off
             again); what a link loss swallowed is not among them.
         duplicated: Packets that had come before; dropped.
-        out_of_order: Packets that came after a later one; put in their place.
+        out_of_order: Packets that came after a later packet; put in their place.
         malformed: Packets that are truncated, oversized or of another layout; dropped.
         implausible: Packets whose counter and clock fit neither what came before nor a restart; dropped.
         wraps: How often the counter or the clock started again from 0 as it must.
@@ -121,7 +121,7 @@ class PacketClock(ABC):
 
     @abstractmethod
     def place(self, batch: Batch, arrival_ns: int) -> list[Placed]:
-        """Place a batch; usually one comes out, none for one that is dropped or held back, more after a restart."""
+        """Place a batch; usually one batch results, none if it is dropped or held back, several after a restart."""
 
     def _observe(self, times: PacketTimes, batch: Batch) -> Placed:
         """The batch at these times, which the fit learns from."""

@@ -55,7 +55,7 @@ class Recorder:
         self._opening = sorted(opening, key=lambda packet: packet.arrival_ns)
 
     def stop(self, ended_ns: int | None = None) -> Path:
-        """End the recording; where it lies. Whether it is whole, :attr:`problem` says.
+        """End the recording; its path. :attr:`problem` says whether it is whole.
 
         Args:
             ended_ns: Up to when decisions were made, on the clock of the arrivals; None for now.

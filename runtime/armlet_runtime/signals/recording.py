@@ -30,7 +30,7 @@ class Stream:
     """The samples of one modality.
 
     Attributes:
-        modality: What they are; ``modality.rate_hz`` is the nominal rate of the samples.
+        modality: Their modality; ``modality.rate_hz`` is the nominal rate.
         times_ns: (n,) int64, strictly increasing, nanoseconds on the recording's common clock.
         values: (n, channels) float32 in ``modality.unit``.
     """
@@ -51,7 +51,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Packet:
-    """Bytes as one wearable sent them, or an event of its link.
+    """The bytes of a packet as the wearable sent them, or an event of its link.
 
     Attributes:
         arrival_ns: Host's monotonic clock when they arrived.

@@ -162,7 +162,7 @@ class RecordingWriter:
         """Write a whole stream.
 
         Raises:
-            DataError: Its arrays are not what :class:`Stream` says, its times are negative, or a value is infinite.
+            DataError: Its arrays do not fit :class:`Stream`, its times are negative, or a value is infinite.
         """
         _check_stream(stream)
         modality = stream.modality
@@ -274,7 +274,7 @@ def write_recording(path: Path, recording: Recording) -> None:
     Reading it back gives the same recording: times and labels to the nanosecond, values bit for bit.
 
     Raises:
-        DataError: A stream is not what :class:`Stream` says, a time is negative, a value is infinite (MCAP and JSON
+        DataError: A stream does not fit :class:`Stream`, a time is negative, a value is infinite (MCAP and JSON
             have none of these), or the file cannot be written.
     """
     times = [label.start_ns for label in recording.labels] + [packet.arrival_ns for packet in recording.packets]
@@ -337,7 +337,7 @@ def read_recording(path: Path) -> Recording:
 
 
 class _Exact:
-    """A file that gives as many bytes as asked for or says that it has ended; mcap takes a short read for a whole."""
+    """A file whose reads are complete or report the end; mcap takes a short read for a complete one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -406,7 +406,7 @@ class _Content:
         return recording
 
     def _decode(self, topic: str, kind: Any) -> list[Any]:
-        # One call for all messages: much quicker than one call each.
+        # One call for all messages is much faster than a call for each.
         joined = b"[" + b",".join(self._messages.get(topic, [])) + b"]"
         return list(msgspec.json.decode(joined, type=list[kind]))
 

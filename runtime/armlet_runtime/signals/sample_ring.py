@@ -76,7 +76,7 @@ class Run:
     def _squeeze(self, at: int, end: int, before_ns: int) -> bool:
         """Make a packet's samples, which lie up to place ``end``, end before a time, if they overlap it by little.
 
-        A packet that stamps its first sample leaves open how far apart its samples are; the next one's stamp tells.
+        A packet that stamps its first sample leaves the distance of its samples open; the next packet's stamp gives it.
         """
         first, last, count = self._chunks[at]
         if before_ns - first < (1 - QUICKER) * (last - first):
@@ -87,16 +87,16 @@ class Run:
         return True
 
     def _make_room(self, count: int) -> None:
-        """Move the samples to the beginning of new arrays, so that what :meth:`samples` gave stays as it is."""
+        """Move the samples to the beginning of new arrays, so that results of :meth:`samples` do not change."""
         used = len(self)
-        # A power of two, so that the new arrays fit where older ones were.
+        # A power of two, so that the new arrays fit into the memory of older arrays.
         times = np.empty(max(LEAST_ROOM, 1 << (2 * (used + count) - 1).bit_length()), np.int64)
         values = np.empty((len(times), self._values.shape[1]), np.float32)
         times[:used], values[:used] = self.samples()
         self._times, self._values, self._begin, self._end = times, values, 0, used
 
     def forget_before(self, device_ns: int) -> None:
-        """Drop the packets that end before a device time; the newest one stays."""
+        """Drop the packets that end before a device time; the newest packet stays."""
         while len(self._chunks) > 1 and self._chunks[0][1] < device_ns:
             self._begin += self._chunks.popleft()[2]
 
@@ -149,7 +149,7 @@ class SampleRing:
         return True
 
     def drop(self, clock: ClockFit) -> None:
-        """Take back the samples of a run that was none."""
+        """Remove the samples of a run that proved to be wrong."""
         self.total -= sum(len(run) for run in self.runs if run.clock is clock)
         self._keep([run for run in self.runs if run.clock is not clock])
 
@@ -159,7 +159,7 @@ class SampleRing:
             self.edits += 1
 
     def newest_ns(self) -> int:
-        """Host time of the newest sample. There must have been one."""
+        """Host time of the newest sample; a sample must have been added."""
         return self.runs[0].newest_ns if len(self.runs) == 1 else max(run.newest_ns for run in self.runs)
 
     def samples(self, end_ns: int, lines: Mapping[Run, Line] | None = None) -> tuple[NDArray[np.int64], Float32]:

@@ -31,9 +31,9 @@ class Wearable:
         counts: Profile and group name to what became of their packets.
         clocks: Group name to its clock.
         rings: Modality name to its samples.
-        problem: Why the newest packet that could not be used was not; empty if there was none.
-        opening: What a decoder of this connection needs to know before it can decode the next packet: the packets of
-            the start, and the notifications from which the decoder learned what is sent. In order of arrival.
+        problem: Why the newest unusable packet could not be used; empty without one.
+        opening: The packets that a decoder of this connection needs to decode the next packet: the packets of the
+            start, and the notifications from which the decoder learned what is sent. In order of arrival.
     """
 
     def __init__(self, name: str, keep_ns: int) -> None:
@@ -55,7 +55,7 @@ class Wearable:
 
     @property
     def groups(self) -> list[Group]:
-        """What it sends, as far as it is known."""
+        """The groups that the wearable sends, as far as they are known."""
         return [group for decoder in self._decoders.values() for group in decoder.groups]
 
     def take(self, packet: Packet) -> list[str]:
@@ -70,7 +70,7 @@ class Wearable:
         return []
 
     def connected(self) -> None:
-        """The link was made: decoders are made anew from what is said next."""
+        """The link was made: decoders are made anew from the packets that follow."""
         self.linked = True
         self._announced = True
         self._decoders.clear()
@@ -96,7 +96,7 @@ class Wearable:
         self._unsampled.clear()
 
     def info(self, source: str, data: bytes) -> None:
-        """What was read from a characteristic at connection."""
+        """Take in a value that was read from a characteristic at connection."""
         self._take(Packet(0, self.name, "info", source, data))
 
     def data(self, source: str, data: bytes, arrival_ns: int) -> list[str]:
@@ -132,7 +132,7 @@ class Wearable:
         """Keep a packet, if it is of the opening.
 
         Args:
-            packet: The newest one.
+            packet: The newest packet.
             gave: It gave samples.
             taught: The decoder learned from it what is sent.
         """

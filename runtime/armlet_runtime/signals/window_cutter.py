@@ -43,8 +43,8 @@ class Cut(NamedTuple):
     Attributes:
         window: (channels, samples) float32 at the model's rate, gaps filled by holding.
         coverage: Share of the samples that were received.
-        age_ns: Age of the newest sample at the window's end; None if there is none.
-        total: Samples up to the window's end that were ever received; unchanged means that there is nothing new.
+        age_ns: Age of the newest sample at the window's end; None without a sample.
+        total: Samples up to the window's end that were ever received; unchanged without new samples.
     """
 
     window: Float32
@@ -68,7 +68,7 @@ class Cutter:
             ring: Its samples.
             modality: At the model's rate.
             samples: Of a window.
-            hop_ns: From one window's end to the next one's.
+            hop_ns: From the end of a window to the end of the next.
         """
         self.ring = ring
         self.lines: dict[Run, Line] = {}
@@ -115,7 +115,7 @@ class Cutter:
         )
 
     def _samples(self, end_ns: int, kept: int) -> tuple[Float64, Float32]:
-        """Samples for the points after the kept ones: host times (n,) in seconds, and values (n, channels).
+        """Samples for the points after the kept points: host times (n,) in seconds, and values (n, channels).
 
         The times are relative to the end, so that they are exact to the nanosecond however large the host's clock is.
         """

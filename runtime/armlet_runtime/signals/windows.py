@@ -37,7 +37,7 @@ _LINEAR_ONE = np.array([0, 1, 0, 0], np.float32)[:, None]
 # Samples that are not there, before the first and after the last: far from any grid time and from each other.
 _NEVER_BEFORE, _NEVER_AFTER = np.array([-2e15, -1e15]), np.array([1e15, 2e15])
 
-# So many grid times at once, so that a day's recording needs little memory beside its samples.
+# Grid times that are computed at once, so that a day's recording needs little memory beside its samples.
 _BLOCK = 65_536
 
 
@@ -59,8 +59,9 @@ class Normalisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         mean: In the modality's unit.
         std: In the modality's unit.
         knee: Where the scale bends, in standard deviations: linear below, logarithmic above, one standard deviation
-            staying one (``asinh(z / knee) / asinh(1 / knee)``). A gyroscope at rest says in 0.03 standard deviations
-            whether its wearer stands or lies; without a knee that is less than one step of an int8 input. None: linear.
+            staying one (``asinh(z / knee) / asinh(1 / knee)``). A gyroscope at rest shows within 0.03 standard
+            deviations whether its wearer stands or lies; without a knee that is less than a step of an int8 input.
+            None: linear.
     """
 
     mean: tuple[float, ...]
@@ -95,7 +96,7 @@ def _column(numbers: tuple[float, ...]) -> Float64:
 
 @cache
 def sample_times(end_s: float, rate_hz: float, count: int) -> Float64:
-    """The ``count`` grid times (s) of a window that ends at ``end_s``: the last one lies one period before the end.
+    """The ``count`` grid times (s) of a window that ends at ``end_s``: the last lies one period before the end.
 
     So two windows one length apart share no sample.
     """
@@ -149,7 +150,7 @@ def resample(times_s: Float64, values: Float32, grid_s: Float64, period_s: float
             share = np.where(inside, share, since > until)
         linear = (share * _LINEAR_SHARE + _LINEAR_ONE) * covered
         weights = np.where(four, weights, linear)
-    # At the ends the first or last sample stands for those that are not there, which have no weight.
+    # At the ends the first or last sample is repeated for missing neighbours, which have no weight.
     before, left, right, after = values.take(places - 2, axis=0, mode="clip") * weights[:, :, None]
     return before + left + right + after, covered
 
@@ -160,7 +161,7 @@ def all_finite(values: Float32) -> bool:
 
 
 def fill_gaps(values: Float32, covered: Bool) -> Float32:
-    """Fill the uncovered samples of a window by holding the nearest covered one (the earlier one on a tie).
+    """Fill the uncovered samples of a window by holding the nearest covered sample (the earlier on a tie).
 
     Args:
         values: (samples, channels).
