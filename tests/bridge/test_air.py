@@ -23,7 +23,8 @@ from bumble.gatt import Characteristic, CharacteristicValue, Service
 from bumble.transport.common import AsyncPipeSink
 
 from armlet_bridge.radio.bumble_backend import Bluetooth, open_bluetooth
-from armlet_bridge.virtual.air import AirController, AirLink, serve
+from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.air_ports import serve
 from armlet_runtime.errors import UsageError, WearableError
 
 SERVICE, VALUE, BROKEN, NOTIFY, INDICATE, SLOW = (f"{n:04d}0000-1234-4321-9999-61726d6c6574" for n in range(6))

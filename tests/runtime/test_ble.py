@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from armlet_bridge.radio.bumble_backend import open_bluetooth as open_bumble
-from armlet_bridge.virtual.air import AirController, AirLink, serve
+from armlet_bridge.virtual.air import AirController, AirLink
+from armlet_bridge.virtual.air_ports import serve
 from armlet_bridge.virtual.wearable import LinkLoss, Play, WearableSpec, put_on
 from armlet_runtime.bluetooth import link, open_bluetooth, session
 from armlet_runtime.bluetooth.session import Session

@@ -22,12 +22,7 @@ from bleak.backends.descriptor import BleakGATTDescriptor
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData, AdvertisementDataCallback, BaseBleakScanner
 from bleak.backends.service import BleakGATTService, BleakGATTServiceCollection
-from bleak.exc import (
-    BleakBluetoothNotAvailableError,
-    BleakBluetoothNotAvailableReason,
-    BleakError,
-    BleakGATTProtocolError,
-)
+from bleak.exc import BleakError, BleakGATTProtocolError
 from bleak.uuids import normalize_uuid_str
 from bumble import core, gatt, hci
 from bumble.att import ATT_Error
@@ -39,16 +34,14 @@ from bumble.transport.common import AsyncPipeSink
 
 from armlet_runtime.errors import WearableError
 
+from .device import DISCONNECT_TIMEOUT_S, Radio, address_text
+
 T = TypeVar("T")
-Listener = Callable[[Advertisement], None]
 
 # The largest ATT MTU that carries the longest attribute (512 bytes) in one notification; what BlueZ asks for too.
 ATT_MTU = 517
-# How long a wearable that was just heard may take to answer a connect before the controller is given to another.
-CREATE_TIMEOUT_S = 2.0
-# How long a controller may take to come up, and a link to be taken down.
+# How long a controller may take to come up.
 POWER_ON_TIMEOUT_S = 10.0
-DISCONNECT_TIMEOUT_S = 5.0
 
 _UUID_LISTS = tuple(
     kind
@@ -84,132 +77,9 @@ class Bluetooth:
     def interval_ms(self, address: str) -> float | None:
         """The connection interval of the link to an address; bumble asks for 15 to 30 ms. None without a link."""
         for connection in self.radio.device.connections.values():
-            if _text(connection.peer_address) == address.upper():
+            if address_text(connection.peer_address) == address.upper():
                 return float(connection.parameters.connection_interval)
         return None
-
-
-class Radio:
-    """One bumble device on one transport: what scanner and clients share."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._lost = asyncio.get_running_loop().create_future()
-        self._listeners: list[Listener] = []
-        self._scanning = False
-        self._scan_lock = asyncio.Lock()
-        self._connect_lock = asyncio.Lock()
-        device.on(Device.EVENT_FLUSH, self._on_flush)
-        device.on(Device.EVENT_ADVERTISEMENT, self._on_advertisement)
-
-    def _on_flush(self) -> None:
-        if not self._lost.done():
-            self._lost.set_result(None)
-
-    def _on_advertisement(self, advertisement: Advertisement) -> None:
-        for listener in tuple(self._listeners):
-            listener(advertisement)
-
-    def check(self) -> None:
-        """Raise BleakBluetoothNotAvailableError if the transport is gone."""
-        if self._lost.done():
-            raise BleakBluetoothNotAvailableError(
-                "the connection to the Bluetooth controller is lost", BleakBluetoothNotAvailableReason.NO_BLUETOOTH
-            )
-
-    async def start_scan(self, listener: Listener) -> None:
-        """Call ``listener`` with every advertisement from now on; the controller scans while there is a listener."""
-        self.check()
-        self._listeners.append(listener)
-        try:
-            await self._settle_scan()
-        except BaseException:
-            await self.stop_scan(listener)
-            raise
-
-    async def stop_scan(self, listener: Listener) -> None:
-        """Undo :meth:`start_scan`; no error if it was not called."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
-            await self._settle_scan()
-
-    async def _settle_scan(self) -> None:
-        """Bring the controller to scan, or not, as the listeners want it; goes on if the caller is cancelled."""
-
-        async def settle() -> None:
-            async with self._scan_lock:
-                wanted = bool(self._listeners)
-                if wanted != self._scanning and not self._lost.done():
-                    await (self.device.start_scanning() if wanted else self.device.stop_scanning())
-                    self._scanning = wanted
-
-        try:
-            await asyncio.shield(asyncio.ensure_future(settle()))
-        except core.BaseBumbleError as error:
-            raise BleakError(f"the Bluetooth controller refused to scan: {error}") from error
-
-    async def connect(self, address: str) -> Connection:
-        """A link to ``address``; waits until it is heard, for as long as the caller lets it (cancellation is clean).
-
-        Raises:
-            BleakError: The controller refused, or is gone.
-        """
-        while True:
-            peer = await self._hear(address)
-            async with self._connect_lock:
-                attempt = asyncio.ensure_future(self.device.connect_le(peer))
-                try:
-                    await asyncio.wait({attempt}, timeout=CREATE_TIMEOUT_S)
-                except asyncio.CancelledError:
-                    await self._abandon(attempt)
-                    raise
-                if not attempt.done():
-                    await self._abandon(attempt)
-                    continue
-            self.check()
-            if attempt.cancelled():
-                raise BleakError(f"connecting to {address} was cut short by the controller")
-            if isinstance(error := attempt.exception(), core.BaseBumbleError):
-                raise BleakError(f"the controller refused to connect to {address}: {error}") from error
-            return attempt.result()
-
-    async def _hear(self, address: str) -> hci.Address:
-        connectable: asyncio.Future[hci.Address] = asyncio.get_running_loop().create_future()
-
-        def heard(advertisement: Advertisement) -> None:
-            if advertisement.is_connectable and not connectable.done() and _text(advertisement.address) == address:
-                connectable.set_result(advertisement.address)
-
-        await self.start_scan(heard)
-        try:
-            await asyncio.wait({connectable, self._lost}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await self.stop_scan(heard)
-        self.check()
-        return connectable.result()
-
-    async def _abandon(self, attempt: asyncio.Future[Connection]) -> None:
-        """Cancel a pending connect in the controller; a link that came up all the same is taken down."""
-        if not attempt.done() and not self._lost.done():
-            with suppress(hci.HCI_Error):  # refused if the link came up in between
-                await self.device.send_sync_command(hci.HCI_LE_Create_Connection_Cancel_Command())
-            await asyncio.wait({attempt}, timeout=CREATE_TIMEOUT_S)
-        if not attempt.done():
-            attempt.cancel()
-        elif not attempt.cancelled() and attempt.exception() is None:
-            await self.device.disconnect(attempt.result(), hci.HCI_REMOTE_USER_TERMINATED_CONNECTION_ERROR)
-
-    async def close(self) -> None:
-        """End scanning and every link."""
-        if self._lost.done():
-            return
-        with suppress(core.BaseBumbleError, asyncio.TimeoutError):  # a controller that no longer answers ends them too
-            if self._scanning:
-                await asyncio.wait_for(self.device.stop_scanning(), DISCONNECT_TIMEOUT_S)
-            for connection in tuple(self.device.connections.values()):
-                reason = hci.HCI_REMOTE_USER_TERMINATED_CONNECTION_ERROR
-                await asyncio.wait_for(self.device.disconnect(connection, reason), DISCONNECT_TIMEOUT_S)
-        await self.device.power_off()
 
 
 class BumbleScanner(BaseBleakScanner):
@@ -227,21 +97,21 @@ class BumbleScanner(BaseBleakScanner):
         super().__init__(detection_callback, service_uuids)
 
     async def start(self) -> None:
-        """Start to listen."""
+        """Start to scan."""
         self.seen_devices = {}
         await self.radio.start_scan(self._heard)
 
     async def stop(self) -> None:
-        """Stop to listen."""
+        """Stop scanning for this scanner."""
         await self.radio.stop_scan(self._heard)
 
     def _heard(self, advertisement: Advertisement) -> None:
         data = advertisement.data
-        address = _text(advertisement.address)
+        address = address_text(advertisement.address)
         names = [name for kind in _NAMES for name in data.get_all(kind)]
-        known = self.seen_devices.get(address)
+        earlier = self.seen_devices.get(address)
         report = AdvertisementData(
-            local_name=names[0] if names else known[1].local_name if known else None,
+            local_name=names[0] if names else earlier[1].local_name if earlier else None,
             manufacturer_data=dict(data.get_all(AdvertisingData.Type.MANUFACTURER_SPECIFIC_DATA)),
             service_data={_uuid(uuid): value for kind in _SERVICE_DATA for uuid, value in data.get_all(kind)},
             service_uuids=sorted({_uuid(uuid) for kind in _UUID_LISTS for some in data.get_all(kind) for uuid in some}),
@@ -331,12 +201,12 @@ class BumbleClient(BaseBleakClient):
         return services
 
     async def disconnect(self) -> None:
-        """Take the link down; no error if there is none."""
+        """Take the link down; without a link this does nothing."""
         connection, lost = self._connection, self._link_lost
         if connection is None or lost is None:
             return
         reason = hci.HCI_REMOTE_USER_TERMINATED_CONNECTION_ERROR
-        with suppress(core.BaseBumbleError):  # the link was lost at the same moment: the event below says so
+        with suppress(core.BaseBumbleError):  # the link was lost at the same moment, and the event below comes
             await self.radio.device.send_async_command(hci.HCI_Disconnect_Command(connection.handle, reason))
         await asyncio.wait({lost}, timeout=DISCONNECT_TIMEOUT_S)
         if not lost.done():
@@ -414,11 +284,11 @@ class BumbleClient(BaseBleakClient):
         return self._connection.gatt_client
 
     async def _request(self, procedure: Coroutine[Any, Any, T]) -> T:
-        """Run one GATT procedure and give its errors as bleak's.
+        """Run a GATT procedure and raise its errors as bleak's.
 
-        It runs in a task of its own: bumble cancels it when the link is lost, which must not look like a cancellation
-        of the caller; and a caller that gives up leaves it to end by itself, because ATT has one request under way and
-        the answer to an abandoned one would be taken for the answer to the next.
+        The procedure runs in a task of its own: bumble cancels it when the link is lost, which must not look like a
+        cancellation of the caller. A caller that gives up leaves the task to end by itself, because ATT allows a single
+        pending request, and a late answer would be taken for the answer to the next request.
         """
         assert self._link_lost is not None
         task = asyncio.ensure_future(procedure)
@@ -471,11 +341,6 @@ async def open_bluetooth(transport: str | Controller) -> AsyncIterator[Bluetooth
             client=type("BumbleClient", (BumbleClient,), {"radio": radio}),
             radio=radio,
         )
-
-
-def _text(address: hci.Address) -> str:
-    """An address as bleak writes it."""
-    return str(address.to_string(with_type_qualifier=False)).upper()
 
 
 def _uuid(uuid: core.UUID) -> str:

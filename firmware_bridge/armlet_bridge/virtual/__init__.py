@@ -3,7 +3,8 @@
 Imports the runtime and the radio.
 """
 
-from .air import AirController, AirLink, serve
+from .air import AirController, AirLink
+from .air_ports import serve
 from .wearable import LinkLoss, Play, VirtualWearable, WearableSpec, default_wearables, put_on
 
 __all__ = [

@@ -25,7 +25,8 @@ import pytest
 from bleak.backends.bluezdbus.manager import get_global_bluez_manager
 from bleak.exc import BleakError
 
-from armlet_bridge.virtual.air import AirLink, KernelPort
+from armlet_bridge.virtual.air import AirLink
+from armlet_bridge.virtual.air_ports import KernelPort
 from armlet_bridge.virtual.wearable import Play, WearableSpec, put_on
 from armlet_runtime.bluetooth import Session, SystemBluetooth
 from armlet_runtime.signals.wearable import Wearable

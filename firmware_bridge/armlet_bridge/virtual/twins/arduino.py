@@ -10,14 +10,7 @@ import numpy as np
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import arduino
 
-from .base import (
-    NOTIFY,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    taken,
-)
+from .base import NOTIFY, DeviceClock, Due, Twin, characteristic, taken
 
 
 class ArduinoTwin(Twin):

@@ -10,14 +10,7 @@ import numpy as np
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import heart_rate
 
-from .base import (
-    NOTIFY,
-    READ,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-)
+from .base import NOTIFY, READ, DeviceClock, Due, Twin, characteristic
 
 _CHEST = bytes([1])  # as a Body Sensor Location (0x2A38)
 

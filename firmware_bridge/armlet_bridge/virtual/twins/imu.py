@@ -12,16 +12,7 @@ from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import imu
 
 from ...radio import ATT_MTU
-from .base import (
-    NOTIFY,
-    READ,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    chunks,
-    taken,
-)
+from .base import NOTIFY, READ, DeviceClock, Due, Twin, characteristic, chunks, taken
 
 SCALES = {
     "acc": 4.0 / 32768,

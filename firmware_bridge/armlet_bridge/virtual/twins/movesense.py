@@ -9,17 +9,7 @@ from collections.abc import Iterator, Mapping
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import movesense
 
-from .base import (
-    NOTIFY,
-    WRITE,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    keep,
-    taken,
-    whole_chunks,
-)
+from .base import NOTIFY, WRITE, DeviceClock, Due, Twin, characteristic, keep, taken, whole_chunks
 
 MOVESENSE_BYTES = 155
 """Of a notification of a Movesense sensor, which agrees to an ATT MTU of 158: what is longer is sent in two."""

@@ -8,17 +8,7 @@ from collections.abc import Iterator, Mapping
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import muse
 
-from .base import (
-    NOTIFY,
-    WRITE,
-    WRITE_QUIETLY,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    taken,
-    whole_chunks,
-)
+from .base import NOTIFY, WRITE, WRITE_QUIETLY, DeviceClock, Due, Twin, characteristic, taken, whole_chunks
 
 MUSE = {group.modalities[0].name: group.modalities[0] for group in (muse.EEG, muse.PPG, muse.ACC, muse.GYRO)}
 """What a Muse headband sends."""

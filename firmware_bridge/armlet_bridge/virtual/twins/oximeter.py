@@ -10,13 +10,7 @@ from armlet_runtime.errors import UsageError
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import oximeter
 
-from .base import (
-    NOTIFY,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-)
+from .base import NOTIFY, DeviceClock, Due, Twin, characteristic
 
 
 class OximeterTwin(Twin):

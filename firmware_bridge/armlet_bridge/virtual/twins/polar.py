@@ -12,19 +12,7 @@ from numpy.typing import NDArray
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import polar
 
-from .base import (
-    INDICATE,
-    NOTIFY,
-    READ,
-    WRITE,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    chunks,
-    keep,
-    taken,
-)
+from .base import INDICATE, NOTIFY, READ, WRITE, DeviceClock, Due, Twin, characteristic, chunks, keep, taken
 
 POLAR_FACTORS = {polar.ACC: 8000 / 32768, polar.GYRO: 2000 / 32768, polar.MAG: 50 / 32768}
 """Of a Verity Sense: +-8 g in thousandths, +-2000 degrees/s, +-50 gauss in 16 bits."""

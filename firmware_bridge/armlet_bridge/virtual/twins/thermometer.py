@@ -9,13 +9,7 @@ import numpy as np
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import thermometer
 
-from .base import (
-    INDICATE,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-)
+from .base import INDICATE, DeviceClock, Due, Twin, characteristic
 
 
 class ThermometerTwin(Twin):

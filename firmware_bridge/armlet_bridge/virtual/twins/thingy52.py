@@ -9,16 +9,7 @@ import numpy as np
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import thingy52
 
-from .base import (
-    NOTIFY,
-    READ,
-    WRITE,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    taken,
-)
+from .base import NOTIFY, READ, WRITE, DeviceClock, Due, Twin, characteristic, taken
 
 
 class ThingyTwin(Twin):

@@ -10,16 +10,7 @@ import numpy as np
 from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import uart
 
-from .base import (
-    NOTIFY,
-    WRITE,
-    WRITE_QUIETLY,
-    DeviceClock,
-    Due,
-    Twin,
-    characteristic,
-    taken,
-)
+from .base import NOTIFY, WRITE, WRITE_QUIETLY, DeviceClock, Due, Twin, characteristic, taken
 
 UART_BYTES = 20
 """Of a notification of Espruino's UART: lines straddle them."""
