@@ -27,7 +27,19 @@ from .child_process import DEPLOY_CHECK, reason_of, run_check
 from .health import Health
 from .probation import ProbationError, flush, locked, switch, take_back, watch, write_state
 from .rollback_protection import admit
-from .slots import BUNDLE, CURRENT, PLACES, REPORT, SCHEME, STATE, PlaceState, Probation, current_place, read_board
+from .slots import (
+    BUNDLE,
+    CURRENT,
+    PLACES,
+    REPORT,
+    SCHEME,
+    STATE,
+    PlaceState,
+    Probation,
+    SlotState,
+    current_place,
+    read_board,
+)
 
 # Left free on the slot's file system besides the bundle: state, folders, and a board that can still log.
 RESERVE_BYTES = 1 << 20
@@ -139,28 +151,11 @@ def _deploy(
     admitted = admit(bundle, state, read_board(folder), trusted, permission)
     old = current_place(folder)
     new = PLACES[1] if old == PLACES[0] else PLACES[0]
-    _sweep(folder, new)
-    size = sum(bundle.sizes.values())
-    free = shutil.disk_usage(folder).free
-    if free < size + RESERVE_BYTES:
-        raise NoRoomError(
-            f"no room in {folder}: the bundle needs {size + RESERVE_BYTES} bytes and {free} are free; {_AS_IT_WAS}"
-        )
     kept = {place: entry for place, entry in state.places.items() if place == old}
+    _make_place(bundle, folder, new)
     write_state(folder, msgspec.structs.replace(state, places=kept))
-    place = folder / new
-    if not place.is_dir():
-        place.mkdir()
-        flush(folder)
-    path = place / BUNDLE
-    write_atomic(path, chunks(source))
-    try:
-        if open_bundle(path, trusted).digest != bundle.digest:
-            raise DeployError(f"{source} was changed while it was deployed; {_AS_IT_WAS}")
-        health = _check_health(path, keys)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    path = folder / new / BUNDLE
+    health = _write_and_check(source, bundle, path, keys, trusted)
     manifest = bundle.manifest
     entry = PlaceState(
         digest=bundle.digest,
@@ -171,27 +166,64 @@ def _deploy(
         deployed=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         engine=f"{health.golden.engine} {health.golden.version}",
     )
-    # What the slot will remember of this bundle counts once it is confirmed, so that going back is free until then.
-    trying = msgspec.structs.replace(state, places={**kept, new: entry}, probation=Probation(new, old))
-    write_state(folder, trying)
+    # The slot remembers this bundle only after it is confirmed, so that going back is free until then.
+    on_probation = msgspec.structs.replace(state, places={**kept, new: entry}, probation=Probation(new, old))
+    confirmed = msgspec.structs.replace(admitted, places={**kept, new: entry})
+    live = _use(bundle, folder, new, on_probation, confirmed, keys)
+    previous = kept[old].digest if old in kept else None
+    return Deployment(str(folder), new, bundle.digest, previous, manifest.name, manifest.version, health, live)
+
+
+def _make_place(bundle: Bundle, folder: Path, place: str) -> None:
+    """Make the folder of a place that has room for a bundle, without what a killed deploy left.
+
+    Raises:
+        NoRoomError: The disk is too full.
+    """
+    for left in (*folder.glob(f".{CURRENT}.*"), *folder.glob(f".{STATE}.*"), *(folder / place).glob(f".{BUNDLE}.*")):
+        left.unlink(missing_ok=True)
+    needs = sum(bundle.sizes.values()) + RESERVE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needs:
+        raise NoRoomError(f"no room in {folder}: the bundle needs {needs} bytes and {free} are free; {_AS_IT_WAS}")
+    if not (folder / place).is_dir():
+        (folder / place).mkdir()
+        flush(folder)
+
+
+def _write_and_check(source: Path, bundle: Bundle, path: Path, keys: Sequence[Path], trusted: Trust) -> Health:
+    """Write a bundle into its place, verify what was written, and check it there; after a failure no file is left."""
+    write_atomic(path, chunks(source))
     try:
-        switch(folder, new)
+        if open_bundle(path, trusted).digest != bundle.digest:
+            raise DeployError(f"{source} was changed while it was deployed; {_AS_IT_WAS}")
+        return _check_health(path, keys)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _use(
+    bundle: Bundle, folder: Path, place: str, on_probation: SlotState, confirmed: SlotState, keys: Sequence[Path]
+) -> str:
+    """Switch to a place and watch its bundle on probation; a sentence on what it has shown.
+
+    Raises:
+        ProbationError: The bundle failed; the slot is as it was.
+    """
+    manifest = bundle.manifest
+    write_state(folder, on_probation)
+    try:
+        switch(folder, place)
         live = watch(folder, bundle.digest, manifest, keys)
     except BaseException as error:
         take_back(folder)
         if isinstance(error, ProbationError):
             raise ProbationError(f"{manifest.name} {manifest.version} was in use and taken back: {error}") from error
         raise
-    write_state(folder, msgspec.structs.replace(admitted, places={**kept, new: entry}))
+    write_state(folder, confirmed)
     (folder / REPORT).unlink(missing_ok=True)
-    previous = kept[old].digest if old in kept else None
-    return Deployment(str(folder), new, bundle.digest, previous, manifest.name, manifest.version, health, live)
-
-
-def _sweep(folder: Path, place: str) -> None:
-    """Remove what a killed deploy left beside the things in use."""
-    for left in (*folder.glob(f".{CURRENT}.*"), *folder.glob(f".{STATE}.*"), *(folder / place).glob(f".{BUNDLE}.*")):
-        left.unlink(missing_ok=True)
+    return live
 
 
 def _check_health(path: Path, keys: Sequence[Path]) -> Health:
