@@ -82,7 +82,7 @@ class Cut:
 
 async def put(board: AgentClient, sha256: str, offset: int, data: bytes) -> None:
     await board.put(sha256, offset, data)
-    await board.taken()
+    await board.acknowledged()
 
 
 def digest(prefix: Path) -> str:

@@ -147,7 +147,7 @@ async def test_a_board_that_answers_nonsense_is_one_row(make_bundle: MakeBundle)
 
     one = Inventory((Group("one", ("ssh://odd",)),))
     (row,) = await deploy_to_fleet(make_bundle(1), one, to, None, lambda row: None)
-    assert row.outcome == "failed" and "does not answer as a board does" in row.message
+    assert row.outcome == "failed" and "its answer is not that of a board" in row.message
 
 
 @pytest.mark.parametrize(

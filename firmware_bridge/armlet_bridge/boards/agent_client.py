@@ -1,4 +1,4 @@
-"""The link to a board's agent (:mod:`armlet_runtime.install.agent`), whatever carries it."""
+"""A client of a board's agent (:mod:`armlet_runtime.install.agent`) over any pair of byte streams."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ ANSWER_S = 60.0
 
 
 class BoardError(DeployError):
-    """A board refused what was asked of it, or could not do it.
+    """A board refused a request, or failed at it.
 
     Attributes:
-        result: How the board names the kind of failure.
+        result: The board's class of the failure.
     """
 
     def __init__(self, message: str, result: UpdateResult) -> None:
-        """``message``: the board's sentence."""
+        """``message``: the board's sentence on the failure."""
         super().__init__(message)
         self.result = result
 
 
 class LinkError(DeployError):
-    """A board cannot be reached, or was lost."""
+    """A board cannot be reached, or its link was lost."""
 
 
 class Reader(Protocol):
-    """What frames are read from."""
+    """The stream from which frames are read."""
 
     async def readexactly(self, n: int) -> bytes:
-        """That many bytes, or asyncio.IncompleteReadError."""
+        """Read ``n`` bytes, or raise asyncio.IncompleteReadError."""
         ...
 
 
 class Writer(Protocol):
-    """What frames are written to."""
+    """The stream to which frames are written."""
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
         ...
 
     async def drain(self) -> None:
-        """Wait until there is room for more."""
+        """Wait until the stream takes more bytes."""
         ...
 
 
 class AgentClient:
-    """A board's agent at the other end of a link."""
+    """Requests to a board's agent."""
 
     def __init__(self, reader: Reader, writer: Writer) -> None:
-        """Speak over these."""
+        """Read answers from ``reader`` and write requests to ``writer``."""
         self._reader, self._writer = reader, writer
 
     async def _send(self, message: dict[str, Any], data: bytes) -> None:
@@ -83,25 +83,25 @@ class AgentClient:
             raise LinkError("the link to the board ended") from None
         except TimeoutError:
             raise LinkError(f"the board has not answered for {ANSWER_S:.0f} s") from None
-        # A terminal obeys escapes, and a board may be anybody's.
+        # A board's text may hold terminal escapes.
         message: dict[str, Any] = printable_texts(decode_message(frame))
         if "error" in message:
             raise BoardError(str(message["error"]), UpdateResult(message["result"]))
         return message
 
     async def hello(self) -> dict[str, Any]:
-        """What the board is and has (:meth:`armlet_runtime.install.agent.Agent.hello`)."""
+        """Describe the board (:meth:`armlet_runtime.install.agent.Agent.hello`)."""
         await self._send({"op": "hello"}, b"")
         return await self._receive()
 
     async def logs(self, lines: int) -> dict[str, list[str]]:
-        """The last lines of the last update's process (``update``) and of the unit's journal (``service``)."""
+        """Fetch the last lines of the last update's process (``update``) and of the unit's journal (``service``)."""
         await self._send({"op": "logs", "lines": lines}, b"")
         logs: dict[str, list[str]] = (await self._receive())["logs"]
         return logs
 
     async def trust(self, owner: Trust) -> list[str]:
-        """Have a board that trusts nobody yet trust its owner's keys; names of all keys that it trusts then.
+        """Give its owner's keys to a board that trusts nobody yet; return the names of all keys that it trusts then.
 
         A signed trust set is sent as it is, because its threshold and its version count for the next rotation.
         """
@@ -113,32 +113,32 @@ class AgentClient:
         return names
 
     async def describe(self, description: BoardDescription) -> None:
-        """Tell a board what it is."""
+        """Write the board's description."""
         await self._send({"op": "describe"}, msgspec.json.encode(description))
         await self._receive()
 
     async def roll_back(self, permission: bytes | None) -> PlaceState:
-        """Have the board use the bundle before its present one again; which that is."""
+        """Return the board to its previous bundle, and return the entry of that bundle."""
         await self._send({"op": "roll_back"}, permission or b"")
         return msgspec.convert((await self._receive())["place"], PlaceState)
 
     async def offer(self, front: Front, permission: bytes | None) -> list[dict[str, Any]]:
-        """Offer a bundle; the parts that the board lacks."""
+        """Offer a bundle, and return the parts that the board lacks."""
         first = permission or b""
         await self._send({"op": "offer", "permission": len(first)}, first + front.data)
-        wanted: list[dict[str, Any]] = (await self._receive())["wanted"]
-        return wanted
+        parts: list[dict[str, Any]] = (await self._receive())["wanted"]
+        return parts
 
     async def put(self, sha256: str, offset: int, data: bytes) -> None:
-        """Send bytes of a part; :meth:`taken` waits for the board's answer, several may be under way."""
+        """Send bytes of a part without waiting for the answer; each call needs one of :meth:`acknowledged`."""
         await self._send({"op": "put", "sha256": sha256, "offset": offset}, data)
 
-    async def taken(self) -> None:
-        """The board has taken in what the oldest unanswered :meth:`put` sent."""
+    async def acknowledged(self) -> None:
+        """Wait until the board has stored the bytes of the oldest unanswered :meth:`put`."""
         await self._receive()
 
     async def install(self, digest: str, permission: bytes | None) -> AsyncIterator[Update]:
-        """Install what was offered; the states until it has ended."""
+        """Install the offered bundle, and yield the states of the update until it has ended."""
         await self._send({"op": "install", "digest": digest}, permission or b"")
         while True:
             update = msgspec.convert((await self._receive())["update"], Update)

@@ -1,10 +1,8 @@
-"""Preparing a board over SSH: its environment, whom it trusts, what it is, and a unit that keeps the runtime going.
+"""Setup of a board over SSH (environment, trusted keys, description, systemd unit), and its removal.
 
-And undoing it (:func:`remove`).
-
-Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.ssh.PREFIX`) each environment gets a folder named
-by its contents, ``venv`` is a link to the one in use, and the link is moved only when the new one can import the
-runtime; so a setup that is cut off leaves the board as it was and may be repeated.
+Nothing needs root. Under the prefix (:data:`armlet_bridge.boards.ssh.PREFIX`) each environment has a folder named by
+its digest, and ``venv`` is a link to the environment in use. The link is moved only after the new environment has
+imported the runtime, so an interrupted setup leaves the old environment in use and may be repeated.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ for name in os.listdir(prefix):
     if name.startswith("env-") and name != os.path.basename(place):
         shutil.rmtree(os.path.join(prefix, name))
 """
-"""A constant program for the board's own Python: one JSON line, then the archive, on its standard input."""
+"""A constant program for the board's own Python; it reads a line of JSON and then the archive from standard input."""
 
 HAS = f"""
 import os, sys
@@ -71,12 +69,13 @@ systemctl --user restart --no-block {UNIT}
 loginctl enable-linger 2>/dev/null || true
 loginctl show-user --property=Linger --value "$(id -un)" 2>/dev/null || true
 """
-"""Prints ``yes`` if the user's units run without anybody logged in. A restart, because the environment may be new."""
+"""Prints ``yes`` if the user's units also run while nobody is logged in. It restarts the unit, because the environment
+may be new."""
 
 RESTART_UNIT = f"""
 if [ -e "$HOME/.config/systemd/user/{UNIT}" ]; then systemctl --user restart --no-block {UNIT}; fi
 """
-"""For a unit of an earlier setup: the environment may be new."""
+"""Restarts the unit of an earlier setup, because the environment may be new."""
 
 REMOVE = f"""
 set -eu
@@ -92,24 +91,23 @@ if [ -e "$HOME/{PREFIX}" ]; then
   echo folder
 fi
 """
-"""Prints what there was."""
-
+"""Prints what it removed."""
 
 ROOM_BYTES = 32 << 20
-"""Left free besides the environment: for two bundles, and a board that can still log."""
+"""Space to leave free besides the environment: for two bundles and for logs."""
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What a setup found and did.
+    """Result of a setup.
 
     Attributes:
         board: The target.
-        probe: What the board is.
+        probe: The board's description of itself.
         environment: Digest of its environment.
-        bytes_unpacked: What that takes on the board's disk.
-        bytes_sent: Bytes of it that were sent; 0 if the board had it.
-        trusted: Short names of the keys that it trusts.
-        unit: Whether the systemd unit was started, or why there is none.
+        bytes_unpacked: Space of the environment on the board's disk.
+        bytes_sent: Size of the archive that was sent; 0 if the board had the environment.
+        trusted: Names of the keys that the board trusts.
+        unit: A sentence on when the systemd unit runs, or on why no unit was started.
     """
 
     board: str
@@ -131,21 +129,21 @@ async def setup(
     wearables: Sequence[str] = (),
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Setup:
-    """Prepare a board; doing it again brings it up to date.
+    """Set a board up; a repetition brings the board up to date.
 
     Args:
         target: The board.
-        trust: Whose bundles it is to take, if it trusts nobody yet.
-        description: What it is, for bundles that are made for some boards only.
+        trust: Keys whose bundles the board is to accept, if it trusts nobody yet.
+        description: Class and modalities of the board, for bundles that are made for some boards only.
         extras: Engines besides LiteRT.
-        host_key: Fingerprint of a new host key that may be believed.
-        service: Start a systemd user unit, where the board has systemd for its users and there are ``wearables``.
-        wearables: Advertised names or addresses of those that the unit is to connect.
-        say: Called with one sentence a step.
+        host_key: Fingerprint of a new host key to accept.
+        service: Start a systemd user unit if ``wearables`` are given and the board has systemd for its users.
+        wearables: Advertised names or addresses of the wearables that the unit is to connect.
+        say: Called with a sentence at each step.
 
     Raises:
-        LinkError: The board cannot be reached, or was lost; it is as it was then.
-        DeployError: The board cannot run armlet, or a step failed; it is as it was then.
+        LinkError: The board cannot be reached, or the link was lost; the board keeps its environment.
+        DeployError: The board cannot run armlet, or a step failed; the board keeps its environment.
     """
     async with login(target, host_key) as connection:
         probe = read_probe(await _run(connection, "sh -s", PROBE.encode()))
@@ -159,7 +157,7 @@ async def setup(
             f"environment {environment.digest[:16]}: {len(environment.archive) / 1e6:.1f} MB, "
             f"{environment.size / 1e6:.0f} MB unpacked; every wheel's hash is checked"
         )
-        # The interpreter's path is the board's own word; it is quoted, and what it runs are constants.
+        # The board names its interpreter's path, which is therefore quoted; the programs that it runs are constants.
         python = shlex.quote(probe.python)
         had = await _run(connection, f"{python} -c {shlex.quote(HAS)}", environment.digest.encode() + b"\n")
         sent = b"" if had.strip() == "yes" else environment.archive
@@ -176,10 +174,10 @@ async def setup(
 
 
 async def trust_owner(board: AgentClient, name: str, trust: Trust) -> list[str]:
-    """Have a board trust its owner's keys, if it trusts nobody yet; names of all that it trusts.
+    """Have a board trust its owner's keys if it trusts nobody yet; return the names of all keys that it trusts.
 
     Raises:
-        DeployError: It trusts others since an earlier setup, and none of these.
+        DeployError: The board trusts other keys since an earlier setup, and none of these.
     """
     names = await board.trust(trust)
     if not {key_id(key) for key in trust.keys} & set(names):
@@ -192,7 +190,7 @@ async def trust_owner(board: AgentClient, name: str, trust: Trust) -> list[str]:
 
 
 def _dot_products(probe: Probe) -> str:
-    """For a person: whether int8 layers take a fraction of the instructions here (Armv8.2's SDOT, ``asimddp``)."""
+    """Say whether the board has the instructions that speed up int8 layers (SDOT of Armv8.2, ``asimddp``)."""
     if probe.architecture != "aarch64":
         return ""
     return " with int8 dot products" if "asimddp" in probe.features else " without int8 dot products"
@@ -202,7 +200,7 @@ def _check_room(target: Target, probe: Probe, environment: Environment) -> None:
     needs = environment.size + ROOM_BYTES
     if probe.free_bytes < needs:
         raise DeployError(
-            f"{target} has {probe.free_bytes / 1e6:.0f} MB of disk free where people's homes are and needs "
+            f"{target} has {probe.free_bytes / 1e6:.0f} MB of disk free for its users' homes and needs "
             f"{needs / 1e6:.0f} MB for its environment; nothing was written: make room, or use a larger card"
         )
 
@@ -223,27 +221,27 @@ async def _start_unit(connection: Any, probe: Probe, wearables: Sequence[str]) -
 
 
 async def remove(target: Target, host_key: str | None = None) -> tuple[str, ...]:
-    """Take everything of armlet's off a board: unit, bundles, environment, and whom it trusts.
+    """Remove armlet from a board: unit, bundles, environment and trusted keys.
 
     Returns:
-        What there was: ``unit``, ``folder``.
+        The removed parts: ``unit``, ``folder``; empty if armlet was not on the board.
 
     Raises:
         LinkError: The board cannot be reached.
-        DeployError: It could not do it.
+        DeployError: The removal failed.
     """
     async with login(target, host_key) as connection:
         return tuple((await _run(connection, f"sh -c {shlex.quote(REMOVE)}", b"")).split())
 
 
-async def _run(connection: Any, command: str, given: bytes) -> str:
-    """Run a command on the board with something on its standard input; what it printed."""
-    done = await connection.run(command, input=given, encoding=None)
+async def _run(connection: Any, command: str, stdin: bytes) -> str:
+    """Run a command on the board with these bytes on its standard input; return what it prints."""
+    done = await connection.run(command, input=stdin, encoding=None)
     if done.exit_status is None:
-        raise LinkError("the link to the board was lost in the middle; it is as it was: set it up again")
+        raise LinkError("the link to the board was lost; the board keeps its environment: repeat 'armlet board setup'")
     if done.exit_status != 0:
         complaints = bytes(done.stderr).decode(errors="replace").strip().splitlines()
         raise DeployError(
-            f"the board could not do its part ({complaints[-1] if complaints else f'status {done.exit_status}'})"
+            f"a command on the board failed ({complaints[-1] if complaints else f'status {done.exit_status}'})"
         )
     return bytes(done.stdout).decode(errors="replace")

@@ -1,11 +1,11 @@
-"""Many boards at once: an inventory, canaries first, a bound on how many at a time, and a stop when too many fail.
+"""Deploys to many boards: an inventory, canaries first, a limit on boards at a time, a stop when too many fail.
 
 An inventory is a TOML file::
 
     concurrency = 8            # boards at a time; optional
-    stop_at = 0.2              # share of a group's boards that may fail before no more are begun; optional
+    stop_at = 0.2              # share of a group's boards whose failure stops the deploy; optional
 
-    [[group]]                  # one after the other: put the canaries first
+    [[group]]                  # groups follow each other: put the canaries first
     name = "canary"
     boards = ["ssh://pi@desk-1"]
 
@@ -13,8 +13,8 @@ An inventory is a TOML file::
     name = "ward"
     boards = ["ssh://pi@ward-1", "ssh://pi@ward-2"]
 
-A group is begun when the one before it has ended within ``stop_at``. There is nothing to remember between two starts: a
-board that runs the bundle already is left alone, so a second start goes on where the first ended.
+A group is begun when the group before it has ended within ``stop_at``. No state is kept between two deploys: boards
+that run the bundle already are left alone, so a second deploy continues where the first ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .target import FLEET, parse_target
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Boards that are deployed to side by side."""
+    """Boards that are deployed to at the same time."""
 
     name: str
     boards: tuple[str, ...]
@@ -52,14 +52,14 @@ class Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What happened to one board.
+    """Outcome of a deploy to a board of a fleet.
 
     Attributes:
         board: The target.
         group: Its group.
         outcome: ``deployed``, ``already`` (it ran the bundle before), ``failed``, or ``not begun``.
-        message: The board's sentence, or why it was not reached.
-        deployed: Figures, for a board that was deployed to.
+        message: The board's sentence, or why it could not be reached.
+        deployed: Figures of a deploy that reached the board.
     """
 
     board: str
@@ -73,7 +73,7 @@ def read_inventory(path: Path) -> Inventory:
     """Read and check an inventory.
 
     Raises:
-        UsageError: It cannot be read, or does not follow its form.
+        UsageError: The file cannot be read, or is not a valid inventory.
     """
     try:
         inventory = msgspec.convert(tomllib.loads(path.read_text()), Inventory)
@@ -92,10 +92,10 @@ def read_inventory(path: Path) -> Inventory:
 
 
 def named_boards(targets: Sequence[str]) -> list[tuple[str, str]]:
-    """Board and group of what a person gives: boards (of no group) and inventories, each board once.
+    """List the boards and groups of targets, which are boards (of no group) or inventories; each board once.
 
     Raises:
-        UsageError: One is no board, or its inventory cannot be read.
+        UsageError: A target is not a board's address, or an inventory cannot be read.
     """
     names: dict[str, str] = {}
     for target in targets:
@@ -115,35 +115,35 @@ async def deploy_to_fleet(
     report: Callable[[Row], None],
     permission: bytes | None = None,
 ) -> list[Row]:
-    """Deploy to all boards of an inventory; a row for each, in its order.
+    """Deploy to all boards of an inventory; return a row for each board, in the inventory's order.
 
     Args:
         bundle: The bundle's file.
         inventory: The boards.
-        connecting: Board to what opens a link to its agent.
+        connecting: Maps a board to a function that opens a link to its agent.
         trusted: As for :func:`armlet_bridge.boards.push.push_bundle`.
         report: Called with each board's row as it ends.
         permission: The owner's signed permission to go back.
 
     Raises:
-        BundleError: The bundle is not whole or not signed; no board was touched.
+        BundleError: The bundle is damaged or not signed; no board was touched.
     """
     digest = read_front(bundle, trusted).digest
     rows: dict[str, Row] = {}
     turns = asyncio.Semaphore(inventory.concurrency)
     stopped = False
 
-    async def one(group: Group, board: str) -> None:
+    async def deploy(group: Group, board: str) -> None:
         nonlocal stopped
         async with turns:
             if stopped:
                 return
-            rows[board] = row = await _one(bundle, digest, group, board, connecting(board), trusted, permission)
+            rows[board] = row = await _deploy(bundle, digest, group, board, connecting(board), trusted, permission)
             report(row)
             stopped = stopped or _failed(rows, group) > inventory.stop_at * len(group.boards)
 
     for group in inventory.group:
-        await asyncio.gather(*(one(group, board) for board in group.boards))
+        await asyncio.gather(*(deploy(group, board) for board in group.boards))
     return [
         rows.get(board, Row(board, group.name, "not begun", "too many boards had failed before its turn"))
         for group in inventory.group
@@ -155,7 +155,7 @@ def _failed(rows: dict[str, Row], group: Group) -> int:
     return sum(row.outcome == "failed" for row in rows.values() if row.group == group.name)
 
 
-async def _one(
+async def _deploy(
     bundle: Path,
     digest: str,
     group: Group,
@@ -172,27 +172,27 @@ async def _one(
         done = await push_bundle(bundle, name, connecting, trusted, permission)
     except DeployError as error:
         return Row(name, group.name, "failed", str(error))
-    except Exception as error:  # a board that answers nonsense must not keep the others from their bundle
-        return Row(name, group.name, "failed", f"it does not answer as a board does ({type(error).__name__}: {error})")
+    except Exception as error:  # an invalid answer of a board must not stop the deploy to the others
+        return Row(name, group.name, "failed", f"its answer is not that of a board ({type(error).__name__}: {error})")
     outcome = "deployed" if done.result is UpdateResult.SUCCESS else "failed"
     return Row(name, group.name, outcome, done.message, done)
 
 
 def totals(rows: Sequence[Row]) -> dict[str, int]:
-    """How many boards had each outcome."""
+    """Count the boards of each outcome."""
     return {name: sum(row.outcome == name for row in rows) for name in ("deployed", "already", "failed", "not begun")}
 
 
 def table(rows: Sequence[Row]) -> Any:
-    """All boards in one table (``rich.table.Table``); under it how many had each outcome."""
+    """Format the rows as a table (``rich.table.Table``) with the totals as its caption."""
     from rich.table import Table
     from rich.text import Text
 
-    counted = ", ".join(f"{number} {outcome}" for outcome, number in totals(rows).items() if number)
-    made = Table(caption=counted)
-    for heading in ("board", "group", "outcome", "what it said"):
-        made.add_column(heading, overflow="fold")
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in totals(rows).items() if number)
+    grid = Table(caption=counts)
+    for heading in ("board", "group", "outcome", "message"):
+        grid.add_column(heading, overflow="fold")
     for row in rows:
-        # Names are the owner's and sentences the boards': they are text, whatever brackets they hold.
-        made.add_row(*map(Text, (row.board, row.group, row.outcome, row.message)))
-    return made
+        # As Text, because rich takes brackets in a plain string for markup.
+        grid.add_row(*map(Text, (row.board, row.group, row.outcome, row.message)))
+    return grid

@@ -1,4 +1,4 @@
-"""A bundle onto a board, over a link that may be lost on the way."""
+"""The transfer of a bundle to a board, over a link that may be lost on the way."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from typing import Any
 import msgspec
 
 from armlet_runtime.bundle import Bundle, Front, Trust, open_bundle, read_front
-from armlet_runtime.install import (
-    Update,
-    UpdateResult,
-    UpdateState,
-)
+from armlet_runtime.install import Update, UpdateResult, UpdateState
 
 from .agent_client import AgentClient, BoardError, Connect, LinkError
 
@@ -23,29 +19,28 @@ CHUNK = 1 << 16
 """Bytes of a part sent at a time, and how fine progress is shown."""
 
 UNDER_WAY = 8
-"""Chunks sent without waiting for an answer: what is sent again at most when a link breaks. With one at a time, a link
-that takes 300 ms would carry 1 MB in 5 s, however fast it is."""
+"""Chunks sent without an answer; these must be sent again when a link breaks. With a single chunk under way, a link
+with a round trip of 300 ms would take 5 s for 1 MB, whatever its bandwidth."""
 
-
-# Waiting between attempts after a link was lost; when all have failed one after the other, the deploy is given up.
+# Waits between attempts after a lost link; after as many failures in a row the deploy is given up.
 RETRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 
 Progress = Callable[[str, int, int], None]
-"""Is called with the state of an update, the bytes done and all bytes."""
+"""Called with the state of an update, the bytes that the board has acknowledged, and all bytes to send."""
 
 
 class Deployed(msgspec.Struct, frozen=True):
-    """What a deploy onto a board did.
+    """Result of a deploy to a board.
 
     Attributes:
         board: The target.
         digest: Digest of the bundle.
-        result: How it ended.
-        message: One sentence of the board's.
-        bytes_sent: Bytes of parts that went over the link, repeats included.
-        bytes_bundle: Bytes of the bundle.
-        links_lost: How often the link was lost on the way.
-        seconds: From first to last.
+        result: Its outcome.
+        message: The board's sentence on it.
+        bytes_sent: Bytes of parts sent over the link, repeats included.
+        bytes_bundle: Size of the bundle.
+        links_lost: Number of lost links.
+        seconds: Duration of the whole deploy.
     """
 
     board: str
@@ -67,25 +62,25 @@ async def push_bundle(
     progress: Progress = lambda state, done, total: None,
     retries_s: tuple[float, ...] = RETRIES_S,
 ) -> Deployed:
-    """Bring a bundle onto a board and have it installed; after a lost link the transfer goes on where it stopped.
+    """Send a bundle to a board and have it installed; after a lost link the transfer continues where it stopped.
 
     Args:
         bundle: The bundle's file.
         name: Name of the board in the result.
-        connecting: Opens a link to the board's agent; called again after a loss.
+        connecting: Opens a link to the board's agent; called again after a lost link.
         trusted: Keys to verify the bundle with first; the board verifies it with its own keys in any case.
         permission: The owner's signed permission to go back.
-        progress: Called with the state, the bytes done and all bytes.
-        retries_s: Waits between attempts; the count starts anew whenever bytes got through.
+        progress: See :data:`Progress`.
+        retries_s: Waits between attempts; the count starts anew after each acknowledged chunk.
 
     Returns:
-        What was done; ``result`` says whether the bundle is in use now.
+        The result; the bundle is in use if its ``result`` is ``SUCCESS``.
 
     Raises:
-        BundleError: The bundle is not whole or not signed; nothing was sent.
-        LinkError: The board could not be reached in any attempt; it keeps what it has.
+        BundleError: The bundle is damaged or not signed; nothing was sent.
+        LinkError: The board could not be reached in any attempt; it keeps its present bundle.
     """
-    whole = open_bundle(bundle, trusted)  # all of it, before the first byte goes out
+    whole = open_bundle(bundle, trusted)  # verifies every member before the first byte is sent
     transfer = _Transfer(whole, read_front(bundle, trusted), permission, progress)
     loop = asyncio.get_running_loop()
     began, links_lost = loop.time(), 0
@@ -108,12 +103,12 @@ async def push_bundle(
 
 
 class _Transfer:
-    """The transfer of one bundle, over one link after the other.
+    """The transfer of a bundle over successive links.
 
     Attributes:
-        front: What the board is offered.
-        sent: Bytes that went out, repeats included.
-        failed: Attempts since the last one in which bytes got through.
+        front: The beginning of the bundle, which the board is offered.
+        sent: Bytes of parts sent, repeats included.
+        failed: Failed attempts since the last acknowledged chunk.
     """
 
     def __init__(self, bundle: Bundle, front: Front, permission: bytes | None, progress: Progress) -> None:
@@ -124,7 +119,7 @@ class _Transfer:
         self._done = self._missing = 0
 
     async def attempt(self, board: AgentClient) -> Update:
-        """Send what the board lacks, have it installed, and give the state in which that ended.
+        """Send the missing parts, have the bundle installed, and return the last state.
 
         Raises:
             BoardError: The board refuses the bundle.
@@ -143,7 +138,7 @@ class _Transfer:
 
     async def _send(self, board: AgentClient, part: Mapping[str, Any]) -> None:
         content = self._bundle.read(self._member_names[part["sha256"]])
-        # An empty part is one empty chunk.
+        # An empty part is sent as an empty chunk.
         for offset in range(part["have"], part["size"], CHUNK) if part["size"] else (0,):
             if len(self._unanswered) == UNDER_WAY:
                 await self._answer(board)
@@ -153,8 +148,8 @@ class _Transfer:
             self._unanswered.append(len(chunk))
 
     async def _answer(self, board: AgentClient) -> None:
-        """Wait until the board has taken in the oldest chunk."""
-        await board.taken()
+        """Wait until the board has stored the oldest chunk."""
+        await board.acknowledged()
         self.failed = 0
         self._done += self._unanswered.popleft()
         self._progress("downloading", self._done, self._missing)

@@ -1,4 +1,4 @@
-"""How boards are, and which runs what: many boards at once, and those that cannot be reached said so."""
+"""The status of boards: bundle, last update, systemd unit and clock; many boards at once."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from armlet_runtime.install import PlaceState, Update, UpdateResult, UpdateState
 from .agent_client import Connect
 
 CONCURRENCY = 16
-"""Boards asked at a time."""
+"""Boards queried at a time."""
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How a board is.
+    """Status of a board.
 
     Attributes:
         board: The target.
-        group: Its group in an inventory; empty without one.
-        bundle: What it runs; None without a bundle.
-        before: The bundle that it can go back to; None without one.
-        update: Its last update, or why it could not be asked.
-        unit: State of its systemd unit as systemd names it, ``none`` without one, ``unknown`` if it was not reached.
-        clock_s: Its clock less this machine's, seconds.
+        group: Its group in an inventory; empty for a board of no group.
+        bundle: Bundle in use; None before the first deploy.
+        before: Previous bundle, for a rollback; None if the board holds no other bundle.
+        update: Its last update, or the reason why the board could not be reached.
+        unit: State of its systemd unit in systemd's terms, ``none`` without a unit, ``unknown`` if the board could not
+            be reached.
+        clock_s: Its clock minus this machine's, seconds.
     """
 
     board: str
@@ -49,7 +50,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def status(board: str, group: str, hello: dict[str, Any]) -> Status:
-    """What a board says of itself (:meth:`armlet_runtime.install.agent.Agent.hello`), as its status."""
+    """Read a board's description (:meth:`armlet_runtime.install.agent.Agent.hello`) as its status."""
     places = msgspec.convert(hello["places"], dict[str, PlaceState])
     in_use = hello["place"]
     return Status(
@@ -64,15 +65,15 @@ def status(board: str, group: str, hello: dict[str, Any]) -> Status:
 
 
 async def statuses(boards: Sequence[tuple[str, str]], connecting: Callable[[str], Connect]) -> list[Status]:
-    """The status of each board.
+    """Query the status of each board.
 
     Args:
         boards: Target and group of each.
-        connecting: Board to what opens a link to its agent.
+        connecting: Maps a board to a function that opens a link to its agent.
     """
     turns = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(name: str, group: str) -> Status:
+    async def query(name: str, group: str) -> Status:
         async with turns:
             try:
                 async with connecting(name)() as board:
@@ -81,4 +82,4 @@ async def statuses(boards: Sequence[tuple[str, str]], connecting: Callable[[str]
                 update = Update(UpdateState.IDLE, UpdateResult.CONNECTION_LOST, "", str(error), 0.0)
                 return Status(name, group, None, None, update, "unknown", 0.0)
 
-    return list(await asyncio.gather(*(one(name, group) for name, group in boards)))
+    return list(await asyncio.gather(*(query(name, group) for name, group in boards)))

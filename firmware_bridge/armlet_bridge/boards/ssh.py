@@ -1,9 +1,9 @@
 """Links to boards over SSH.
 
 The SSH library is asyncssh; it reads ``~/.ssh/config`` and uses the agent and key files as OpenSSH does. A host key
-must be in ``known_hosts``; a new key is written there only for a person who names its fingerprint. What is started
-on the board is one constant command, and everything else goes through its pipes, so nothing from a person or a bundle
-ever becomes part of a shell's line.
+must be in ``known_hosts``; a new key is written there only if the person gives its fingerprint. The command that is
+started on the board is a constant, and all data go through its pipes, so no text of a person or a bundle becomes part
+of a shell's command line.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from .agent_client import AgentClient, LinkError
 from .target import Target
 
 PREFIX = ".local/share/armlet"
-"""Where armlet lies on a board, from the home folder of the person that logs in."""
+"""Armlet's folder on a board, relative to the home of the user that logs in."""
 
 COMMAND = f"{PREFIX}/venv/bin/python -m armlet_runtime.install.agent {PREFIX}"
 
-
 CONNECT_S = 20.0
-
-
 KEEPALIVE_S = 5.0
 
 
@@ -42,8 +39,8 @@ async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[
         host_key: Fingerprint (``SHA256:...``) of a host key that may be written to ``known_hosts``.
 
     Raises:
-        LinkError: It cannot be reached, its host key is not known, or it accepts no key of the person.
-        DeployError: It has no agent: it was not set up.
+        LinkError: The board cannot be reached, its host key is unknown, or it accepts none of the person's keys.
+        DeployError: The board has no agent of this version: it must be set up.
     """
     import asyncssh
 
@@ -52,7 +49,7 @@ async def connect(target: Target, host_key: str | None = None) -> AsyncIterator[
         try:
             yield AgentClient(process.stdout, process.stdin)
         except LinkError as error:
-            # A shell that does not find the agent ends at once, with 127 or a message of its own.
+            # A shell that does not find the agent ends at once, with status 127 or a message.
             with contextlib.suppress(TimeoutError, asyncssh.Error):
                 ended = await asyncio.wait_for(process.wait(), 1.0)
                 complaints = bytes(ended.stderr or b"").decode(errors="replace").strip().splitlines()

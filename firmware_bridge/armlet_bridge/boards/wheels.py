@@ -1,7 +1,7 @@
-"""What a board needs, gathered on the workstation: the board itself needs no internet, no pip and no root.
+"""A board's environment, gathered on the workstation: the board itself needs no internet, no pip and no root.
 
-uv resolves armlet's own requirements for the board's Python, architecture and C library, checks every wheel's hash, and
-unpacks them into a folder that becomes the board's ``site-packages``.
+uv resolves armlet's requirements for the board's Python, architecture and C library, checks every wheel's hash, and
+unpacks the wheels into a folder that becomes the board's ``site-packages``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from armlet_runtime.errors import DeployError
 
 PYTHONS = ("3.13", "3.12", "3.11", "3.10")
-"""What the runtime runs on, best first."""
+"""Versions that the runtime supports, best first."""
 
 BLOCK = 4096
 
@@ -47,17 +47,17 @@ done
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """What a board said of itself.
+    """A board's description of itself.
 
     Attributes:
         architecture: ``aarch64`` or ``x86_64``.
         glibc: Version of its C library, such as ``2.36``.
-        model: What its device tree calls it; empty without one.
-        memory_bytes: All of its memory.
+        model: Model in its device tree; empty without a device tree.
+        memory_bytes: Total memory.
         features: CPU features, as the kernel names them.
-        free_bytes: Room in the home folder.
+        free_bytes: Free space of the home folder's file system.
         clock: Unix seconds on its clock.
-        units: State of its user's systemd, empty without one.
+        units: State of its user's systemd; empty without systemd.
         python: Path of the interpreter to use.
         python_version: Its version, such as ``3.11``.
     """
@@ -75,10 +75,10 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 def read_probe(text: str) -> Probe:
-    """What the output of :data:`PROBE` says.
+    """Read the output of :data:`PROBE`.
 
     Raises:
-        DeployError: The board cannot run armlet; the sentence says what it lacks.
+        DeployError: The board cannot run armlet; the message names what is missing.
     """
     answers: dict[str, str] = {}
     pythons: dict[str, str] = {}
@@ -91,16 +91,16 @@ def read_probe(text: str) -> Probe:
             answers[name] = value
     if answers.get("architecture") not in ("aarch64", "x86_64"):
         raise DeployError(
-            f"this board is a {answers.get('architecture') or 'machine of unknown kind'}; armlet has programs for "
-            f"64-bit Arm (aarch64) and x86-64: install a 64-bit system on it"
+            f"this board is a {answers.get('architecture') or 'machine of unknown kind'}; armlet supports 64-bit Arm "
+            f"(aarch64) and x86-64: install a 64-bit system on it"
         )
     if not re.fullmatch(r"2\.\d+", answers.get("glibc", "")):
         raise DeployError(
-            "this board has no GNU C library, which the engines need; use Debian, Raspberry Pi OS or Ubuntu"
+            "this board has no GNU C library, which the engines need: install Debian, Raspberry Pi OS or Ubuntu"
         )
     best = next((version for version in PYTHONS if version in pythons), None)
     if best is None:
-        raise DeployError(f"this board has no Python {PYTHONS[-1]} to {PYTHONS[0]} with its venv module; install one")
+        raise DeployError(f"this board has no Python {PYTHONS[-1]} to {PYTHONS[0]} with its venv module: install it")
     return Probe(
         architecture=answers["architecture"],
         glibc=answers["glibc"],
@@ -116,12 +116,12 @@ def read_probe(text: str) -> Probe:
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """What a board's ``site-packages`` must hold.
+    """Contents of a board's ``site-packages``.
 
     Attributes:
-        digest: Names it by what is in it, so that a board which has it already needs nothing.
-        archive: Gzipped tar archive of it.
-        size: Bytes that its files take on a disk with blocks of 4 KiB.
+        digest: Digest of the contents, by which a board recognises an environment that it has.
+        archive: Gzipped tar archive of the contents.
+        size: Bytes that the files take on a disk with blocks of 4 KiB.
     """
 
     digest: str
@@ -194,7 +194,7 @@ def _of_extra(probe: Probe, extra: str) -> list[str]:
 
 
 def _own_wheel(root: Path, probe: Probe) -> Path | str:
-    """The wheel of the armlet that this is: built from its sources where they are, else by its version."""
+    """Build the wheel of this armlet from its sources; without sources return the requirement of its version."""
     installed = distribution("armlet")
     where = json.loads(installed.read_text("direct_url.json") or "{}").get("url", "")
     if not where.startswith("file://"):
@@ -204,7 +204,7 @@ def _own_wheel(root: Path, probe: Probe) -> Path | str:
 
 
 def path_of(url: str) -> str:
-    """The path of a ``file://`` address, in which blanks and other characters are escaped."""
+    """Decode the path of a ``file://`` address, in which blanks and other characters are escaped."""
     return url2pathname(urlsplit(url).path)
 
 
@@ -214,14 +214,14 @@ def _uv(arguments: list[str], probe: Probe) -> None:
     if done.returncode != 0:
         complaint = " ".join(done.stderr.split())
         raise DeployError(
-            f"cannot gather what a board with Python {probe.python_version}, {probe.architecture} and glibc "
-            f"{probe.glibc} needs: {complaint[:400]}"
+            f"cannot gather the packages for a board with Python {probe.python_version}, {probe.architecture} and "
+            f"glibc {probe.glibc}: {complaint[:400]}"
         )
 
 
 def _pack(site: Path) -> bytes:
     buffer = io.BytesIO()
-    # Level 1: what is packed here is sent once, and packing harder would take longer than sending it.
+    # Level 1: the archive is sent once, and a higher level would take longer than sending it.
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         for path in sorted(site.rglob("*")):
             info = archive.gettarinfo(path, str(path.relative_to(site)))
@@ -235,7 +235,7 @@ def _pack(site: Path) -> bytes:
 
 
 def _digest(site: Path) -> str:
-    # Some of what installers note beside a package names times and paths of the workstation.
+    # Installers write times and paths of the workstation into these files.
     notes = ("RECORD", "direct_url.json", "uv_cache.json", "uv_build.json", "REQUESTED", "INSTALLER")
     whole = hashlib.sha256()
     for path in sorted(site.rglob("*")):
