@@ -165,7 +165,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "channel twice": (
         edit("dataset.toml", '"x", "y", "z"', '"x", "y", "y"'),
-        "dataset.toml, column modalities.acc.channels: needs at least one channel, and none twice",
+        "dataset.toml, column modalities.acc.channels: needs at least one channel, and no channel twice",
     ),
     "wrong rate": (
         edit("dataset.toml", "rate_hz = 5.0", "rate_hz = 50.0"),
@@ -229,7 +229,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "two files": (
         add("samples/anna-1/acc.parquet", "no"),
-        "samples/anna-1/acc.parquet: 'acc' has another file here; keep one",
+        "samples/anna-1/acc.parquet: 'acc' has another file here; remove one of them",
     ),
     "no time": (edit(ACC, "time_s", "time"), f"{ACC}, column time_s: is missing ('time' may be meant)"),
     "channel missing": (edit(ACC, "x,y,z", "x,y,w"), f"{ACC}, column z: is missing"),

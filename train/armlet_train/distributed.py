@@ -1,20 +1,20 @@
-"""Many processes that train as one: what one process would compute on the whole batch, they compute on its parts.
+"""Many processes that train as one: they share the batch that one process would compute.
 
 Every process holds an equal share of each batch, in the order of its rank, and the same random state. What is drawn for
 each window (:func:`rows`), and what is computed over the batch (:func:`gather`, :class:`BatchNorm2d`), comes out as in
 one process. PyTorch averages the gradients of the processes (``DistributedDataParallel``), so a loss is either a mean
-over a process's own windows, or a function of the gathered ones that every process computes alike.
+over a process's own windows, or a function of all gathered windows that every process computes alike.
 
-``torchrun`` starts them, on one machine or on each of several (the first one's address after ``--rdzv-endpoint``)::
+``torchrun`` starts them, on one machine or on each of several (the first machine's address after ``--rdzv-endpoint``)::
 
     torchrun --standalone --nproc-per-node 2 -m armlet_runtime pretrain hapt --out runs/pretrain
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m armlet_runtime ...
 
 Every machine needs the data, and for fine-tuning the pretrained run; the run's folder is written by the first process
 alone, and a training that was begun by one number of processes may go on with another. If a process dies, ``torchrun``
-ends the others and says which one it was.
+ends the others and names it.
 
-With one process every function here is what its name says without the others, and costs nothing.
+With one process every function here has nothing to exchange, and costs nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def processes(device: torch.device) -> Iterator[None]:
     """Join the processes that ``torchrun`` started, if it started more than this one; leave them at the end.
 
     Args:
-        device: What this process trains on; NCCL joins GPUs, Gloo CPUs.
+        device: Device of this process; NCCL joins GPUs, Gloo CPUs.
 
     Raises:
         UsageError: The processes cannot find each other.
@@ -144,7 +144,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def widen(value: Tensor) -> Tensor:
-    """What a loss or a statistic is computed on: float32 in place of the bfloat16 of autocast; float64 stays."""
+    """A tensor for a loss or a statistic: float32 in place of the bfloat16 of autocast; float64 stays."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 

@@ -91,7 +91,7 @@ def prepare(
     """Prepare a data set; begun again in the same folder, it goes on with what is missing.
 
     Args:
-        data_set: What it is.
+        data_set: Description of the data set.
         entries: Its recordings.
         folder: The store.
         workers: Processes.

@@ -277,7 +277,7 @@ class Corpus:
     def label_changes(self, hop_s: float) -> NDArray[np.float64]:
         """(labels, labels) how often a label is followed by another, or itself, one hop later.
 
-        What has no label belongs to the label before it: between sitting and standing nothing else begins.
+        A span without a label belongs to the label before it: between sitting and standing nothing else begins.
         """
         first, _, code = self._runs
         counts = np.zeros((len(self.labels), len(self.labels)))

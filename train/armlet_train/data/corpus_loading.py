@@ -25,7 +25,7 @@ from .user_folder import open_folder
 
 @dataclass(frozen=True)
 class Scored:
-    """Windows to score: regular ones with one label each, of some people.
+    """Windows to score: at regular distances, with one label each, of some people.
 
     Attributes:
         windows: Modality name to (n, channels, samples) normalised float32; anything where it is not present.
@@ -74,7 +74,7 @@ def load_corpus(recipe: DataRecipe, split: str, presence: Presence | None = None
 
 
 def find_data_set(name: str, path: str | Path | None = None) -> tuple[DataSet, list[Entry]]:
-    """A data set that armlet knows, or one in a folder of armlet's format, and its recordings, not yet read.
+    """A data set that armlet knows, or a folder in armlet's format, and its recordings, not yet read.
 
     Raises:
         DataError: There is no such data set, or its description has a mistake.

@@ -1,4 +1,4 @@
-"""Mistakes in a folder of one's own, by file, row and column."""
+"""Mistakes in a user's folder, by file, row and column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-# Of one kind of mistake in one column of one file, so many rows are named, and the others counted.
+# Rows that are named of one kind of mistake in one column of a file; further rows are counted.
 ROWS_NAMED = 3
 
 
@@ -21,7 +21,7 @@ class Mistake(msgspec.Struct, frozen=True):
         file: Relative to the folder.
         row: Line of a text file (the header is line 1), or row of a Parquet file (from 1); None for all of it.
         column: By name; for ``dataset.toml`` the key; None for all of them.
-        problem: What is wrong and what to do.
+        problem: The mistake, and its remedy.
     """
 
     file: str

@@ -1,4 +1,4 @@
-"""Tables and samples in a folder of one's own: CSV, Parquet and MCAP, with every mistake by file and row."""
+"""Tables and samples in a user's folder: CSV, Parquet and MCAP, with every mistake by file and row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MISSING = ("", "nan", "NaN", "NAN", "null", "NA")
 
 @dataclass
 class Row:
-    """One row of the table. ``line``: where it stands."""
+    """One row of the table. ``line``: its line in the file."""
 
     line: int
     recording: str
@@ -99,7 +99,7 @@ def by_recording(table: list[Row]) -> dict[str, list[Row]]:
 
 
 def check_labels(path: Path, name: str, rows: list[Row], streams: dict[str, Stream], mistakes: Mistakes) -> None:
-    """Labels of one recording: none over another, none outside its samples."""
+    """Check the labels of one recording: they must not overlap, nor lie outside its samples."""
     file = _table_file(path)
     assert file is not None
     spans = sorted(
@@ -146,7 +146,7 @@ def read_streams(path: Path, name: str, modalities: tuple[Modality, ...], mistak
             hint = f"did you mean '{near[0]}'?" if near and file.suffix in SUFFIXES else f"known are {', '.join(known)}"
             mistakes.add(place, f"is not MODALITY{' or MODALITY'.join(SUFFIXES)} of {DESCRIPTION}; {hint}")
         elif modality.name in streams:
-            mistakes.add(place, f"'{modality.name}' has another file here; keep one")
+            mistakes.add(place, f"'{modality.name}' has another file here; remove one of them")
         else:
             stream = _stream(file, path, modality, mistakes)
             if stream is not None:
@@ -214,7 +214,7 @@ def _mcap(file: Path, place: str, modality: Modality, mistakes: Mistakes) -> Str
 def _columns(
     file: Path, path: Path, wanted: tuple[str, ...], mistakes: Mistakes
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]] | None:
-    """Line of each row, and the wanted columns as they stand (text, or a Parquet file's numbers)."""
+    """Line of each row, and the wanted columns unchanged (text, or a Parquet file's numbers)."""
     try:
         import pyarrow as pa
         from pyarrow import csv, parquet
@@ -277,7 +277,7 @@ def _array(column: Any) -> NDArray[Any]:
 def _numbers(
     place: str, name: str, lines: NDArray[np.int64], column: NDArray[Any], mistakes: Mistakes
 ) -> NDArray[np.float64]:
-    """A column as numbers, NaN where there is none."""
+    """A column as numbers, NaN for a missing value."""
     import pyarrow as pa
     from pyarrow import compute
 

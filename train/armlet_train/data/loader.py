@@ -26,7 +26,7 @@ READERS = 4
 
 
 class Views(NamedTuple):
-    """What a pretraining method takes: one or two views of each window, (B, channels, samples) a modality, and
+    """The input of a pretraining method: one or two views of each window, (B, channels, samples) a modality, and
     (B, modalities) which of them are there."""
 
     views: tuple[dict[str, Tensor], ...]

@@ -1,4 +1,4 @@
-"""Data sets of one's own: a folder in armlet's format, and what is wrong with it in its owner's terms.
+"""Data sets of users: a folder in armlet's format, and its mistakes in its owner's terms.
 
 The format is described, with an example that a test runs, in ``train/DATA.md``: ``dataset.toml`` (modalities, splits),
 ``labels.csv`` or ``labels.parquet`` (recording, person, start_s, end_s, label) and ``samples/RECORDING/MODALITY.csv``,
@@ -127,7 +127,7 @@ def _description(path: Path, mistakes: Mistakes) -> Description | None:
     try:
         table = tomllib.loads((path / DESCRIPTION).read_text())
     except FileNotFoundError:
-        mistakes.add(DESCRIPTION, "is missing; it says what the modalities are (see train/DATA.md)")
+        mistakes.add(DESCRIPTION, "is missing; it describes the modalities (see train/DATA.md)")
         return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
@@ -182,7 +182,7 @@ def _check_modalities(description: Description, mistakes: Mistakes) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_]+", name):
             mistakes.add(DESCRIPTION, "a modality's name is of letters, digits and _ only", None, place)
         if not described.channels or len(set(described.channels)) != len(described.channels):
-            mistakes.add(DESCRIPTION, "needs at least one channel, and none twice", None, f"{place}.channels")
+            mistakes.add(DESCRIPTION, "needs at least one channel, and no channel twice", None, f"{place}.channels")
         if TIME in described.channels:
             mistakes.add(DESCRIPTION, f"{TIME} is the name of the time", None, f"{place}.channels")
         if not 0 < described.rate_hz < math.inf:
@@ -197,7 +197,7 @@ def _modalities(description: Description) -> tuple[Modality, ...]:
 
 
 def _splits(description: Description, table: list[Row], mistakes: Mistakes) -> dict[str, str]:
-    """Person to split: as the description says, or a fifth each for validation and test by the hash of the name."""
+    """Person to split: by the description, or a fifth each for validation and test by the hash of the name."""
     people = sorted({row.person for row in table})
     if description.splits is None:
         ranked = sorted(people, key=lambda person: hashlib.sha256(person.encode()).digest())

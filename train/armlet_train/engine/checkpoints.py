@@ -2,7 +2,7 @@
 
 All randomness of a training is drawn from generators that are seeded by (seed, epoch) at the start of each epoch. So
 weights, optimiser, the step that comes next and the state of PyTorch's generators there are the whole state, and an
-interrupted training ends with the same weights as one that was not.
+interrupted training ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..recipes import CheckpointRecipe
 
 
 def fingerprint(*parts: Any) -> str:
-    """A digest of what a training depends on; a checkpoint with another one is not gone on from."""
+    """A digest of everything that a training depends on; a checkpoint with another digest is not resumed."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(msgspec.json.encode(part))
@@ -106,11 +106,11 @@ class Keeper:
         return distributed.from_first(load_checkpoint(written[-1], self._expected) if written else None)
 
     def due(self) -> bool:
-        """Whether it is time for one, and this is the process that writes it."""
+        """Whether a checkpoint is due, and this process writes it."""
         return distributed.is_first() and time.monotonic() - self._saved >= self._recipe.every_s
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write what :meth:`load` gives, after that many steps; older ones than the last few go."""
+        """Write the state that :meth:`load` gives, after that many steps; old checkpoints are removed."""
         if not distributed.is_first():
             return
         save(self._folder / f"{self._name}-{step:09d}.pt", {"fingerprint": self._expected, **state})

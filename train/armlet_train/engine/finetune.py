@@ -1,7 +1,7 @@
 """Fine-tuning: a classifier that keeps deciding when modalities are gone.
 
-Every window is seen in every non-empty subset of its modalities, the encoders running once for all of them. What is
-kept is a running average of the weights.
+Every window is seen in every non-empty subset of its modalities, the encoders running once for all of them. The
+result is a running average of the weights.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Finetuning(Objective):
 
     Attributes:
         model: What learns.
-        average: What is kept.
+        average: The running average of its weights, which is the result.
     """
 
     def __init__(self, model: ArmletModel, recipe: FinetuneRecipe) -> None:
@@ -223,7 +223,7 @@ def finetune(
     """Fine-tune from ``model``; a second call with the same arguments goes on from the last checkpoint.
 
     Args:
-        model: Pretrained, or fresh from its seed; it stays as it is.
+        model: Pretrained, or fresh from its seed; it is not changed.
         corpus: Training people's recordings.
         normalisation: Theirs.
         validation: Windows of validation people, for the reports.

@@ -86,7 +86,7 @@ def build_model(recipe: Recipe, modalities: tuple[Modality, ...]) -> ArmletModel
 
 
 def start_run(folder: Path, recipe_path: Path, stage: str) -> None:
-    """Make a run's folder, or go on in one that was begun with the same recipe and not ended.
+    """Make a run's folder, or continue a run that was begun with the same recipe and has not ended.
 
     Of many processes the first does so, and the others wait.
 
@@ -148,7 +148,7 @@ def load_run(folder: Path, stage: str | None = None) -> TrainedRun:
 
     Args:
         folder: The run's folder.
-        stage: What it must be, ``pretrain`` or ``finetune``; either if not given.
+        stage: The stage that it must be of, ``pretrain`` or ``finetune``; either if not given.
 
     Raises:
         RunError: There is no run, it has not ended, is of another stage, or does not fit its own recipe.
@@ -173,13 +173,13 @@ def load_run(folder: Path, stage: str | None = None) -> TrainedRun:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+    """``auto`` (a GPU if PyTorch sees one), ``cpu`` or ``cuda``.
 
     On a CPU PyTorch is set to one thread unless ``OMP_NUM_THREADS`` says otherwise: a step of these small models takes
     milliseconds, and waiting for a second thread on a busy core was seen to make it 14 times slower.
 
     Raises:
-        UsageError: ``cuda`` was asked for, and there is none.
+        UsageError: ``cuda`` was asked for, and PyTorch sees no GPU.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

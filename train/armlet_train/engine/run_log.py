@@ -1,4 +1,4 @@
-"""What a training says of itself: a line of JSON an epoch, curves as a picture, TensorBoard and Weights & Biases.
+"""The log of a training: a line of JSON an epoch, curves as a picture, TensorBoard and Weights & Biases.
 
 ``metrics.jsonl`` and ``training.png`` are always written. TensorBoard's files are written if the package is installed.
 Weights & Biases gets the same numbers if it is installed and asked for by its own environment (``WANDB_PROJECT``).
@@ -29,7 +29,7 @@ MOST_CURVES = 8
 
 
 class RunLog:
-    """The log of one run; of many processes the first one's writes, the others' do nothing.
+    """The log of one run; of many processes the first writes, the others do nothing.
 
     It is called with an epoch's report: a struct with ``epoch``, numbers, and groups of numbers by name.
     """
@@ -76,7 +76,7 @@ class RunLog:
             plot(self._folder)
 
     def __call__(self, report: msgspec.Struct) -> None:
-        """Log an epoch; one that a resumed training repeats replaces the earlier one."""
+        """Log an epoch; an epoch that a resumed training repeats replaces its earlier line."""
         if not distributed.is_first():
             return
         numbers: dict[str, Any] = msgspec.to_builtins(report)

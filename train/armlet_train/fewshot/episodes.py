@@ -1,4 +1,4 @@
-"""Episodes of few-shot learning: N classes, K labelled examples of each, and queries that are to be told apart.
+"""Episodes of few-shot learning: N classes, K labelled examples of each, and queries to be classified.
 
 Support and queries of an episode come from different people (or, if asked for, different recordings): what is tested is
 whether one person's example tells what another person does. Meta-training goes through episodes of the learned classes,
@@ -41,7 +41,7 @@ STARTS_EVERY = 16
 """Every how many ticks a window of a meta-training class may begin; a third of a second at 50 Hz."""
 
 DRAWS = 1000
-"""Tries to split the people for an episode before it is said to be impossible."""
+"""Attempts to split the people for an episode before an error is raised."""
 
 NORMAL_95 = 1.96
 """Half the width of the middle 95 % of a normal distribution, in standard deviations."""
@@ -75,7 +75,7 @@ def check_disjoint(learned: tuple[str, ...], unseen: tuple[str, ...]) -> None:
     """Refuse classes that are learned from and tested as unseen.
 
     Raises:
-        RecipeError: There is one.
+        RecipeError: A label is in both.
     """
     both = [name for name in unseen if name in learned]
     if both:
@@ -123,7 +123,7 @@ def draw(
         else:
             raise DataError(
                 f"{ways}-way {shots}-shot episodes with {queries} queries cannot be drawn from {len(truth)} examples "
-                f"of {len(names)} people or recordings: support and queries must come from different ones"
+                f"of {len(names)} people or recordings: support and queries must not share a person or a recording"
             )
         for way, (left, right) in enumerate(sides):
             support[episode, way] = rng.choice(left, shots, replace=False)

@@ -1,4 +1,4 @@
-"""A few-shot head: each class is the mean of its few examples' embeddings, and a query belongs to the nearest one.
+"""A few-shot head: each class is the mean of its few examples' embeddings, and a query belongs to the nearest.
 
 It knows nothing of the encoder, only embeddings (Snell et al., NeurIPS 2017, arXiv 1703.05175: prototypes; Gidaris and
 Komodakis, CVPR 2018, arXiv 1804.09458: cosine distance with a learned scale). All functions take any leading

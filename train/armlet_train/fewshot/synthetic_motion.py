@@ -1,4 +1,4 @@
-"""Made movements: few-shot tasks without end, made from what people do while their posture stays as it is.
+"""Made movements: any number of few-shot tasks, made from recordings of people whose posture does not change.
 
 A model that has only learned to tell a handful of activities apart forgets all that does not serve this, and so has
 little to say of movements that it was not taught. So most of meta-training is made, in two ways.
@@ -68,7 +68,7 @@ def splice(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[st
 
     Args:
         first: Modality name to (n, channels, samples) of one activity.
-        second: The same person's windows of another one.
+        second: Windows of the same person in another posture.
 
     Returns:
         The same shapes.
@@ -123,7 +123,7 @@ def rotation_vectors(matrices: Tensor) -> Tensor:
 
 
 def turn(acc: Tensor, gyro: Tensor, vector: Tensor, step: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """What the wearable would have measured, had the body turned by ``vector`` as well.
+    """The signals that the wearable would have measured, had the body turned by ``vector`` as well.
 
     Args:
         acc: (n, 3, samples) in any unit, gravity included.
@@ -143,7 +143,7 @@ def made_episodes(acc: Tensor, gyro: Tensor, episodes: int, ways: int, rate_hz: 
     """Turn windows into made episodes; draws from PyTorch's generator.
 
     Args:
-        acc: (episodes * ways * each, 3, samples), of people whose posture stays as it is, gravity included; the
+        acc: (episodes * ways * each, 3, samples), of people whose posture does not change, gravity included; the
             examples of a class lie side by side.
         gyro: The same, in rad/s.
         episodes: How many.

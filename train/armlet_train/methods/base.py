@@ -10,14 +10,14 @@ from ..models import ArmletModel
 
 
 class Objective(nn.Module):
-    """What a training minimises: a model with what is needed to train it.
+    """The objective of a training: a model, with everything that is needed to train it.
 
     ``forward`` takes a batch and gives scalar terms, of which ``loss`` is minimised and all are reported. It draws from
     PyTorch's generator and never waits for the device.
 
     Attributes:
         uses_all: Whether every parameter that learns takes part in every step. Many processes need to know: PyTorch
-            waits for the gradient of each parameter, and stops the training at the second step where one never comes.
+            waits for the gradient of each parameter, and stops the training at the second step if a gradient is missing.
     """
 
     uses_all: bool = True
@@ -34,7 +34,7 @@ class Pretraining(Objective, abc.ABC):
 
     Attributes:
         views: How many views of each window it compares, 1 or 2; the second may be of a window close in time.
-        model: What is pretrained.
+        model: The model to pretrain.
     """
 
     uses_all = False  # the classifier's head learns in fine-tuning only

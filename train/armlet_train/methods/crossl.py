@@ -5,7 +5,7 @@ an expander map what is left to one vector a view, and VICReg (Bardes et al., IC
 keeps the vectors varied and their components uncorrelated. So the tokens of any subset learn to say what the others
 would have said.
 
-Two models can be pretrained so: armlet's own small one (:mod:`armlet_train.models.conv`), and the paper's
+Two models can be pretrained so: armlet's own small model (:mod:`armlet_train.models.conv`), and the paper's
 (:mod:`armlet_train.models.crossl`). Where both differ from the published code is written in ``train/README.md``.
 """
 

@@ -11,7 +11,7 @@ leads". The paper gives neither the ratios nor the exact form, and no code. Here
 Each window is masked in one of the two ways, by chance. Hidden patches are replaced before anything is computed, and
 the loss is the mean squared error on the hidden patches, in the units of the encoder's input, as CBraMod's. What is
 hidden is never nothing and never everything. Each modality's encoder learns for itself and of itself; how modalities
-go together, and what the mask token of an absent one says, is learned in fine-tuning, which sees every window in
+go together, and the mask token of an absent modality are learned in fine-tuning, which sees every window in
 every subset.
 """
 
@@ -34,7 +34,7 @@ class Dual(Pretraining):
     views = 1
 
     def __init__(self, model: ArmletModel, recipe: DualPretrain) -> None:
-        """Take the model as it is: the encoders have what reconstructs.
+        """Take the model unchanged: the encoders have the layers that reconstruct.
 
         Raises:
             RecipeError: The model's encoders are of another kind, or all come with weights of their own.

@@ -1,4 +1,4 @@
-"""Masks in latent space: what each of a pair of views may see, and what stands for the rest.
+"""Masks in latent space: the tokens that each of a pair of views may see, and the replacement of the hidden ones.
 
 Two strategies of CroSSL (Deldari et al., WSDM 2024): ``spatial`` hides whole modalities, ``random`` single elements of
 the modalities' tokens. In the published code both are drawn with the keep ratio as probability and nothing else, so at
@@ -6,7 +6,7 @@ its default of 0.9 with three modalities more than half of the pairs are two equ
 masks are empty. Here no mask is ever empty, and the two of a pair always differ, wherever that is possible: a window
 with a single modality has only one spatial mask. Nothing here waits for the device.
 
-What stands for a hidden token is the model's mask policy (:func:`armlet_train.models.aggregator.set_mask_policy`).
+The replacement of a hidden token is the model's mask policy (:func:`armlet_train.models.aggregator.set_mask_policy`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draw_pairs(strategy: str, present: Tensor, token_dim: int, keep: float) -> T
 
 
 def all_masks(modalities: int) -> Tensor:
-    """(2^modalities - 1, modalities) bool: every mask but the empty one."""
+    """(2^modalities - 1, modalities) bool: all masks that are not empty."""
     return torch.tensor([mask for mask in product([True, False], repeat=modalities) if any(mask)])
 
 
@@ -72,7 +72,7 @@ def spatial_pairs(present: Tensor, keep: float) -> Tensor:
 def random_pairs(present: Tensor, keep: float) -> Tensor:
     """(2, B, elements) bool: single elements, each visible with probability ``keep``.
 
-    A mask that came out empty, or equal to the first, is mended by one element; with the dozens of elements of real
+    A mask that came out empty, or equal to the first, is changed in one element; with the dozens of elements of real
     tokens that is hardly ever needed.
 
     Args:

@@ -2,10 +2,10 @@
 
 A window of every stream is cut into the same number of spans of time, and each span becomes one token. Pretraining
 hides most spans; a joint transformer sees the tokens that are left, of all streams together, and one small decoder a
-stream says from its own stream's encoded tokens what the hidden spans held. When the same spans are hidden in every
+stream predicts the hidden spans from its own stream's encoded tokens. When the same spans are hidden in every
 stream (*synchronised* masks), a hidden moment cannot be copied from another sensor that saw it, and has to be inferred.
 
-The published code (github.com/lxhit/mu-mae, 67335d1) differs from its paper and has faults. What is done here instead:
+The published code (github.com/lxhit/mu-mae, 67335d1) differs from its paper and has faults. Here, instead:
 
 - It scales each clip and axis to 0..1 (a division by zero when constant) and repeats or drops rows until 128 are left.
   Here signals keep their true rate, and are normalised with the training people's statistics, so gravity is not lost.

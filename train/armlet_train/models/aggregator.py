@@ -1,4 +1,4 @@
-"""What stands for a hidden token, and the aggregator that leaves hidden tokens out.
+"""Mask policies, which replace hidden tokens, and the aggregator that leaves hidden tokens out.
 
 The mask policy of a model (:func:`set_mask_policy`) is the same in pretraining, in fine-tuning and on the board.
 """
@@ -19,7 +19,7 @@ HEADS = 4
 
 
 def set_mask_policy(model: ArmletModel, policy: str) -> None:
-    """Settle what stands for a hidden token.
+    """Set the replacement for hidden tokens.
 
     Args:
         model: Fresh. Under ``presence`` and ``attention`` its encoders must end their tokens in a flag of 1, which says
@@ -42,7 +42,7 @@ class _Unflagged(nn.Module):
 
 
 class AttentionAggregator(Aggregator):
-    """Attention over the tokens that are there; hidden ones have no influence whatever.
+    """Attention over the visible tokens; hidden tokens have no influence whatever.
 
     Each head looks at every token with a learned query; the flags take the weights of hidden tokens to exactly zero.
     """
@@ -52,7 +52,7 @@ class AttentionAggregator(Aggregator):
         super().__init__()
         self.embedding_dim = recipe.embedding_dim
         self.shape = (modalities, recipe.token_dim)
-        # What a token means depends on whose it is.
+        # The meaning of a token depends on its modality.
         self.places = nn.Parameter(0.1 * torch.randn(modalities, recipe.token_dim))
         self.values = nn.Linear(recipe.token_dim, recipe.hidden_dim)
         self.scores = nn.Linear(recipe.hidden_dim, HEADS)

@@ -1,7 +1,7 @@
 """Models: an encoder a modality, an aggregator over their tokens, a learned mask token for each.
 
 Every method's model is an :class:`ArmletModel`, so fine-tuning, evaluation, export and the board need to know nothing
-of the method. :func:`armlet_train.models.build.build_model` makes one from a recipe.
+of the method. :func:`armlet_train.models.build.build_model` makes a model from a recipe.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ArmletModel(nn.Module):
         modalities: Names, in the order of the tokens.
         encoders: By modality name.
         token_dim: Width of a token.
-        mask_tokens: (modalities, token_dim); what stands for an absent modality's token.
+        mask_tokens: (modalities, token_dim); each replaces the token of an absent modality.
         aggregator: From tokens to logits and embedding.
         embedding_dim: Width of the embedding.
     """
@@ -106,7 +106,7 @@ class ArmletModel(nn.Module):
         """Logits (B, labels) and embedding (B, embedding_dim).
 
         Args:
-            windows: Modality name to (B, channels, samples), normalised; what stands for an absent one does not matter.
+            windows: Modality name to (B, channels, samples), normalised; values of an absent modality do not matter.
             present: (B, modalities) bool.
         """
         result: tuple[Tensor, Tensor] = self.aggregator(self.mask(self.tokens(windows), present).flatten(1))

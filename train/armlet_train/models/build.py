@@ -26,7 +26,7 @@ def build_model(
         recipe: What kind, and its sizes.
         modalities: In the order of the tokens.
         lengths: Modality name to samples of a window.
-        labels: How many the classifier tells apart.
+        labels: Number of classes.
 
     Raises:
         RecipeError: The kind cannot be built for these modalities.

@@ -1,18 +1,18 @@
 """CBraMod: an encoder of many-channel biosignals by patches and criss-cross attention (Wang et al., ICLR 2025).
 
-The state dict is interchangeable with the published one: the same 211 names and shapes (4,924,000 values), see
+The state dict is interchangeable with the published state dict: the same 211 names and shapes (4,924,000 values), see
 :func:`armlet_train.models.cbramod_encoder.load_state`. The published constants are the defaults of
 :class:`armlet_train.recipes.CBraModSizes`: patches of 200 samples, which are 1 s at 200 Hz, in units of 100 µV. The
 same architecture with other constants encodes ECG.
 
-What comes out equals the published model's but is computed faster: the spectrum is one matrix product with constant
+The outputs equal those of the published model but are computed faster: the spectrum is one matrix product with constant
 cosines and sines (which also lets the model be exported), the positions' kernel is cut to the rows and columns that can
 meet anything but padding, projections of float32 on a CPU run as 1 x 1 convolutions, and dropout draws 16 bits a value.
 
 A channel that is removed and one that is set to zero give different outputs, and each changes the tokens of every other
 channel: the group norms take their statistics over all channels, the positions are a convolution across channels, and
 attention reads zeros like any other values. Hence armlet gives an absent modality no place in an encoder: each modality
-has an encoder of its own, and the mask token of :class:`armlet_train.models.base.ArmletModel` stands for its token.
+has an encoder of its own, and the mask token of :class:`armlet_train.models.base.ArmletModel` replaces its token.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Dropout(distributed.Dropout):
 
 
 def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``; a large one in float32 on a CPU by way of a 1 x 1 convolution.
+    """``F.linear``; for large float32 inputs on a CPU by way of a 1 x 1 convolution.
 
     A linear layer goes to the CPU's BLAS, which with PyTorch's builds is MKL, and MKL leaves AVX-512 unused on other
     makers' CPUs. Convolutions go to oneDNN, which uses it: measured on an AMD EPYC, half of the time for 1,280 tokens.

@@ -118,7 +118,7 @@ def build(
 
 
 def start_from_weights(model: base.ArmletModel, recipe: CBraModModel, modalities: Sequence[Modality]) -> None:
-    """Load the weights that the recipe names for its encoders; an encoder without stays as it is.
+    """Load the weights that the recipe names for its encoders; other encoders are not changed.
 
     Raises:
         RecipeError: The weights were trained on other patches or units than the modality has.
@@ -144,7 +144,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a CBraMod of the published sizes, from a file of PyTorch.
 
     The file is read as weights only: nothing in it is executed. Every one of its tensors must have its place, and every
-    place its tensor. A file by the name of the published one, ``pretrained_weights.pth``, must be the published one.
+    place its tensor. A file with the published name, ``pretrained_weights.pth``, must be the published file.
 
     Raises:
         DataError: It is not such a file.

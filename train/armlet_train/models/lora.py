@@ -1,4 +1,4 @@
-"""LoRA: fine-tuning of low-rank additions to an encoder's matrices, the encoder itself staying as it is.
+"""LoRA: fine-tuning of low-rank additions to an encoder's matrices, while the encoder itself does not change.
 
 Hu et al., ICLR 2022: a matrix W (out, in) becomes W + (alpha / rank) B A, with A (rank, in) random and B (out, rank)
 zero at first, so that fine-tuning begins at the pretrained encoder. Here every matrix of an encoder gets one: all
@@ -22,7 +22,7 @@ from .base import ArmletModel
 
 
 class Addition(nn.Module):
-    """What is added to a matrix (out, in)."""
+    """The addition to a matrix (out, in)."""
 
     def __init__(self, weight: Tensor, recipe: LoraRecipe) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def attach(model: ArmletModel, recipe: LoraRecipe) -> None:
 
 
 def merge(model: ArmletModel) -> None:
-    """Add all additions to their matrices; a model without any stays as it is."""
+    """Add all additions to their matrices; a model without additions is not changed."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             parametrized = module.parametrizations

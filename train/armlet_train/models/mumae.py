@@ -5,7 +5,7 @@ As a model of armlet, an encoder embeds the spans of one stream, and its token i
 aggregator is the joint transformer; then the pretrained multimodal representation (the mean of the joint tokens) asks
 each stream's features by cross-attention what to add to it; and a linear map makes the embedding.
 
-The published code (github.com/lxhit/mu-mae, 67335d1) differs from its paper and has faults. What is done here instead:
+The published code (github.com/lxhit/mu-mae, 67335d1) differs from its paper and has faults. Here, instead:
 
 - Nothing there tells a token which stream it comes from (all sensors share one table of positions). Here every stream
   has a learned embedding beside the fixed sine-cosine positions.
@@ -14,7 +14,7 @@ The published code (github.com/lxhit/mu-mae, 67335d1) differs from its paper and
 - Its sensor features come through a ``view`` where a transpose is meant, which mixes axes with time. Here features are
   the embedded spans.
 - Its transformer is a ViT-base (768 wide, 12 layers, 12 heads) with decoders of 384 x 4 layers x 6 heads. Here sizes
-  are the recipe's; the ones that come with armlet are for a board.
+  are the recipe's; armlet's own recipes are for a board.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class SpanEncoder(Encoder):
         self.register_buffer("positions", sine_cosine(recipe.spans, recipe.width), persistent=False)
 
     def pieces(self, window: Tensor) -> Tensor:
-        """(B, pieces, values) of a window: what a decoder has to say. Pieces of one span lie next to each other."""
+        """(B, pieces, values) of a window: the target of a decoder. Pieces of one span lie next to each other."""
         count, channels, _ = window.shape
         return window.reshape(count, channels, self.spans, self.length).transpose(1, 2).flatten(2)
 
@@ -305,10 +305,10 @@ def build(recipe: MuMaeModel, modalities: Sequence[Modality], lengths: Mapping[s
         recipe: Sizes.
         modalities: In the order of the tokens.
         lengths: Modality name to samples of a window.
-        labels: How many the classifier tells apart.
+        labels: Number of classes.
 
     Raises:
-        RecipeError: The windows cannot be cut as the recipe says, or heads do not divide the width.
+        RecipeError: The windows cannot be cut by the recipe's numbers, or heads do not divide the width.
     """
     if recipe.width % (2 * recipe.heads):
         raise RecipeError(f"[model] width = {recipe.width} must be a multiple of 2 x heads ({2 * recipe.heads})")

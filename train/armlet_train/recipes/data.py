@@ -1,4 +1,4 @@
-"""What a recipe says of its data, and of their augmentation."""
+"""The data section of a recipe, and augmentation."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import msgspec
 
 
 class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is learned from, and how it is cut.
+    """The data set, and how it is cut into windows.
 
     Attributes:
         name: A data set that armlet knows, or a folder in armlet's format (see ``train/DATA.md``).
         modalities: The model's modalities, in its order.
-        labels: The labels that the classifier tells apart; windows with any other, or with several, are left out of
+        labels: The classes of the classifier; windows with any other, or with several, are left out of
             fine-tuning and scoring. Pretraining uses all windows.
         window_s: Length of a window.
         stride_s: From window to window in scoring.
         hop_s: From window to window in the live loop.
         knee: Modality to the knee of its scale, see :class:`armlet_runtime.signals.windows.Normalisation`.
         path: Where a person keeps a data set that cannot be fetched.
-        hold_out: Labels kept out of training: no window of training people touches one.
+        hold_out: Labels kept out of training: no window of training people touches any of them.
         scale: Modality to the constant that its values are divided by, instead of the training people's mean and
             deviation: what a pretrained encoder expects, such as 100 for its 100 uV.
     """

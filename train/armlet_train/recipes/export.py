@@ -1,4 +1,4 @@
-"""What a recipe says of the export: training with quantisation, precision, smoothing."""
+"""The export sections of a recipe: training with quantisation, precision, smoothing."""
 
 from __future__ import annotations
 

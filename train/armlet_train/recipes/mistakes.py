@@ -45,7 +45,7 @@ def _options(kind: Any) -> list[Any]:
 
 
 def _options_at(place: str, table: dict[str, Any], kind: Any) -> list[Any]:
-    """The structs that may stand at a place of a recipe, such as ``pretrain.augment``."""
+    """The structs that are possible at a place of a recipe, such as ``pretrain.augment``."""
     kinds: list[Any] = [kind]
     for part in filter(None, place.split(".")):
         fields = msgspec.structs.fields(_chosen(kinds, table))
@@ -68,7 +68,7 @@ def _chosen(kinds: list[Any], table: dict[str, Any]) -> Any:
 
 
 def _known_values(place: str, key: str, table: dict[str, Any], kind: Any) -> list[str]:
-    """What a key that names one of several things can be."""
+    """The possible values of a key that chooses one of several."""
     kinds = _options_at(place, table, kind)
     if kinds[0].__struct_config__.tag_field == key:
         return [kind.__struct_config__.tag for kind in kinds]

@@ -1,4 +1,4 @@
-"""What a recipe says of its model: a struct for each kind."""
+"""The model section of a recipe: a struct for each kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         hidden_dim: Width between the tokens and the embedding.
         embedding_dim: Width of the embedding.
         dropout: Before the embedding.
-        mask: What stands for an absent token; see :func:`armlet_train.methods.masks.set_mask_policy`.
+        mask: Replacement of an absent token; see :func:`armlet_train.methods.masks.set_mask_policy`.
     """
 
     channels: tuple[int, ...]
@@ -36,7 +36,7 @@ class ConvModel(ModelRecipe, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def flagged(self) -> bool:
-        """Whether the last element of a token says that it is there."""
+        """Whether the last element of a token is a flag of its presence."""
         return self.mask in ("presence", "attention")
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class CBraModSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         positions: Channels and patches that the convolution for positions reaches over; odd.
         dropout: In training.
         weights: File of weights to start from, such as the published ``pretrained_weights.pth``; they take microvolts
-            at 200 Hz, and ``[data] scale`` must divide by 100. Dual-masked pretraining leaves such an encoder as it is.
+            at 200 Hz, and ``[data] scale`` must divide by 100. Dual-masked pretraining does not change such an encoder.
     """
 
     patch: int = 200

@@ -56,7 +56,7 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe given by path or by name.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: There is no such recipe.
     """
     if Path(name).is_file():
         return Path(name)

@@ -1,4 +1,4 @@
-"""What a recipe says of its trainings: pretraining with a struct for each method, fine-tuning, few-shot."""
+"""The trainings of a recipe: pretraining with a struct for each method, fine-tuning, few-shot."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class CrosslPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         views: 2: each window has a second view, augmented apart, of a window near it. 1: both masks hide parts of the
             same view, as published.
-        strategy: What is hidden: whole modalities (``spatial``), or single elements of tokens (``random``).
+        strategy: The hidden parts: whole modalities (``spatial``), or single elements of tokens (``random``).
         keep: Probability of not being hidden; the published code's default is 0.9.
         every_mask: Compare each view under every mask with the other under every other one, instead of under one drawn
             pair (``spatial`` and ``vicreg`` only): the encoders, which cost most, run no more often for that.
-        objective: What is minimised: VICReg, or one of the rivals in :mod:`armlet_train.methods.losses`.
+        objective: The loss: VICReg, or one of the rivals in :mod:`armlet_train.methods.losses`.
         similarity: VICReg's invariance coefficient.
         variance: VICReg's variance coefficient.
         covariance: VICReg's covariance coefficient.
@@ -92,7 +92,7 @@ class MuMaePretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_
         decoder_width: Of the decoders; published: 384.
         decoder_depth: Layers of each decoder; published: 4.
         decoder_heads: Published: 6.
-        target: What decoders say: each ``piece`` normalised by itself, as published, or the ``signal`` as it is.
+        target: Target of the decoders: each ``piece`` normalised by itself, as published, or the ``signal`` unchanged.
         sensor_weight: Of each sensor's loss.
         video_weight: Of each camera's loss.
     """
@@ -114,7 +114,7 @@ class DualPretrain(PretrainRecipe, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         within: Share of the patches hidden in each lead of a window that is masked within leads.
         across: Share of the leads, or of the columns, hidden in a window that is masked across leads.
-        unit: What is hidden across leads: whole ``leads``, or ``columns``, the same patch of every lead.
+        unit: The hidden parts across leads: whole ``leads``, or ``columns``, the same patch of every lead.
         across_share: Share of the windows that are masked across leads; the others are masked within.
     """
 

@@ -2,7 +2,7 @@
 
 CBraMod's corpus was resampled to 200 Hz, band-passed from 0.3 to 75 Hz, and notched at the mains' frequency, in this
 order (Wang et al., ICLR 2025, and its code). Filters run forwards and backwards, so they shift nothing in time: right
-for recordings that are whole, and for training only. What a board filters, it filters before the model's window.
+for recordings that are whole, and for training only. A board filters before the model's window.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def load_arrays(file: BinaryIO, what: str, more: Mapping[tuple[str, str], Any] |
     Args:
         file: The pickle.
         what: Whose it is, for messages.
-        more: Further names that may be loaded: (module, name), by Python 2's names, to what stands for them.
+        more: Further names that may be loaded: (module, name), by Python 2's names, to their replacements.
 
     Raises:
         DataError: It is no such pickle, or names something that is not on the list.
@@ -49,7 +49,7 @@ class _Unpickler(pickle._Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The harmless stand-in for a name of the pickle."""
+        """The harmless replacement for a name of the pickle."""
         # Protocol 2 writes Python 2's names, protocol 3 and later Python 3's; NumPy 2 has moved its own.
         moved = {"copyreg": "copy_reg", "builtins": "__builtin__", "numpy._core.multiarray": "numpy.core.multiarray"}
         known = moved.get(module, module)

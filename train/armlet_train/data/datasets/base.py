@@ -1,4 +1,4 @@
-"""Data sets: what each one is, whose recordings it holds, and how they are read.
+"""Data sets: their descriptions, people and recordings, and how these are read.
 
 A data set is a module with a :class:`DataSet` named ``DATA_SET``. Listing its entries is cheap; samples are read one
 entry at a time, in any process, so that a corpus larger than memory can be prepared in parallel.
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set.
+    """The description of a data set.
 
     Attributes:
         name: As recipes and commands call it.
@@ -112,7 +112,7 @@ def check_splits(name: str, entries: list[Entry]) -> None:
     """Refuse a person who is in two splits.
 
     Raises:
-        DataError: There is one.
+        DataError: A person is in two splits.
     """
     split_of: dict[str, str] = {}
     for entry in entries:

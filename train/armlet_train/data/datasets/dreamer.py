@@ -43,7 +43,7 @@ EEG = Modality(
 ECG = Modality("ecg", ("1", "2"), "au", RATE_HZ)
 
 HIGH = 4.0
-"""Scores from this one on are high: 3 is the middle of the scale, and counts as low."""
+"""Lowest high score: 3 is the middle of the scale, and counts as low."""
 
 DIMENSIONS = ("valence", "arousal", "dominance")
 LABELS = tuple(f"{level}-{dimension}" for dimension in DIMENSIONS for level in ("low", "high"))
@@ -108,7 +108,7 @@ def _read(file: Path, person: int, clip: int) -> Recording:
         raise DataError(f"{where} is not laid out as in DREAMER ({type(error).__name__}: {error})") from None
     if rates != (EEG_HZ, ECG_HZ):
         raise DataError(
-            f"{file} says {rates[0]:g} Hz EEG and {rates[1]:g} Hz ECG; DREAMER has {EEG_HZ:g} and {ECG_HZ:g}"
+            f"{file} has {rates[0]:g} Hz EEG and {rates[1]:g} Hz ECG; DREAMER has {EEG_HZ:g} and {ECG_HZ:g}"
         )
     for modality, values in ((EEG, eeg), (ECG, ecg)):
         if values.ndim != 2 or values.shape[1] != len(modality.channels):

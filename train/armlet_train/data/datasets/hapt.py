@@ -164,7 +164,7 @@ def parse(data: bytes) -> list[Recording]:
 
 
 class _Shell:
-    """Stands for any pandas object: keeps what the pickle would have built it from."""
+    """Replaces any pandas object: keeps the arguments from which the pickle would have built it."""
 
     def __init__(self, *arguments: Any) -> None:
         self.state: Any = arguments

@@ -53,7 +53,7 @@ def entries(path: Path) -> list[Entry]:
     """A recording for each clip that has a file in one of the folders.
 
     Raises:
-        DataError: There is none, or an action is not one of the 37.
+        DataError: No recording was found, or an action is not one of the 37.
     """
     split_of = {person: split for split, people in SPLITS.items() for person in people}
     clips: dict[Path, dict[str, Path]] = {}
@@ -120,7 +120,7 @@ def _rows(file: Path, rate_hz: float) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _seconds(times: NDArray[np.float64], rate_hz: float) -> NDArray[np.float64]:
-    """Numbers as seconds: of the usual units the one in which the samples lie closest to the nominal rate."""
+    """Numbers as seconds, in the usual unit by which the samples come closest to the nominal rate."""
     steps = np.diff(np.unique(times))
     if not len(steps):
         return times

@@ -1,10 +1,10 @@
 """PAMAP2: three IMUs and a heart rate monitor on 9 people, 18 activities (Reiss and Stricker, ISWC 2012).
 
 As UCI gives it out: ``Protocol/subject101.dat`` to ``subject109.dat`` and, for some, ``Optional/subject1NN.dat``; a row
-every 10 ms of 54 numbers apart by blanks, NaN where there is none: time (s), activity, heart rate (bpm, about 9 Hz),
+every 10 ms of 54 numbers separated by blanks, NaN for a missing one: time (s), activity, heart rate (bpm, about 9 Hz),
 and for each IMU (hand, chest, ankle) temperature, acceleration at +-16 g and again at +-6 g (m/s2), angular velocity
 (rad/s), magnetic field (uT) and four columns that its authors call invalid. The +-6 g acceleration saturates in some
-activities, so the other one is taken, and given in g as everywhere in armlet.
+activities, so the other is taken, and given in g as everywhere in armlet.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def entries(path: Path) -> list[Entry]:
     """A recording for each file of ``Protocol`` and ``Optional``.
 
     Raises:
-        DataError: There is none.
+        DataError: No file was found.
     """
     recordings = []
     for split, people in SPLITS.items():

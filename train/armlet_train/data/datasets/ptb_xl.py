@@ -79,7 +79,7 @@ def _classes(file: Path) -> dict[str, str]:
             raise DataError(f"{file}, line {line}: there is no column {error}") from None
         if diagnostic and float(diagnostic) == 1:
             if name not in LABELS:
-                raise DataError(f"{file}, line {line}: '{name}' is none of {', '.join(LABELS)}")
+                raise DataError(f"{file}, line {line}: '{name}' is not one of {', '.join(LABELS)}")
             classes[code] = name
     return classes
 

@@ -3,7 +3,7 @@
 ECG, PPG, respiration and skin conductance come from neurokit2 (Makowski et al., Behavior Research Methods, 2021), the
 accelerometer from a sum of sines over gravity. All are driven by one hidden state at a time. No modality tells all six
 states apart: the accelerometer cannot see stress or breathing, skin conductance sees little else than stress, and a
-heart rate that is one person's rest is another's walk. Whatever is shown of this data must say that it is made.
+heart rate that is one person's rest is another's walk. Tables and plots of this data must say that it is made.
 
 Everything follows from (seed, person): the same on every machine with the same versions of NumPy and neurokit2. A
 person takes some seconds, and is kept in the cache.
@@ -44,7 +44,7 @@ MODALITIES = (ECG, PPG, RSP, EDA, ACC)
 
 @dataclass(frozen=True)
 class State:
-    """What a hidden state does to a body, on average over people.
+    """The effect of a hidden state on a body, on average over people.
 
     Attributes:
         heart_bpm: Above the person's own rest.
@@ -137,7 +137,7 @@ def _versions() -> dict[str, str]:
 
 
 def _load(path: Path) -> dict[str, NDArray[np.float64]] | None:
-    """The arrays of a cache file; None if there is none, or it is damaged and must be made again."""
+    """The arrays of a cache file; None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -273,7 +273,7 @@ class _Body:
         # The heart follows the breath at rest, and no longer when it is fast.
         modulation = 0.1 if heart < 120 else 0.0
         with warnings.catch_warnings():
-            # Two of its points may fall on one sample, which it says and mends.
+            # Two of its points may fall on one sample, which it reports and corrects.
             warnings.simplefilter("ignore", neurokit2.misc.NeuroKitWarning)
             clean = neurokit2.ppg_simulate(
                 duration=seconds, sampling_rate=int(PPG.rate_hz), heart_rate=heart, frequency_modulation=modulation,
@@ -302,7 +302,7 @@ class _Body:
         responses = rng.poisson(self.sweating * state.responses * seconds / 60)
         clean = np.ones(count)
         if responses:
-            # neurokit2 spreads responses evenly from the first sample on: roll them, so that their phase says nothing.
+            # neurokit2 spreads responses evenly from the first sample on: roll them, so that their phase is random.
             made = neurokit2.eda_simulate(
                 duration=int(seconds), sampling_rate=int(EDA.rate_hz), scr_number=int(responses), noise=0,
                 drift=0, random_state=_state(rng),

@@ -58,7 +58,7 @@ def entries(path: Path) -> list[Entry]:
     """A recording for each pair of files in the folder or below it.
 
     Raises:
-        DataError: There is none, a file has no partner, or its name is not of the set.
+        DataError: No file was found, a file has no partner, or its name is not of the set.
     """
     signals = {file.name[:6]: file for file in path.rglob("*-PSG.edf")}
     stages = {file.name[:6]: file for file in path.rglob("*-Hypnogram.edf")}

@@ -52,7 +52,7 @@ def entries(path: Path) -> list[Entry]:
     """A recording for each person whose pickle is there.
 
     Raises:
-        DataError: There is none.
+        DataError: No file was found.
     """
     recordings = [
         Entry(f"wesad-{person.lower()}", person, split, partial(_read, path / person / f"{person}.pkl", person))
