@@ -186,7 +186,7 @@ def test_dreamer_that_is_not_dreamer_is_explained(tmp_path: Path) -> None:
         first()
     person = person_of_dreamer(np.random.default_rng(0))
     write_dreamer(path, [person], EEG_SamplingRate=256.0)
-    with pytest.raises(DataError, match="says 256 Hz EEG"):
+    with pytest.raises(DataError, match="has 256 Hz EEG"):
         first()
     write_dreamer(path, [{**person, "EEG": {"stimuli": cell([np.zeros((512, 13))] * 18, True)}}])
     with pytest.raises(DataError, match=r"person 1, clip 1: eeg has the shape \(512, 13\), not \(samples, 14\)"):

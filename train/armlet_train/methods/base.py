@@ -17,7 +17,7 @@ class Objective(nn.Module):
 
     Attributes:
         uses_all: Whether every parameter that learns takes part in every step. Many processes need to know: PyTorch
-            waits for the gradient of each parameter, and stops the training at the second step if a gradient is missing.
+            waits for the gradient of each parameter, and stops at the second step if a gradient is missing.
     """
 
     uses_all: bool = True
