@@ -84,7 +84,10 @@ def test_support_and_queries_are_of_different_people() -> None:
 
 @pytest.mark.parametrize(
     ("truth", "people", "says"),
-    [(TRUTH[:40], PEOPLE[:40], "need 5 classes, and there are 2"), (TRUTH, np.full(120, "1"), "must not share a person")],
+    [
+        (TRUTH[:40], PEOPLE[:40], "need 5 classes, and there are 2"),
+        (TRUTH, np.full(120, "1"), "must not share a person"),
+    ],
 )
 def test_impossible_episodes_are_one_sentence(truth: np.ndarray, people: np.ndarray, says: str) -> None:
     with pytest.raises(DataError, match=says):
