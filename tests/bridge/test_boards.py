@@ -343,6 +343,6 @@ def test_a_board_is_set_up_and_deployed_to_over_ssh(
     assert "toy 0.3" in said and "desk" in said and "1 of 2 boards run a bundle" in said
     away = json.loads((tmp_path / "4.json").read_text())[1]
     assert away["bundle"] is None and "cannot reach ssh://127.0.0.1:1" in away["update"]["message"]
-    assert "nothing of armlet's is on it now" in armlet("board", "remove", "ssh://board")
+    assert "ssh://board: armlet is removed" in armlet("board", "remove", "ssh://board")
     assert not (sshd.home / ssh.PREFIX).exists()
     assert "has no armlet yet" in armlet("board", "status", "ssh://board", ok=False)

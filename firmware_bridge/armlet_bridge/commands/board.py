@@ -1,4 +1,4 @@
-"""``armlet board``: prepare boards over SSH, see what they run and how they are, and take armlet off them again."""
+"""``armlet board``: set boards up over SSH, show their status and logs, roll them back, and remove armlet from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "board"
-HELP = "Prepare a board over SSH for deploys, show what it is, runs and logs, and take armlet off it again."
+HELP = "Set a board up over SSH for deploys, show its status and logs, roll it back, and remove armlet from it."
 EXAMPLE = """armlet board setup ssh://pi@raspberrypi.local --class raspberry-pi-5
   armlet board info ssh://pi@raspberrypi.local --json board.json
   armlet board status ssh://pi@raspberrypi.local
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     setup = actions.add_parser("setup", help="bring the runtime and its wheels onto a board, which needs no internet")
     _add_target(setup)
-    setup.add_argument("--class", dest="board", metavar="NAME", help="what the board is, such as raspberry-pi-5")
+    setup.add_argument("--class", dest="board", metavar="NAME", help="class of the board, such as raspberry-pi-5")
     setup.add_argument(
         "--modalities", metavar="NAME,...", help="what its wearables measure; bundles that need more are refused"
     )
@@ -34,37 +34,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "them no unit is made",
     )
     setup.add_argument("--no-service", action="store_true", help="do not start a systemd unit")
-    setup.add_argument("--key", type=Path, action="append", default=[], metavar="FILE.pub", help="whom it is to trust")
-    info = actions.add_parser("info", help="what the board is, what it runs, how its last update ended")
+    setup.add_argument(
+        "--key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.pub",
+        help="key to trust",
+    )
+    info = actions.add_parser("info", help="show the machine, the bundle in use and the last update")
     _add_target(info)
     status = actions.add_parser(
-        "status", help="whether the board runs a bundle: 1 if it has none, or its unit failed or is being restarted"
+        "status",
+        help="show whether the board runs a bundle; exit with 1 if not, or if its unit fails",
     )
     _add_target(status)
-    logs = actions.add_parser("logs", help="what the last update and the board's unit wrote")
+    logs = actions.add_parser("logs", help="show the output of the last update and of the board's unit")
     _add_target(logs)
-    logs.add_argument("--lines", type=int, default=30, metavar="N", help="of each at most (default %(default)s)")
-    listing = actions.add_parser("list", help="which board runs what: 1 if one cannot be reached or has no bundle")
+    logs.add_argument("--lines", type=int, default=30, metavar="N", help="most lines of each (default %(default)s)")
+    listing = actions.add_parser("list", help="show the bundles of many boards; exit with 1 if a board has none")
     listing.add_argument("targets", nargs="+", metavar="TARGET", help="ssh://USER@HOST ..., or fleet:FILE.toml")
     _add_json(listing)
-    back = actions.add_parser("rollback", help="use the bundle before the present one again, by the owner's permission")
+    back = actions.add_parser("rollback", help="return to the previous bundle, with a signed permission")
     _add_target(back)
-    remove = actions.add_parser("remove", help="take everything of armlet's off the board: unit, bundles, keys")
+    remove = actions.add_parser("remove", help="remove armlet from the board: unit, bundles, environment, keys")
     _add_target(remove)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="ssh://USER@HOST", help="the board")
-    parser.add_argument("--host-key", metavar="SHA256:...", help="believe this new host key, and remember it")
+    parser.add_argument("--host-key", metavar="SHA256:...", help="accept this new host key, and add it to known_hosts")
     _add_json(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found and done")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action; 1 if a board is not as it should be."""
+    """Run the action; return 1 if a board has no bundle or a failing unit."""
     import asyncio
 
     from armlet_runtime.files import write_json
@@ -90,9 +98,9 @@ async def _setup(args: argparse.Namespace) -> tuple[Any, bool]:
     target = parse_target(args.target)
     trust = trusted_keys(args.key)
     if not trust.keys:
-        raise UsageError("this home trusts no key yet that the board could trust: 'armlet key new', or give --key")
+        raise UsageError("this home trusts no key that the board could trust: run 'armlet key new', or give --key")
     if args.modalities and not args.board:
-        raise UsageError("--modalities describes a board that has a name; give --class as well")
+        raise UsageError("--modalities needs the class of the board: give --class as well")
     modalities = tuple(args.modalities.split(",")) if args.modalities else None
     description = BoardDescription(args.board, modalities) if args.board else None
     service = not args.no_service
@@ -155,7 +163,7 @@ async def _logs(args: argparse.Namespace) -> tuple[Any, bool]:
     target = parse_target(args.target)
     async with connect(target, args.host_key) as board:
         logs = await board.logs(args.lines)
-    for name, empty in (("update", "its process wrote nothing"), ("service", "none, or no right to read the journal")):
+    for name, empty in (("update", "no output"), ("service", "no lines, or no right to read the journal")):
         print(f"{name}:")
         for line in logs[name] or [f"({empty})"]:
             print(f"  {line}")
@@ -170,7 +178,7 @@ async def _list(args: argparse.Namespace) -> tuple[Any, bool]:
 
     rows = await statuses(named_boards(args.targets), lambda board: lambda: connect(parse_target(board)))
     table = Table()
-    for heading in ("board", "group", "runs", "unit", "last update, or why it was not reached"):
+    for heading in ("board", "group", "runs", "unit", "last update, or why it cannot be reached"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         runs = f"{row.bundle.name} {row.bundle.version} ({row.bundle.digest[:12]})" if row.bundle else "-"
@@ -205,7 +213,5 @@ async def _remove(args: argparse.Namespace) -> tuple[Any, bool]:
 
     target = parse_target(args.target)
     removed = await remove(target, args.host_key)
-    print(
-        f"{target}: nothing of armlet's is on it now" if removed else f"{target}: there was nothing of armlet's on it"
-    )
+    print(f"{target}: armlet is removed" if removed else f"{target}: armlet was not on the board")
     return {"board": str(target), "removed": removed}, True

@@ -1,4 +1,4 @@
-"""``armlet deploy``: put a bundle into a slot, here or on a board."""
+"""``armlet deploy``: deploy a bundle into a slot on this machine, to a board, or to a fleet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..boards import Deployed
 
 NAME = "deploy"
-HELP = "Verify a bundle and put it into use, here or on a board, which keeps its old one if anything is wrong with it."
+HELP = "Verify a bundle and put it into use, here or on a board, which keeps its old bundle if the new bundle fails."
 EXAMPLE = """armlet deploy har.armlet file:/var/lib/armlet/slot --json deployed.json
   armlet deploy har.armlet ssh://pi@raspberrypi.local
   armlet deploy har.armlet fleet:boards.toml --json deployed.json"""
@@ -26,21 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="TARGET",
-        help="file:FOLDER, a slot here, made if not there; ssh://USER@HOST; or fleet:FILE.toml",
+        help="file:FOLDER, a slot on this machine; ssh://USER@HOST; or fleet:FILE.toml",
     )
     parser.add_argument(
-        "--host-key", metavar="SHA256:...", help="believe this new host key of a board, and remember it"
+        "--host-key", metavar="SHA256:...", help="accept this new host key of a board, and add it to known_hosts"
     )
     older = parser.add_mutually_exclusive_group()
     older.add_argument(
-        "--allow-older", action="store_true", help="go back to a lower release, permitted with this home's signing key"
+        "--allow-older",
+        action="store_true",
+        help="go back to a lower release, permitted with this home's signing key",
     )
     older.add_argument("--permission", type=Path, metavar="FILE", help="go back, permitted by 'armlet key permit'")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was done as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Deploy; 1 if the bundle failed its golden run or its probation."""
+    """Deploy; return 1 if a bundle failed its golden run or its probation."""
     from armlet_runtime.bundle import trusted_keys
     from armlet_runtime.files import write_json
     from armlet_runtime.install import (
@@ -89,7 +91,7 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
     from ..boards import FLEET, connect, deploy_to_fleet, parse_target, read_inventory, table, totals
 
     if args.allow_older or args.host_key:
-        raise UsageError("a fleet goes back by --permission only, and its host keys must be in known_hosts")
+        raise UsageError("a fleet takes neither --allow-older nor --host-key: give --permission, and fill known_hosts")
     inventory = read_inventory(Path(args.target.removeprefix(FLEET)))
     count = sum(len(group.boards) for group in inventory.group)
     columns = (TextColumn("boards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -105,15 +107,15 @@ def _deploy_to_fleet(args: argparse.Namespace, bundle: Path) -> int:
     if args.json:
         write_json(args.json, rows)
     Console().print(table(rows))
-    counted = totals(rows)
-    return 0 if counted["deployed"] + counted["already"] == count else 1
+    counts = totals(rows)
+    return 0 if counts["deployed"] + counts["already"] == count else 1
 
 
 def _need_ssh() -> None:
     from armlet_runtime.errors import MissingExtraError
 
     try:
-        import asyncssh  # noqa: F401  (said here, before anything is done)
+        import asyncssh  # noqa: F401  (fail before any work is done)
     except ModuleNotFoundError:
         raise MissingExtraError("boards over SSH need an extra: pip install 'armlet[bridge]'") from None
 
@@ -134,7 +136,7 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
     target = parse_target(args.target)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
 
-    async def both() -> Deployed:
+    async def deploy() -> Deployed:
         over = 0
         if args.allow_older:
             async with connect(target, args.host_key) as board:
@@ -147,11 +149,11 @@ def _deploy_to_board(args: argparse.Namespace, bundle: Path) -> int:
                 lambda state, done, total: progress.update(task, description=state, completed=done, total=total),
             )  # fmt: skip
 
-    done = asyncio.run(both())
+    done = asyncio.run(deploy())
     if args.json:
         write_json(args.json, done)
     if done.result is not UpdateResult.SUCCESS:
-        print(f"armlet: {target} keeps what it had: {done.message}", file=sys.stderr)
+        print(f"armlet: {target} keeps its previous bundle: {done.message}", file=sys.stderr)
         return 1
     print(f"{target}: {done.message}")
     print(f"{done.bytes_sent} of {done.bytes_bundle} bytes sent in {done.seconds:.1f} s, {done.links_lost} links lost")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 NAME = "wearables simulate"
 HELP = (
-    "Play a recording as virtual wearables, one for each modality by default, in real time. It begins when every "
-    "wearable is subscribed to, and ends by itself."
+    "Play a recording in real time as virtual wearables, by default a wearable for each modality. The play begins when "
+    "every wearable is subscribed to, and ends by itself."
 )
 EXTRA = "bridge"
 

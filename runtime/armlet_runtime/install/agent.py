@@ -1,19 +1,20 @@
 """The board's side of a deploy: ``python -m armlet_runtime.install.agent PREFIX``, started over SSH, answers requests
 (:mod:`armlet_runtime.install.agent_protocol`) on its pipes.
 
-What lies under the prefix::
+Files under the prefix::
 
     venv/         the board's Python environment
-    home/         whom this board trusts (``ARMLET_HOME``)
-    slot/         the bundle in use and the one before it (:mod:`armlet_runtime.install.slots`)
+    home/         the keys that this board trusts (``ARMLET_HOME``)
+    slot/         the bundle in use and the previous bundle (:mod:`armlet_runtime.install.slots`)
     incoming/     the parts of an offered bundle (:mod:`armlet_runtime.install.incoming_parts`)
     update.json   the last update, and update.log (:mod:`armlet_runtime.install.update_record`)
     .installing   held by the process that installs (:mod:`armlet_runtime.install.installer`)
 
-A bundle comes in three steps. *Offer*: its beginning, with the signatures and the manifest; nothing else is taken from
-whom the board does not trust. The answer names the members that the board has neither in use nor received before, so
-a second start goes on where the first was cut off, and a bundle much like the present one costs little. *Put*: their
-bytes. *Install*: a process of its own puts the bundle together and deploys it into the slot as ``armlet deploy`` does.
+A bundle is transferred in three steps. *Offer*: its beginning, with the signatures and the manifest; the board accepts
+nothing else unless it trusts them. The answer names the members that the board neither uses nor has received, so a
+second deploy continues where the first was cut off, and a bundle that shares members with the present bundle costs
+little. *Put*: the members' bytes. *Install*: a process of its own assembles the bundle and deploys it into the slot as
+``armlet deploy`` does.
 """
 
 from __future__ import annotations
@@ -57,18 +58,18 @@ from .update_record import UpdateRecord
 HOME, SLOT = "home", "slot"
 
 PROCESS_BYTES, PROGRAM_COPIES = 90_000_000, 3
-"""Memory of a fresh process with an engine (46 MB with LiteRT 2.3.0, 90 MB with ONNX Runtime), and how often a program
-is in memory: an engine keeps it and repacks its weights."""
+"""Memory of a new process with an engine (46 MB with LiteRT 2.3.0, 90 MB with ONNX Runtime), and the copies of a
+program in memory: an engine keeps it and repacks its weights."""
 
 LOG_LINES, LOG_COLUMNS = 1000, 400
-"""The most of a log that is shown, so that it fits into one frame."""
+"""Largest part of a log that is sent, so that it fits into a frame."""
 
 
 class Agent:
-    """Answers requests about one prefix."""
+    """Answers requests about a prefix."""
 
     def __init__(self, prefix: Path) -> None:
-        """Work under ``prefix``; its folders are made when something is written, so that a full card can be asked."""
+        """Work under ``prefix``; the first write makes its folders, so that a board with a full card still answers."""
         self.prefix = prefix
         self.slot = prefix / SLOT
         self.record = UpdateRecord(prefix)
@@ -76,7 +77,7 @@ class Agent:
         self._installer = Installer(prefix, self.slot, self._parts, self.record)
 
     def hello(self) -> dict[str, Any]:
-        """What this board is and has."""
+        """Describe this board: machine, engines, bundles, last update, unit."""
         self._installer.settle()
         state = read_state(self.slot)
         place = current_place(self.slot) if self.slot.is_dir() else None
@@ -94,16 +95,16 @@ class Agent:
         }
 
     def logs(self, lines: int) -> dict[str, list[str]]:
-        """The last lines that the last update's process wrote (``update``), and of the unit's journal (``service``)."""
+        """Return the last lines of the last update's process (``update``) and of the unit's journal (``service``)."""
         lines = max(1, min(lines, LOG_LINES))
         logs = {"update": self.record.log_lines()[-lines:], "service": systemd_unit.journal(lines)}
         return {name: [line[:LOG_COLUMNS] for line in log] for name, log in logs.items()}
 
     def offer(self, data: bytes, permission: bytes | None) -> list[MissingPart]:
-        """Take the beginning of a bundle, if it may come here; the parts that are missing.
+        """Accept the beginning of a bundle if the board admits the bundle; return the missing parts.
 
         Raises:
-            BundleError: It is not signed as it must be, or may not come onto this board.
+            BundleError: The bundle is not signed by enough trusted keys, or is not admitted to this board.
             NoRoomError: The disk is too full.
             NoMemoryError: The memory is too full.
             UnsupportedError: The board has none of the bundle's engines.
@@ -121,26 +122,26 @@ class Agent:
         return missing
 
     def put(self, sha256: str, offset: int, data: bytes) -> int:
-        """Take bytes of an offered part (:meth:`armlet_runtime.install.incoming_parts.IncomingParts.put`)."""
+        """Store bytes of an offered part (:meth:`armlet_runtime.install.incoming_parts.IncomingParts.put`)."""
         return self._parts.put(sha256, offset, data)
 
     def install(self, digest: str, permission: bytes | None) -> Iterator[Update]:
-        """Have the offered bundle installed (:meth:`armlet_runtime.install.installer.Installer.watch`)."""
+        """Install the offered bundle (:meth:`armlet_runtime.install.installer.Installer.watch`)."""
         return self._installer.watch(digest, permission)
 
     def run_installer(self, permission: bytes | None) -> None:
-        """Be the process of :meth:`install` (:meth:`armlet_runtime.install.installer.Installer.run`)."""
+        """Run the install in this process (:meth:`armlet_runtime.install.installer.Installer.run`)."""
         self._installer.run(permission)
 
     def roll_back(self, permission: bytes | None) -> PlaceState:
-        """Use the bundle before the present one again (:func:`armlet_runtime.install.slot_deploy.roll_back`)."""
+        """Return to the previous bundle (:func:`armlet_runtime.install.slot_deploy.roll_back`)."""
         entry = roll_back(self.slot, permission)
         message = f"{entry.name} {entry.version} is in use again"
         self.record.write(UpdateState.IDLE, UpdateResult.SUCCESS, entry.digest, message)
         return entry
 
     def trust(self, raw: bytes) -> list[str]:
-        """Trust these raw keys, 32 bytes each, if nobody is trusted yet; names of all that are trusted then.
+        """Trust these raw keys, 32 bytes each, if nobody is trusted yet; return the names of all trusted keys.
 
         The client is logged in as the board's owner. After the first time keys change by a rotation only.
         """
@@ -156,7 +157,7 @@ class Agent:
         return [keys.key_id(key) for key in trusted_keys().keys]
 
     def describe(self, data: bytes) -> None:
-        """Write what this board is (:class:`armlet_runtime.install.slots.BoardDescription`)."""
+        """Write this board's description (:class:`armlet_runtime.install.slots.BoardDescription`)."""
         msgspec.json.decode(data, type=BoardDescription)
         self.slot.mkdir(parents=True, exist_ok=True)
         write_atomic(self.slot / BOARD, data)
@@ -192,7 +193,7 @@ def _available_memory() -> int:
 
 
 def serve(agent: Agent, source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer requests until the other side is gone."""
+    """Answer requests until the client closes its end."""
 
     def send(message: dict[str, Any]) -> None:
         sink.write(pack_frame(message))
@@ -211,7 +212,7 @@ def serve(agent: Agent, source: BinaryIO, sink: BinaryIO) -> None:
 
 
 def answers(agent: Agent, request: dict[str, Any], payload: bytes) -> Iterator[dict[str, Any]]:
-    """The answers to one request.
+    """Answer a request.
 
     Raises:
         ArmletError: The request was refused.

@@ -5,7 +5,7 @@ Each request has the field ``op`` (see :func:`armlet_runtime.install.agent.answe
 is a refusal, with its :class:`UpdateResult` in ``result``.
 
 The numbers of states and results are those of the firmware object of LwM2M (OMA LightweightM2M Core 1.2.1, object 5,
-resources 3 and 5), so that people who know them can read a log. Nothing else here is LwM2M.
+resources 3 and 5), for readers of logs who know them. Nothing else here is LwM2M.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MAX_DATA = 1 << 22
 
 
 def pack_frame(message: dict[str, Any], data: bytes = b"") -> bytes:
-    """One frame."""
+    """Pack a frame."""
     text = msgspec.json.encode(message)
     return b"".join([LENGTHS.pack(len(text), len(data)), text, data])
 
 
 def frame_sizes(prefix: bytes) -> tuple[int, int]:
-    """Bytes of JSON and of data that follow a frame's first eight.
+    """Unpack a frame's first eight bytes: the numbers of bytes of JSON and of data that follow.
 
     Raises:
-        DeployError: No frame is so large, so the other side does not speak this protocol.
+        DeployError: The numbers are too large for a frame, so the other side does not speak this protocol.
     """
     text, data = LENGTHS.unpack(prefix)
     if text > MAX_JSON or data > MAX_DATA:
@@ -56,7 +56,7 @@ def frame_sizes(prefix: bytes) -> tuple[int, int]:
 
 
 def decode_message(text: bytes) -> dict[str, Any]:
-    """The JSON object of a frame.
+    """Decode the JSON object of a frame.
 
     Raises:
         DeployError: ``text`` is not a JSON object.
@@ -96,7 +96,7 @@ class Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         state: Its phase.
         result: Its outcome, once ``state`` is idle again.
         digest: Digest of its bundle.
-        message: One sentence for a person.
+        message: A sentence for a person.
         at: Unix seconds on the board's clock.
     """
 
@@ -124,11 +124,11 @@ RESULTS: dict[type[ArmletError], UpdateResult] = {
     NoMemoryError: UpdateResult.OUT_OF_MEMORY,
     UnsupportedError: UpdateResult.UNSUPPORTED_PACKAGE,
 }
-"""Results of the errors that have their own."""
+"""Results of the errors of the board itself."""
 
 
 def result_of(error: ArmletError) -> UpdateResult:
-    """The result by which an error is reported."""
+    """Return the result by which an error is reported."""
     if type(error) in RESULTS:
         return RESULTS[type(error)]
     if isinstance(error, (SignatureError, CorruptBundleError, TruncatedBundleError, TrailingBytesError)):

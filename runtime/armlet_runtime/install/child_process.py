@@ -1,4 +1,4 @@
-"""Checks of a bundle in a process of their own, so that a program that crashes its process leaves the caller's alone.
+"""Checks of a bundle in child processes, so that a program that crashes does not end the caller's process.
 
 The checks are those of ``python -m armlet_runtime.checks NAME BUNDLE ...`` (:mod:`armlet_runtime.checks`).
 """
@@ -18,17 +18,17 @@ TRIAL_RUN = "trial_run"
 
 
 def check_command(name: str, *arguments: str | Path) -> list[str]:
-    """The command that makes a check with this Python."""
+    """Return the command that makes a check with this Python."""
     return [sys.executable, "-m", "armlet_runtime.checks", name, *map(str, arguments)]
 
 
 def run_check(
     name: str, bundle: str | Path, keys: Sequence[Path], timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
-    """Make a check of a bundle, or of ``file:SLOT``, against these keys, and wait for it.
+    """Run a check of a bundle, or of ``file:SLOT``, with these keys, and wait for it.
 
     Raises:
-        subprocess.TimeoutExpired: It took longer, and was killed.
+        subprocess.TimeoutExpired: The check took longer, and was killed.
     """
     options = [text for key in keys for text in ("--key", key)]
     command = check_command(name, bundle, *options)
@@ -36,6 +36,6 @@ def run_check(
 
 
 def reason_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a check failed: the last line that it wrote to its standard error."""
+    """Return why a check failed: the last line of its standard error."""
     lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
     return lines[-1].removeprefix("armlet: ")

@@ -12,8 +12,8 @@ class Health(msgspec.Struct, frozen=True):
 
     Attributes:
         golden: The golden run.
-        decision_s: 95th percentile of the time in the programs of a whole decision here.
-        hop_s: The bundle's hop, in which a decision must be made.
+        decision_s: Time of the programs for a whole decision on this machine, 95th percentile, seconds.
+        hop_s: The bundle's hop in seconds, the most that a decision may take.
     """
 
     golden: GoldenResult
@@ -26,7 +26,7 @@ class Health(msgspec.Struct, frozen=True):
         return self.golden.passed and self.decision_s <= self.hop_s
 
     def __str__(self) -> str:
-        """For a person."""
+        """Describe the result in a sentence."""
         golden = self.golden
         return (
             f"golden run: {golden.windows} windows on {golden.engine} {golden.version} ({golden.detail}), largest "

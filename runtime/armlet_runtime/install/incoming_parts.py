@@ -1,12 +1,12 @@
-"""The members of an offered bundle, as they arrive on a board.
+"""The members of an offered bundle as they arrive on a board.
 
 Under the board's prefix::
 
     incoming/front       the beginning of the offered bundle, with its signatures and its manifest
-    incoming/SHA256      members that have arrived; SHA256.part while they do
-    incoming/model.armlet  the bundle put together from them, until it is in the slot
+    incoming/SHA256      members that have arrived; SHA256.part while they arrive
+    incoming/model.armlet  the bundle assembled from them, until it is in the slot
 
-Members that the slot's bundles hold already are taken from there and need not be sent.
+Members of the slot's bundles are copied from there and need not be sent.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ INCOMING, FRONT = "incoming", "front"
 
 
 class MissingPart(msgspec.Struct, frozen=True):
-    """A member that the board lacks.
+    """A member that must be sent.
 
     Attributes:
-        sha256: Names the member by its contents.
-        size: Its bytes.
-        have: The bytes of it that have arrived, from its first.
+        sha256: Digest of its contents, by which it is named.
+        size: Its size in bytes.
+        have: Number of its first bytes that have arrived.
     """
 
     sha256: str
@@ -44,10 +44,10 @@ class MissingPart(msgspec.Struct, frozen=True):
 
 
 class IncomingParts:
-    """The parts of one offered bundle."""
+    """The parts of an offered bundle."""
 
     def __init__(self, prefix: Path, slot: Path) -> None:
-        """Keep them under ``prefix``, and use the members of the bundles in ``slot``."""
+        """Keep the parts under ``prefix``, and use the members of the bundles in ``slot``."""
         self._folder = prefix / INCOMING
         self._prefix = prefix
         self._slot = slot
@@ -64,14 +64,14 @@ class IncomingParts:
             raise DeployError(f"the board was offered no bundle yet ({error})") from error
 
     def missing(self, front: Front) -> list[MissingPart]:
-        """The parts of a bundle that must still be sent.
+        """List the parts of a bundle that must still be sent.
 
         Raises:
-            NoRoomError: The disk has no room for them and for the bundle put together from them.
+            NoRoomError: The disk has no room for the parts and for the bundle assembled from them.
         """
         local = self._local_members()
-        lacking = {member.sha256: member for member in front.members[1:] if member.sha256 not in local}
-        parts = [MissingPart(member.sha256, member.size, self._received(member)) for member in lacking.values()]
+        absent = {member.sha256: member for member in front.members[1:] if member.sha256 not in local}
+        parts = [MissingPart(member.sha256, member.size, self._received(member)) for member in absent.values()]
         needs = sum(part.size - part.have for part in parts) + front.size + RESERVE_BYTES
         free = shutil.disk_usage(self._prefix).free
         if free < needs:
@@ -79,20 +79,20 @@ class IncomingParts:
         return parts
 
     def expect(self, front: Front) -> None:
-        """Take the parts of this bundle from now on, and remove those of others."""
+        """Accept the parts of this bundle from now on, and remove those of other bundles."""
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self._folder / FRONT, front.data)
-        kept = {FRONT, *(name for member in front.members for name in (member.sha256, f"{member.sha256}.part"))}
+        names = {FRONT, *(name for member in front.members for name in (member.sha256, f"{member.sha256}.part"))}
         for path in self._folder.iterdir():
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink()
 
     def put(self, sha256: str, offset: int, data: bytes) -> int:
-        """Append bytes to a part; how many bytes of it have arrived then.
+        """Append bytes to a part, and return how many of its bytes have arrived.
 
         Raises:
             DeployError: The part is not of the offered bundle, or the bytes do not follow those that have arrived.
-            CorruptBundleError: The whole part is not what was signed; it must be sent again from its first byte.
+            CorruptBundleError: The complete part differs from the signed part; it must be sent again from the start.
         """
         member = next((member for member in self.front().members if member.sha256 == sha256), None)
         if member is None:
@@ -119,7 +119,7 @@ class IncomingParts:
         return member.size
 
     def assemble(self, front: Front) -> Path:
-        """Write the bundle from its parts; the file.
+        """Assemble the bundle from its parts, and return its file.
 
         Raises:
             DeployError: A part is missing. No file is left.
@@ -154,7 +154,7 @@ class IncomingParts:
         return part.stat().st_size if part.exists() else 0
 
     def _local_members(self) -> dict[str, Callable[[], bytes]]:
-        """SHA-256 of each member of the slot's bundles to a reader of it."""
+        """Map the SHA-256 of each member of the slot's bundles to a function that reads it."""
         readers: dict[str, Callable[[], bytes]] = {}
         for place in PLACES:
             path = self._slot / place / BUNDLE

@@ -1,7 +1,7 @@
-"""The process that puts an offered bundle together and deploys it into a board's slot.
+"""The process that assembles an offered bundle and deploys it into a board's slot.
 
-It is apart from the agent, so that it goes on when the link or the workstation is lost. It holds a lock
-(``.installing``) for as long as it works, and the record of the update says how far it is.
+The process is independent of the agent, so that it continues when the link or the workstation is lost. It holds a lock
+(``.installing``) until it ends, and writes its progress into the record of the update.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ PATIENCE_S = 300.0
 
 
 class Installer:
-    """Installs the bundle that was offered under one prefix."""
+    """Installs the bundle that was offered under a prefix."""
 
     def __init__(self, prefix: Path, slot: Path, parts: IncomingParts, record: UpdateRecord) -> None:
         """Work under ``prefix``."""
         self._prefix, self._slot, self._parts, self._record = prefix, slot, parts, record
 
     def watch(self, digest: str, permission: bytes | None) -> Iterator[Update]:
-        """Start the process for the offered bundle and give its states until it has ended.
+        """Start the process for the offered bundle, and yield the states of the update until the process has ended.
 
-        A process that installs this bundle already, as after a lost link, is watched instead. Nothing is done for a
-        bundle that is in use already.
+        If a process installs this bundle already, as after a lost link, that process is watched instead. A bundle in
+        use is not installed again.
 
         Raises:
-            DeployError: Another bundle was offered since, or is being installed.
+            DeployError: Another bundle was offered in the meantime, or is being installed.
         """
         if self.in_use() == digest:
-            # Its installer may be about to record how it went.
+            # The installer may not have recorded the result yet.
             while self._record.read().state is UpdateState.UPDATING and self.is_installing(digest):
                 time.sleep(POLL_S)
             message = "this bundle is in use"
@@ -83,19 +83,19 @@ class Installer:
             time.sleep(POLL_S)
 
     def run(self, permission: bytes | None) -> None:
-        """Put the offered bundle together and deploy it, in this process.
+        """Assemble the offered bundle and deploy it, in this process.
 
         Raises:
-            DeployError: Another installer is at work, or nothing was offered.
+            DeployError: Another installer is running, or no bundle was offered.
         """
         with self._lock():
             self._install(permission)
 
     def settle(self) -> None:
-        """End an update whose installer is gone, as after a power cut."""
+        """End an update whose installer was killed, as by a power cut."""
         updating = self._record.read().state is UpdateState.UPDATING
         if not updating and read_state(self._slot).probation is None:
-            return  # nothing to write, so that a read-only card can still be asked
+            return  # without a write, so that a board with a read-only card still answers
         with suppress(DeployError), self._lock():
             settle(self._slot)
             update = self._record.read()
@@ -110,10 +110,10 @@ class Installer:
             self._record.write(UpdateState.IDLE, result, update.digest, message)
 
     def is_installing(self, digest: str) -> bool:
-        """Whether that bundle is being installed now.
+        """Return whether a bundle is being installed now.
 
         Raises:
-            DeployError: Another bundle is.
+            DeployError: Another bundle is being installed.
         """
         try:
             with self._lock():
@@ -128,7 +128,7 @@ class Installer:
         try:
             if read_state(self._slot).probation is None:
                 return open_bundle(current_bundle(self._slot), trusted_keys()).digest
-        except BundleError:  # then it is to be replaced, even by itself
+        except BundleError:  # a damaged bundle may be replaced, even by the same bundle
             return None
         return None
 
@@ -174,7 +174,7 @@ class Installer:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Be the only installer; the lock ends with the process, however it ends."""
+        """Hold the lock of the only installer; the lock ends with the process, even if the process is killed."""
         self._prefix.mkdir(parents=True, exist_ok=True)
         with (self._prefix / INSTALLING).open("w") as file:
             try:

@@ -112,13 +112,13 @@ def take_back(folder: Path) -> SlotState:
     state = read_state(folder)
     if state.probation is None:
         return state
-    tried, previous = state.probation.place, state.probation.previous
+    failed, previous = state.probation.place, state.probation.previous
     if current_place(folder) != previous:
         switch(folder, previous)
-    (folder / tried / BUNDLE).unlink(missing_ok=True)
+    (folder / failed / BUNDLE).unlink(missing_ok=True)
     (folder / REPORT).unlink(missing_ok=True)
-    kept = {place: entry for place, entry in state.places.items() if place != tried}
-    state = msgspec.structs.replace(state, places=kept, probation=None)
+    places = {place: entry for place, entry in state.places.items() if place != failed}
+    state = msgspec.structs.replace(state, places=places, probation=None)
     write_state(folder, state)
     return state
 
@@ -135,7 +135,7 @@ def settle(folder: Path) -> bool:
     try:
         with locked(folder):
             take_back(folder)
-    except DeployError:  # a deploy is at work, and watches
+    except DeployError:  # a running deploy watches it
         return False
     except OSError as error:
         raise DeployError(f"cannot take {folder} back to what it had: {error.strerror or error}") from error
@@ -148,7 +148,7 @@ def open_settled(bundle: str, keys: Sequence[Path] = ()) -> Bundle:
     After a power cut during a probation it is the bundle before.
 
     Args:
-        bundle: As it was given.
+        bundle: The file or slot.
         keys: Public keys to trust; empty for those of this home.
 
     Raises:
@@ -165,13 +165,13 @@ def open_settled(bundle: str, keys: Sequence[Path] = ()) -> Bundle:
 
 
 def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = ()) -> str:
-    """Watch a bundle on probation until it has shown what it must; one sentence of what it has shown.
+    """Watch a bundle on probation until it is confirmed; return a sentence on its decisions.
 
     Raises:
-        ProbationError: It has not; the sentence says what was wrong with it.
+        ProbationError: The bundle failed; the message says why.
     """
     end = time.monotonic() + PATIENCE_S
-    # Of a bundle with a long hop fewer decisions are waited for, and none of one that decides hardly twice a minute.
+    # A bundle with a long hop needs fewer decisions; at a hop above 12.5 s it gets a trial run instead.
     wanted = min(DECISIONS, int(PATIENCE_S / 2 / manifest.window.hop_s))
     if wanted == 0 or not _is_live(folder):
         return _trial_run(folder, keys, end)
@@ -187,15 +187,15 @@ def watch(folder: Path, digest: str, manifest: Manifest, keys: Sequence[Path] = 
                 )
             if report.restarting:
                 return _trial_run(folder, keys, end)
-            if report.idle >= wanted > report.decisions:  # without a sensor it shows nothing of itself
+            if report.idle >= wanted > report.decisions:  # without a sensor its decisions prove nothing
                 return _trial_run(folder, keys, end)
             if report.decisions >= wanted:
                 return f"{report.decisions} live decisions, the slowest after {report.latency_s * 1e3:.0f} ms"
         if not _is_live(folder):
             raise ProbationError("the runtime ended when it took the bundle up: its programs crash it")
         time.sleep(LOOK_S)
-    made = report.decisions if report is not None and report.digest == digest else 0
-    raise ProbationError(f"it made {made} of {wanted} decisions within {PATIENCE_S:.0f} s")
+    decisions = report.decisions if report is not None and report.digest == digest else 0
+    raise ProbationError(f"it made {decisions} of {wanted} decisions within {PATIENCE_S:.0f} s")
 
 
 def _is_live(folder: Path) -> bool:
@@ -220,7 +220,7 @@ def _read_report(folder: Path) -> Report | None:
 
 
 def _trial_run(folder: Path, keys: Sequence[Path], end: float) -> str:
-    """Have a process of its own decide with the slot's bundle."""
+    """Decide with the slot's bundle in a child process."""
     try:
         done = run_check(TRIAL_RUN, f"{SCHEME}{folder}", keys, max(end - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
@@ -249,7 +249,7 @@ class Follower:
             BundleError: The slot cannot be written to.
         """
         self._folder, self._keys = folder, tuple(keys)
-        self._seen: tuple[str | None, int] = (None, 0)  # another may be in use by now: the first look tells
+        self._seen: tuple[str | None, int] = (None, 0)  # another bundle may be in use by now: the first look finds out
         self._report = Report(bundle.digest)
         try:
             self._lock = (folder / LIVE).open("a")
@@ -258,12 +258,12 @@ class Follower:
         self._is_first = False
 
     def _take_lock(self) -> None:
-        with suppress(BlockingIOError):  # another runtime has it, or a deploy is looking who has; next turn, then
+        with suppress(BlockingIOError):  # held by another runtime, or by a deploy that looks for one
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._is_first = True
 
     def close(self) -> None:
-        """Follow no longer."""
+        """Stop following the slot."""
         self._lock.close()
 
     def _in_use(self) -> tuple[str | None, int]:
@@ -291,7 +291,7 @@ class Follower:
         Takes as long as the disk does, so that a live run calls this in a thread.
 
         Raises:
-            BundleError: The bundle cannot be trusted or used; not again until the slot changes once more.
+            BundleError: The bundle cannot be trusted or used; not raised again until the slot changes.
             DeployError: The slot cannot be taken back to its previous bundle.
         """
         settle(self._folder)
@@ -303,7 +303,7 @@ class Follower:
         return None if bundle.digest == self._report.digest else bundle
 
     def follow(self, bundle: Bundle) -> None:
-        """Count decisions for this bundle from now on."""
+        """Count the decisions of this bundle from now on."""
         self._report = Report(bundle.digest)
 
     def decided(self, latency_s: float) -> None:
@@ -315,11 +315,11 @@ class Follower:
         )
 
     def idled(self) -> None:
-        """Count a window in which the bundle in use had nothing to decide."""
+        """Count a window without a decision of the bundle in use."""
         self._report = msgspec.structs.replace(self._report, idle=self._report.idle + 1)
 
     def failed(self, why: str) -> None:
-        """The bundle in use cannot be run."""
+        """Note that the bundle in use cannot be run."""
         self._report = msgspec.structs.replace(self._report, failed=why)
 
     def report(self, restarting: bool = False) -> None:
@@ -328,7 +328,7 @@ class Follower:
         if not self._is_first or read_state(self._folder).probation is None:
             return
         report = msgspec.structs.replace(self._report, restarting=restarting)
-        # Not flushed to the disk: it is of no use after a power cut, and a decision must not wait for the disk.
+        # Not flushed to the disk: the report is useless after a power cut, and decisions must not wait for the disk.
         new = self._folder / f".{REPORT}.new"
         new.write_bytes(msgspec.json.encode(report))
         new.replace(self._folder / REPORT)

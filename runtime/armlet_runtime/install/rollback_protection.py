@@ -1,4 +1,4 @@
-"""Whether a bundle that is whole and signed may come onto this board now.
+"""Admission of a complete and signed bundle to this board.
 
 A signature names the maker of a bundle, and does not say that it is still the bundle to use. An attacker
 between an owner and a board could bring an old bundle with a known fault (rollback), the same bundle for ever (freeze),
@@ -32,11 +32,11 @@ KIND = "application/vnd.armlet.permission+json"
 
 
 class Permission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An owner's word that a board may go back.
+    """An owner's permission that a board may go back to a bundle.
 
     Attributes:
-        digest: Digest of the bundle that may come.
-        over: Release that it may take the place of.
+        digest: Digest of the bundle that is permitted.
+        over: Release that the bundle may replace.
         issued: When it was signed, Unix seconds; a board uses no permission that is not newer than the last it used.
     """
 
@@ -46,17 +46,17 @@ class Permission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def permit(digest: str, over: int, signers: list[Ed25519PrivateKey]) -> bytes:
-    """The signed permission for the bundle of that digest to take the place of one of release ``over``."""
+    """Sign the permission for the bundle of this digest to replace a bundle of release ``over``."""
     return seal(Permission(digest, over, int(time.time())), KIND, signers)
 
 
 def floor(state: SlotState, trusted: Trust) -> int:
-    """Highest release that this slot has had from those whom it still trusts; 0 without one."""
+    """Return the highest release that this slot has had from signers that it still trusts; 0 without such a bundle."""
     return max((release for who, release in state.floors.items() if trusted.reaches(who.split("+"))), default=0)
 
 
 def latest_date(state: SlotState, trusted: Trust) -> float:
-    """Latest date of making of a bundle that this slot has had from those whom it still trusts, Unix seconds."""
+    """Return the latest creation date of a bundle of this slot from signers that it still trusts, Unix seconds."""
     return max(state.newest, *(date for who, date in state.dates.items() if trusted.reaches(who.split("+"))), 0.0)
 
 
@@ -67,7 +67,7 @@ def admit(
     trusted: Trust,
     permission: bytes | None = None,
 ) -> SlotState:
-    """Check that a verified bundle may come into a slot.
+    """Check that a slot may take a verified bundle.
 
     Args:
         bundle: Opened with ``trusted``; its beginning is enough.
@@ -77,7 +77,7 @@ def admit(
         permission: The owner's signed permission to go back, if the bundle needs one.
 
     Returns:
-        The slot's state with what it has to remember once the bundle is in use.
+        The slot's state once the bundle is in use.
 
     Raises:
         AdmissionError: The bundle may not be installed; the sentence says why and what would help.

@@ -50,7 +50,7 @@ _AS_IT_WAS = "the slot keeps what it had"
 
 
 class HealthError(DeployError):
-    """The bundle was refused by its golden run; the slot keeps what it had."""
+    """A bundle failed its golden run; the slot keeps its bundle."""
 
 
 class Deployment(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 def slot_folder(target: str) -> Path:
-    """The folder of ``file:FOLDER``.
+    """Return the folder of ``file:FOLDER``.
 
     Raises:
         UsageError: The target is of another kind.
@@ -92,7 +92,7 @@ def slot_folder(target: str) -> Path:
 def deploy_to_slot(
     source: Path, folder: Path, keys: Sequence[Path] = (), permission: bytes | None = None
 ) -> Deployment:
-    """Put a bundle into a slot; the slot is made if it is not there.
+    """Deploy a bundle into a slot; the slot is made if it does not exist.
 
     Args:
         source: The bundle.
@@ -120,7 +120,7 @@ def deploy_to_slot(
 
 
 def roll_back(folder: Path, permission: bytes | None, keys: Sequence[Path] = ()) -> PlaceState:
-    """Use the bundle again that a slot had before its present one.
+    """Return a slot to its previous bundle.
 
     Args:
         folder: The slot.
@@ -147,7 +147,7 @@ def roll_back(folder: Path, permission: bytes | None, keys: Sequence[Path] = ())
 def _deploy(
     source: Path, bundle: Bundle, folder: Path, keys: Sequence[Path], trusted: Trust, permission: bytes | None
 ) -> Deployment:
-    state = take_back(folder)  # from a probation that a deploy before was killed in
+    state = take_back(folder)  # ends the probation of a deploy that was killed
     admitted = admit(bundle, state, read_board(folder), trusted, permission)
     old = current_place(folder)
     new = PLACES[1] if old == PLACES[0] else PLACES[0]
@@ -175,7 +175,7 @@ def _deploy(
 
 
 def _make_place(bundle: Bundle, folder: Path, place: str) -> None:
-    """Make the folder of a place that has room for a bundle, without what a killed deploy left.
+    """Make the folder of a place, with room for a bundle and without the remains of a killed deploy.
 
     Raises:
         NoRoomError: The disk is too full.
@@ -227,7 +227,7 @@ def _use(
 
 
 def _check_health(path: Path, keys: Sequence[Path]) -> Health:
-    """The health check of a bundle in a process of its own, as the board's runtime would load it."""
+    """Check a bundle in a child process, which loads it as the board's runtime does."""
     try:
         done = run_check(DEPLOY_CHECK, path, keys, HEALTH_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,10 @@
-"""Slots: a folder on a board that holds one bundle in use, and room for the next.
+"""Slots: a folder on a board with the bundle in use and a place for the next bundle.
 
 ::
 
     SLOT/
-      current -> a       the place in use: a symbolic link, switched by one rename
-      a/model.armlet     two places; a deploy writes the one that is not in use
+      current -> a       the place in use: a symbolic link, switched by a rename
+      a/model.armlet     two places; a deploy writes into the place that is not in use
       b/model.armlet
       state.json         what was put into each place, and when (:class:`SlotState`)
       live.json          the runtime's report on a bundle on probation (:class:`Report`); only during a probation
@@ -13,8 +13,8 @@
       .live              held by the runtime that makes decisions with this slot's bundle (flock)
 
 This is the reading side; ``armlet deploy`` and :mod:`armlet_runtime.install.probation` write. A bundle passes its
-golden run in its place before ``current`` points to it, so whatever the link points to is whole and proved, also after
-a power cut in the middle of a deploy.
+golden run in its place before ``current`` points to it, so the bundle in use is complete and tested, also after a power
+cut during a deploy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIVE = ".live"
 REPORT = "live.json"
 
 SCHEME = "file:"
-"""How a slot is written where a bundle is asked for: ``file:FOLDER``."""
+"""Prefix of a slot in place of a bundle's file: ``file:FOLDER``."""
 
 
 class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +48,7 @@ class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         signers: Trusted keys that signed it.
         size: Bytes of the file.
         deployed: UTC, ISO 8601.
-        engine: Engine that its golden run passed on here.
+        engine: Engine on which its golden run passed on this machine.
     """
 
     digest: str
@@ -61,11 +61,11 @@ class PlaceState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Probation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A bundle is in use and has not been confirmed.
+    """State of a bundle that is in use and not confirmed yet.
 
     Attributes:
-        place: Where it lies.
-        previous: Place to go back to; None if the slot had no bundle.
+        place: The bundle's place.
+        previous: Previous place; None if the slot had no bundle.
     """
 
     place: str
@@ -73,15 +73,15 @@ class Probation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``live.json``: how the runtime fares with a bundle on probation.
+    """``live.json``: the runtime's report on a bundle on probation.
 
     Attributes:
         digest: The bundle's.
-        decisions: Decisions made with it that rest on a sensor.
-        restarting: Whether the runtime ends to be started anew, as the bundle is for other signals or windows.
+        decisions: Number of decisions that rest on a sensor.
+        restarting: Whether the runtime ends to be started anew, because the bundle needs other signals or windows.
         latency_s: Longest time from a window's end to its decision being out.
-        failed: Why it cannot be used; empty as long as it can.
-        idle: Windows in which it had nothing to decide, for want of a sensor or because of the user's floor.
+        failed: Why the bundle cannot be used; empty if it can.
+        idle: Number of windows without a decision, for lack of a sensor or because of the user's floor.
     """
 
     digest: str
@@ -97,7 +97,7 @@ class SlotState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     Attributes:
         places: By place. Only the link tells which place is in use.
-        floors: Highest release that was ever in use, by who had signed it (key names, joined by ``+``); see
+        floors: Highest release that was ever in use, by its signers (key names, joined by ``+``); see
             :mod:`armlet_runtime.install.rollback_protection`.
         permission: When the last permission to go back that was used here had been signed, Unix seconds.
         dates: Latest date of making of a bundle that was ever in use, Unix seconds, by who had signed it.
@@ -126,7 +126,7 @@ class BoardDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def current_place(folder: Path) -> str | None:
-    """The place in use; None for a slot that has never had a bundle.
+    """Return the place in use; None for a slot that has never had a bundle.
 
     Raises:
         BundleError: ``current`` is not a link to one of the places.
@@ -142,10 +142,10 @@ def current_place(folder: Path) -> str | None:
 
 
 def current_bundle(folder: Path) -> Path:
-    """The file of a slot's bundle; it stays the same while the slot is switched to another.
+    """Return the file of a slot's bundle; the file keeps its contents while the slot is switched to another bundle.
 
     Raises:
-        BundleError: There is no such slot, or it holds no bundle.
+        BundleError: The slot does not exist, or holds no bundle.
     """
     if not folder.is_dir():
         raise BundleError(f"there is no slot {folder}: make it with 'armlet deploy BUNDLE {SCHEME}{folder}'")
@@ -159,7 +159,7 @@ def current_bundle(folder: Path) -> Path:
 
 
 def bundle_path(text: str) -> Path:
-    """The bundle's file for what a person gives as BUNDLE: a file, or ``file:FOLDER`` for a slot's current bundle.
+    """Return the bundle's file for a BUNDLE argument: a file, or ``file:FOLDER`` for a slot's current bundle.
 
     Raises:
         BundleError: The slot holds no bundle.

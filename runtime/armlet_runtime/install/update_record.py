@@ -14,7 +14,7 @@ UPDATE, LOG = "update.json", "update.log"
 
 
 class UpdateRecord:
-    """The record under one prefix."""
+    """The record under a prefix."""
 
     def __init__(self, prefix: Path) -> None:
         """Keep the record under ``prefix``."""
@@ -22,17 +22,20 @@ class UpdateRecord:
         self._path = prefix / UPDATE
 
     def read(self) -> Update:
-        """The last update."""
+        """Return the last update."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Update)
         except FileNotFoundError:
             message = "this board has had no update yet"
-        except (msgspec.MsgspecError, UnicodeDecodeError):  # of another version; no reason to lock the owner out
+        except (
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+        ):  # of another version, which must not lock the owner out
             message = f"the last update is unknown: {UPDATE} cannot be read"
         return Update(UpdateState.IDLE, UpdateResult.INITIAL, "", message, 0.0)
 
     def write(self, state: UpdateState, result: UpdateResult, digest: str, message: str) -> None:
-        """Replace the record; the time is now."""
+        """Replace the record, with the present time."""
         write_atomic(self._path, msgspec.json.encode(Update(state, result, digest, message, time.time())))
 
     def log_lines(self) -> list[str]:
