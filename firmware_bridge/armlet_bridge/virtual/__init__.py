@@ -1,4 +1,4 @@
-"""Virtual wearables: what a real one sends, over a virtual air.
+"""Virtual wearables, with the packets of real wearables, on a virtual air.
 
 Imports the runtime and the radio.
 """

@@ -1,9 +1,8 @@
-"""The virtual air: bumble's virtual controllers and link, mended so that a wearable can walk away and return.
+"""The virtual air: bumble's virtual controllers and link, corrected so that a wearable can leave and return.
 
 bumble 0.0.236's own link knows neither distance nor loss, and its controller has gaps that a central meets in practice:
 a cancelled connect is never forgotten, a reset keeps the links, a scan response repeats the advertisement, and data are
-sent from whatever address the controller uses at the moment instead of the connection's own. The two subclasses here
-mend exactly these.
+sent from the controller's present address instead of the connection's. The two subclasses here correct exactly these.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
 
     Attributes:
         tamper: Called with the sender's name and the value of every ATT notification; returns the values that arrive in
-            its place: none for a loss, two for a duplicate, other bytes for corruption. ``None`` leaves all as it is.
+            its place: none for a loss, two for a duplicate, other bytes for corruption. ``None`` changes nothing.
     """
 
     def __init__(self) -> None:
@@ -74,7 +73,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
     def send_acl_data(
         self, sender_controller: AirController, destination_address: hci.Address, transport: Any, data: bytes
     ) -> None:
-        """Send one L2CAP frame over a link; the source is the link's own address."""
+        """Send an L2CAP frame over a link; the source is the link's own address."""
         if transport != PhysicalTransport.LE:
             super().send_acl_data(sender_controller, destination_address, transport, data)
             return
@@ -90,10 +89,10 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
             self._deliver(sender_controller, peer.controller, arrive)
 
     def send_ll_control_pdu(self, sender_address: hci.Address, receiver_address: hci.Address, packet: Any) -> None:
-        """Send one packet of the link's control channel; to a peer that is gone it is lost.
+        """Send a packet of the link's control channel; it is lost if the peer is gone.
 
-        A host asks a new link's other end for its features, and has until the next connection event, when the answer
-        comes, to take in that there is a link. bluetoothd needs that time.
+        A host requests the features of a new link's peer. The answer comes with the next connection event, and
+        bluetoothd needs the time until then to register the link.
         """
         sender = self.find_le_controller(sender_address)
         receiver = self.find_le_controller(receiver_address)
@@ -116,7 +115,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
         return controller not in self._absent
 
     def scan_response_of(self, address: hci.Address) -> bytes:
-        """What the advertiser of an address answers to a scan request."""
+        """Return the scan response of the advertiser with this address."""
         for controller in self.controllers:
             if controller.le_legacy_advertiser.enabled and controller.le_legacy_advertiser.address == address:
                 return bytes(controller.le_legacy_advertiser.scan_response_data)
@@ -206,7 +205,7 @@ class AirLink(LocalLink):  # type: ignore[misc]  # bumble is followed without ty
 class AirController(Controller):  # type: ignore[misc]  # bumble is followed without types
     """A virtual Bluetooth controller that can be carried out of range."""
 
-    # With the data length extension, as every controller of Bluetooth 4.2 and later: one HCI packet a notification.
+    # With the data length extension, as every controller of Bluetooth 4.2 and later: an HCI packet a notification.
     le_acl_data_packet_length: int = 251
 
     def __init__(self, name: str, link: AirLink) -> None:
@@ -216,11 +215,11 @@ class AirController(Controller):  # type: ignore[misc]  # bumble is followed wit
         self.air = link
 
     def out_of_range(self) -> None:
-        """Nothing is heard from here and nothing is heard here; links end with 0x08 after their supervision timeout."""
+        """Stop hearing and being heard; links end with 0x08 after their supervision timeout."""
         self.air.leave(self)
 
     def in_range(self) -> None:
-        """Back within reach."""
+        """Hear and be heard again."""
         self.air.enter(self)
 
     def power_off(self) -> None:
@@ -291,11 +290,11 @@ class AirController(Controller):  # type: ignore[misc]  # bumble is followed wit
             super().on_hci_acl_data_packet(packet)
 
     def on_link_acl_data(self, sender_address: hci.Address, transport: Any, data: bytes) -> None:
-        """Take a frame of a living link; one that arrives after its link's end is lost, as on real air."""
+        """Accept a frame of a link; a frame that arrives after the link's end is lost, as on real air."""
         if transport != PhysicalTransport.LE or sender_address in self.le_connections:
             super().on_link_acl_data(sender_address, transport, data)
 
     def on_ll_control_pdu(self, sender_address: hci.Address, packet: Any) -> None:
-        """Take a control packet of a living link; one that arrives after its link's end is lost."""
+        """Accept a control packet of a link; a packet that arrives after the link's end is lost."""
         if sender_address in self.le_connections:
             super().on_ll_control_pdu(sender_address, packet)

@@ -19,13 +19,13 @@ from .air import AirController, AirLink
 
 MAX_PORT = 65535
 
-# Linux's virtual controllers (drivers/bluetooth/hci_vhci.c): the packet that makes one, with BR/EDR.
+# Linux's virtual controllers (drivers/bluetooth/hci_vhci.c): the packet that makes a controller, with BR/EDR.
 VHCI = "/dev/vhci"
 _VHCI_CREATE = bytes([0xFF, 0x00])
 
 
 class _HostPort(asyncio.Protocol):
-    """One host on a socket: gets a controller of its own, which leaves the air with it. H4 framing both ways."""
+    """A host on a socket, with a controller of its own that leaves the air with it; H4 framing both ways."""
 
     def __init__(self, air: AirLink, ports: set[_HostPort]) -> None:
         self._air = air
@@ -54,7 +54,7 @@ class _HostPort(asyncio.Protocol):
         self._controller.power_off()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._transport.close()
 
 
@@ -66,10 +66,10 @@ class KernelPort:
     """
 
     def __init__(self, air: AirLink) -> None:
-        """Plug it in.
+        """Plug the controller in.
 
         Raises:
-            WearableError: The kernel takes no virtual controllers.
+            WearableError: The kernel accepts no virtual controllers.
         """
         try:
             self._vhci = os.open(VHCI, os.O_RDWR | os.O_NONBLOCK)
@@ -95,7 +95,7 @@ class KernelPort:
             self._parser.feed_data(packet)
 
     def close(self) -> None:
-        """Pull it out."""
+        """Unplug the controller."""
         asyncio.get_running_loop().remove_reader(self._vhci)
         self.controller.set_packet_sink(None)
         self.controller.power_off()
@@ -104,7 +104,7 @@ class KernelPort:
 
 @asynccontextmanager
 async def serve(air: AirLink, spec: str) -> AsyncIterator[str]:
-    """Listen for Bluetooth hosts; each one that connects gets a virtual controller on the air (HCI, H4 framing).
+    """Listen for Bluetooth hosts; each host gets a virtual controller on the air (HCI, H4 framing).
 
     Args:
         air: The air that the controllers share.

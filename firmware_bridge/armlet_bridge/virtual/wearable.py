@@ -1,10 +1,10 @@
 """Virtual wearables: GATT peripherals on the virtual air that play a recording's streams in real time.
 
-What each one speaks is its twin's business (:mod:`armlet_bridge.virtual.twins`).
+The services and packets are those of its twin (:mod:`armlet_bridge.virtual.twins`).
 
-A virtual wearable behaves as a small real one does: it has a clock of its own with its own epoch and drift, it sends a
-packet when the packet's last sample is taken, only to who subscribed, and it has no memory: what falls due without a
-link is gone, while clock and packet counter go on.
+A virtual wearable behaves as a small real wearable: it has a clock with its own epoch and drift, it sends a packet when
+the packet's last sample is taken, only to subscribers, and it has no memory: packets that fall due without a link are
+lost, while clock and packet counter continue.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .twins import DeviceClock, bumble_uuid, characteristic, make_twin, twin_for
 ADVERTISING_INTERVAL_MS = 100
 # Of a device name in a scan response of 31 bytes, two of which say what it is (Core specification, Vol 3, Part C, 11).
 MAX_NAME_BYTES = 29
-# From all subscribed to the first sample: the last subscriber's answer is on its way.
+# From the last subscription to the first sample, so that the answer to the subscription arrives before it.
 LEAD_IN_S = 0.1
-# How often it is looked whether all are ready.
+# How often the wearables' readiness is checked.
 READY_POLL_S = 0.01
 
 _FLAGS_LE_ONLY = bytes([0x06])  # general discoverable, no BR/EDR
@@ -45,11 +45,11 @@ Log = Callable[[dict[str, Any]], None]
 
 
 class VirtualWearable:
-    """One wearable on the air.
+    """A wearable on the air.
 
     Attributes:
         name: Advertised name.
-        streams: What it plays.
+        streams: The streams that it plays.
         controller: Its radio; ``controller.out_of_range()`` cuts the link, ``controller.in_range()`` lets it return.
         subscribed: Set while a central is subscribed to its data.
         sent: Notifications given to the link.
@@ -115,7 +115,7 @@ class VirtualWearable:
         )
 
     async def power_on(self) -> None:
-        """Come up and advertise, also again after each lost link."""
+        """Power on and advertise, also after each lost link."""
         await self._device.power_on()
         self._on = True
         await self._advertise()
@@ -137,7 +137,7 @@ class VirtualWearable:
         )
 
     async def power_off(self) -> None:
-        """Say goodbye and leave the air."""
+        """Disconnect and leave the air."""
         self._on = False
         if self._advertiser is not None:
             await self._advertiser
@@ -150,7 +150,7 @@ class VirtualWearable:
         self.controller.power_off()
 
     async def hang_up(self) -> None:
-        """End the link in an orderly way: the central knows at once. It advertises again."""
+        """Disconnect, so that the central knows at once, and advertise again."""
         for connection in tuple(self._device.connections.values()):
             with suppress(BaseBumbleError):  # the other end hung up first
                 await self._device.disconnect(connection, hci.HCI_REMOTE_USER_TERMINATED_CONNECTION_ERROR)
@@ -201,7 +201,7 @@ class WearableSpec:
 
 @dataclass
 class Play:
-    """Virtual wearables that play one recording together.
+    """Virtual wearables that play a recording together.
 
     Attributes:
         wearables: By name.

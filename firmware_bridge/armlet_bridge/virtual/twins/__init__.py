@@ -1,6 +1,6 @@
-"""Twins: the GATT services of wearables without the air; one file a profile of the runtime's wearables.
+"""Twins: the GATT services of wearables without the air; a file for each profile of the runtime's wearables.
 
-A twin says which services a wearable has, does what is written to it, and tells which notifications fall due.
+A twin declares the services of a wearable, handles writes to them, and yields the notifications that fall due.
 """
 
 from .base import DeviceClock, Due, Twin, bumble_uuid, characteristic

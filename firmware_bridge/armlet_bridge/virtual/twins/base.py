@@ -1,4 +1,4 @@
-"""What every twin is: GATT services that speak the bytes of a real wearable, and the notifications that fall due."""
+"""The base of all twins: GATT services with the bytes of a real wearable, and the notifications that fall due."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class DeviceClock:
     drift_ppm: float
 
     def at(self, elapsed_ns: int) -> int:
-        """Its reading in microseconds, not wrapped."""
+        """Return the clock's reading in microseconds, not wrapped."""
         return self.epoch_us + round(elapsed_ns * (1 + self.drift_ppm * 1e-6) / 1000)
 
 
 class Due(NamedTuple):
-    """One notification: when it falls due on the recording's clock, its bytes, and the characteristic that sends it."""
+    """A notification: its due time on the recording's clock, its bytes, and the characteristic that sends it."""
 
     at_ns: int
     value: bytes
@@ -44,13 +44,13 @@ class Due(NamedTuple):
 
 
 class Twin:
-    """What a wearable speaks.
+    """The GATT service of a wearable.
 
     Attributes:
-        advertised: UUID of the service that it advertises.
-        service: Its own service.
-        notifying: Its characteristics that send samples, by UUID.
-        device: The device that it lives on; set when it is put on.
+        advertised: UUID of the advertised service.
+        service: The service.
+        notifying: Characteristics that send samples, by UUID.
+        device: The device that has the service; set when the wearable is put on.
     """
 
     advertised: str
@@ -58,29 +58,29 @@ class Twin:
 
     def __init__(self, service_uuid: str, characteristics: Iterable[Characteristic], sends: Sequence[str]) -> None:
         self.advertised = service_uuid
-        all_of_them = list(characteristics)
-        self.service = Service(bumble_uuid(service_uuid), all_of_them)
-        by_uuid = {notifying.uuid: notifying for notifying in all_of_them}
+        members = list(characteristics)
+        self.service = Service(bumble_uuid(service_uuid), members)
+        by_uuid = {member.uuid: member for member in members}
         self.notifying = {source: by_uuid[bumble_uuid(source)] for source in sends}
 
     def running(self, source: str) -> bool:
-        """Whether the host has started what this characteristic sends; being subscribed to is enough for most."""
+        """Return whether the host has started this characteristic's samples; for most a subscription is enough."""
         return True
 
     def is_due(self, due: Due) -> bool:
-        """Whether a notification is sent as things stand."""
+        """Return whether a notification is sent in the present state."""
         return self.running(due.source)
 
     def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[Due]:
-        """All notifications for ``[begin_ns, end_ns)`` of the recording's clock, in order."""
+        """Yield all notifications for ``[begin_ns, end_ns)`` of the recording's clock, in order."""
         raise NotImplementedError
 
     def disconnected(self) -> None:
-        """The host is gone."""
+        """Reset the state that ends with a link."""
 
 
 def bumble_uuid(uuid: str) -> UUID:
-    """bumble's UUID, 16 bits long where the SIG assigned one: advertisements have room for few bytes."""
+    """Convert a UUID to bumble's, with 16 bits where the SIG assigned them: advertisements have room for few bytes."""
     short = uuid[4:8] if uuid.endswith(SIG_BASE) else uuid
     return UUID.from_16_bits(int(short, 16)) if len(short) == 4 else UUID(uuid)
 
@@ -91,7 +91,7 @@ def characteristic(
     value: bytes = b"",
     write: Callable[[bytes], None] | None = None,
 ) -> Characteristic:
-    """A characteristic with a fixed value; ``write``: what is done with what the host writes."""
+    """Make a characteristic with a fixed value; ``write`` is called with each value that the host writes."""
     permissions = Characteristic.Permissions(0)
     if properties & READ:
         permissions |= Characteristic.READABLE
@@ -104,10 +104,10 @@ def characteristic(
 
 
 def taken(streams: Sequence[Stream]) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
-    """Times and values of streams that are sampled together, without the samples that were not taken (NaN).
+    """Return times and values of streams that are sampled together, without missing samples (NaN).
 
     Raises:
-        UsageError: They are not sampled at the same times.
+        UsageError: The streams are not sampled at the same times.
     """
     first = streams[0]
     if any(not np.array_equal(first.times_ns, stream.times_ns) for stream in streams):
@@ -118,7 +118,7 @@ def taken(streams: Sequence[Stream]) -> tuple[NDArray[np.int64], list[NDArray[np
 
 
 def chunks(times_ns: NDArray[np.int64], begin_ns: int, end_ns: int, rate_hz: float, most: int) -> Iterator[slice]:
-    """Samples of ``[begin_ns, end_ns)`` in packets of at most so many; a packet ends early at a gap."""
+    """Yield the samples of ``[begin_ns, end_ns)`` in packets of ``most`` at most; a packet ends early at a gap."""
     first, last = np.searchsorted(times_ns, (begin_ns, end_ns))
     gaps = np.diff(times_ns[first:last]) > GAP_PERIODS * 1e9 / rate_hz
     bounds = [int(first), *(np.flatnonzero(gaps) + 1 + first).tolist(), int(last)]
@@ -128,7 +128,7 @@ def chunks(times_ns: NDArray[np.int64], begin_ns: int, end_ns: int, rate_hz: flo
 
 
 def whole_chunks(times_ns: NDArray[np.int64], begin_ns: int, end_ns: int, rate_hz: float, size: int) -> Iterator[slice]:
-    """As :func:`chunks`, but only packets that are full."""
+    """Yield only the full packets of :func:`chunks`."""
     return (chunk for chunk in chunks(times_ns, begin_ns, end_ns, rate_hz, size) if chunk.stop - chunk.start == size)
 
 
@@ -136,7 +136,7 @@ _answers: set[asyncio.Future[Any]] = set()
 
 
 def keep(answer: asyncio.Future[Any]) -> None:
-    """Hold on to an answer that is on its way; asyncio itself does not. One that the link's end cuts short is lost."""
+    """Keep a reference to a pending answer, as asyncio does not; an answer that the link's end cuts short is lost."""
     _answers.add(answer)
 
     def done(task: asyncio.Future[Any]) -> None:

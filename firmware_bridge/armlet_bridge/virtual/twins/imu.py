@@ -29,7 +29,7 @@ class ImuTwin(Twin):
         names = " and ".join(stream.modality.name for stream in streams)
         self._times_ns, values = taken(streams)
         if samples_per_packet < 1:
-            raise UsageError(f"an IMU packet holds one sample at least, not {samples_per_packet}")
+            raise UsageError(f"an IMU packet holds at least 1 sample, not {samples_per_packet}")
         self._samples_per_packet = samples_per_packet
         self._info = imu.ImuInfo(
             streams[0].modality.rate_hz, {stream.modality.name: SCALES[stream.modality.name] for stream in streams}

@@ -11,7 +11,7 @@ from armlet_runtime.wearables import muse
 from .base import NOTIFY, WRITE, WRITE_QUIETLY, DeviceClock, Due, Twin, characteristic, taken, whole_chunks
 
 MUSE = {group.modalities[0].name: group.modalities[0] for group in (muse.EEG, muse.PPG, muse.ACC, muse.GYRO)}
-"""What a Muse headband sends."""
+"""Modalities of a Muse headband."""
 
 
 _MUSE_SIZES = {"eeg": muse.EEG_PER_PACKET, "ppg": muse.PPG_PER_PACKET}

@@ -25,7 +25,7 @@ class OximeterTwin(Twin):
         super().__init__(oximeter.SERVICE_UUID, [continuous], [oximeter.CONTINUOUS_UUID])
 
     def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[Due]:
-        """See :class:`Twin`; a NaN is sent as one."""
+        """See :class:`Twin`; a NaN is sent as the NaN of the format."""
         times_ns = self._streams[0].times_ns
         for i in range(*np.searchsorted(times_ns, (begin_ns, end_ns)).tolist()):
             spo2, bpm = (float(stream.values[i, 0]) for stream in self._streams)

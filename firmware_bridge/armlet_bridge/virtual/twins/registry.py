@@ -1,4 +1,4 @@
-"""Which twin plays which streams: one entry a profile."""
+"""Choice of the twin that plays given streams: an entry for each profile."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .uart import UartTwin
 
 
 class Kind(NamedTuple):
-    """How a profile's twin is made, and from what.
+    """The twin of a profile, and the modalities that it takes.
 
     Attributes:
-        make: From the streams by modality, the samples in a packet, and the wearable's name.
+        make: Makes the twin from the streams by modality, the samples in a packet, and the wearable's name.
         must: Modalities that it must play.
         can: Modalities that it can play, to the channels of each; None for any number.
-        rates_hz: The only rates of those that have only one.
+        rates_hz: Sampling rates of the modalities that have a single rate.
     """
 
     make: Callable[[Mapping[str, Stream], int, str], Twin]

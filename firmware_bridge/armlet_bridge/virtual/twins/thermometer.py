@@ -21,7 +21,7 @@ class ThermometerTwin(Twin):
         super().__init__(thermometer.SERVICE_UUID, [final], [thermometer.FINAL_UUID])
 
     def packets(self, begin_ns: int, end_ns: int, clock: DeviceClock, sequence: int) -> Iterator[Due]:
-        """See :class:`Twin`; a NaN is sent as one."""
+        """See :class:`Twin`; a NaN is sent as the NaN of the format."""
         times_ns = self._stream.times_ns
         for i in range(*np.searchsorted(times_ns, (begin_ns, end_ns)).tolist()):
             yield Due(int(times_ns[i]), thermometer.encode(float(self._stream.values[i, 0])), thermometer.FINAL_UUID)
