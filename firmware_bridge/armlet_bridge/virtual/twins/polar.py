@@ -18,7 +18,7 @@ POLAR_FACTORS = {polar.ACC: 8000 / 32768, polar.GYRO: 2000 / 32768, polar.MAG: 5
 """Of a Verity Sense: +-8 g in thousandths, +-2000 degrees/s, +-50 gauss in 16 bits."""
 
 POLAR_FRAME_S = 0.25
-"""Bytes of samples in a frame."""
+"""Time of the samples in a frame, seconds."""
 
 
 class PolarTwin(Twin):
