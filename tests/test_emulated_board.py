@@ -26,7 +26,8 @@ import pytest
 
 from armlet_bridge.boards.ssh import PREFIX
 from armlet_runtime.bundle import keys
-from armlet_runtime.bundle.container import MANIFEST, open_bundle, write_bundle
+from armlet_runtime.bundle.bundle_writer import write_bundle
+from armlet_runtime.bundle.container import MANIFEST, open_bundle
 from armlet_runtime.engines.executorch_shim import cache_folder
 from armlet_runtime.install.agent_protocol import UpdateResult
 from armlet_runtime.model.bundle_model import BundleModel

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from armlet_runtime.bundle import keys
-from armlet_runtime.bundle.container import write_bundle
+from armlet_runtime.bundle.bundle_writer import write_bundle
 from armlet_runtime.bundle.manifest import EnginePrograms, GoldenRef, Manifest, ProgramRef
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model.bundle_model import BundleModel

@@ -27,18 +27,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from armlet_bridge.boards import environment as setup
 from armlet_bridge.boards.ssh import PREFIX
 from armlet_runtime.bundle import keys, trust
-from armlet_runtime.bundle.container import (
-    DOMAIN,
-    MAGIC,
-    MAX_FRONT,
-    MAX_HEADER,
-    Front,
-    open_bundle,
-    open_front,
-    write_bundle,
-)
+from armlet_runtime.bundle.bundle_writer import write_bundle
+from armlet_runtime.bundle.container import DOMAIN, MAGIC, MAX_FRONT, MAX_HEADER, Front, open_bundle, open_front
 from armlet_runtime.bundle.dsse import MAX_BYTES, open_envelope
-from armlet_runtime.bundle.manifest import MAX_RELEASE, GoldenRef, encode_manifest
+from armlet_runtime.bundle.manifest import MAX_RELEASE, GoldenRef
+from armlet_runtime.bundle.manifest_file import encode_manifest
 from armlet_runtime.bundle.trust import KIND, Trust, TrustSet, next_set, trusted_keys
 from armlet_runtime.errors import ArmletError, BundleError, DeployError, SignatureError
 from armlet_runtime.install import frame_sizes

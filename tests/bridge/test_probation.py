@@ -28,7 +28,7 @@ from armlet_runtime.install.slot_deploy import HealthError, deploy_to_slot, roll
 from armlet_runtime.install.slots import current_bundle, current_place, read_state
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.signals.recording_file import write_recording
+from armlet_runtime.signals.recording_writer import write_recording
 
 from .conftest import Fault
 from .power_cuts import offer

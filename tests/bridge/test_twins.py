@@ -20,7 +20,8 @@ from armlet_runtime.bluetooth import Session
 from armlet_runtime.errors import UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Packet, Recording, Stream
-from armlet_runtime.signals.recording_file import read_recording, write_recording
+from armlet_runtime.signals.recording_reader import read_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import PROFILES, UNITS, movesense, muse, polar, uart
 

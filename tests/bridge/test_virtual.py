@@ -28,7 +28,7 @@ from armlet_runtime.cli import main
 from armlet_runtime.errors import ArmletError, UsageError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.signals.recording_file import write_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from armlet_runtime.wearables import heart_rate, imu
 
 MakeRecording = Callable[..., Recording]

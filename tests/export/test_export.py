@@ -23,8 +23,8 @@ from armlet_export.pipeline.proven import golden_places
 from armlet_export.pipeline.report import engines_agree
 from armlet_export.proof.gate import GateRow, check, compare, run_engine
 from armlet_export.tool_log import output_to_log
+from armlet_runtime.bundle.certificate import Certificate
 from armlet_runtime.bundle.container import Bundle, open_bundle
-from armlet_runtime.bundle.manifest import Certificate
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import ExportError, RunError
 from armlet_runtime.model.bundle_model import BundleModel

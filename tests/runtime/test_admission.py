@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from armlet_runtime.bundle.container import Bundle, add_signature, open_bundle, write_bundle
+from armlet_runtime.bundle.bundle_writer import add_signature, write_bundle
+from armlet_runtime.bundle.container import Bundle, open_bundle
 from armlet_runtime.bundle.manifest import MAX_RELEASE
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import AdmissionError, BundleError, SchemaError, SignatureError, UntrustedKeyError

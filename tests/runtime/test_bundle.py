@@ -17,18 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armlet_runtime.bundle import container as bundle_module
-from armlet_runtime.bundle.container import DOMAIN, MAGIC, MAX_HEADER, _verify, open_bundle, write_bundle
-from armlet_runtime.bundle.manifest import (
-    MANIFEST_SCHEMA,
-    EnginePrograms,
-    GoldenRef,
-    Manifest,
-    ProgramRef,
-    StepProgram,
-    decode_manifest,
-    encode_manifest,
-    named_members,
-)
+from armlet_runtime.bundle.bundle_writer import write_bundle
+from armlet_runtime.bundle.container import DOMAIN, MAGIC, MAX_HEADER, _verify, open_bundle
+from armlet_runtime.bundle.manifest import MANIFEST_SCHEMA, EnginePrograms, GoldenRef, Manifest, ProgramRef, StepProgram
+from armlet_runtime.bundle.manifest_file import decode_manifest, encode_manifest, named_members
 from armlet_runtime.bundle.trust import Trust
 from armlet_runtime.errors import (
     BundleError,

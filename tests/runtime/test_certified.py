@@ -8,13 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.bundle.manifest import (
-    Certificate,
-    CertificateRow,
-    decode_certificate,
-    decode_manifest,
-    encode_manifest,
-)
+from armlet_runtime.bundle.certificate import Certificate, CertificateRow, decode_certificate
+from armlet_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.errors import NotANumberError, SchemaError
 from armlet_runtime.live.core import LiveCore

@@ -8,15 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.bundle.manifest import (
-    UNKNOWN,
-    Confidence,
-    HiddenMarkov,
-    Majority,
-    Manifest,
-    decode_manifest,
-    encode_manifest,
-)
+from armlet_runtime.bundle.manifest import UNKNOWN, Confidence, HiddenMarkov, Majority, Manifest
+from armlet_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from armlet_runtime.errors import SchemaError, UsageError
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.metrics import expected_calibration_error

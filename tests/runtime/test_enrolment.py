@@ -39,7 +39,7 @@ from armlet_runtime.model.policy import Policy
 from armlet_runtime.model.prototypes import MAX_WINDOWS, REACH, Bank, make_example, taken_for
 from armlet_runtime.signals.recorder import Recorder
 from armlet_runtime.signals.recording import Packet, Recording
-from armlet_runtime.signals.recording_file import write_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from tests.support.small_bundle import SmallBundle
 
 from .test_live import START_NS, CountingModel, both, feed, in_order, link_up, loaded, model, samples  # noqa: F401
@@ -342,7 +342,7 @@ def test_the_command_from_a_recording(
 
 
 def test_windows_of_a_recording_lie_where_they_were_asked_for(model: CountingModel, played: Path) -> None:  # noqa: F811
-    from armlet_runtime.signals.recording_file import read_recording
+    from armlet_runtime.signals.recording_reader import read_recording
 
     packets: list[Packet] = read_recording(played).packets
     first = recorded_windows(model, packets, 1.0, None)
@@ -355,7 +355,7 @@ def test_windows_of_a_recording_lie_where_they_were_asked_for(model: CountingMod
 
 
 def test_where_else_in_its_recording_an_example_is_found(model: CountingModel, bank: Bank, played: Path) -> None:  # noqa: F811
-    from armlet_runtime.signals.recording_file import read_recording
+    from armlet_runtime.signals.recording_reader import read_recording
 
     packets: list[Packet] = read_recording(played).packets
 

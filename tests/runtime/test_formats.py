@@ -32,7 +32,8 @@ from armlet_runtime.formats.timestamps import iso_ns, iso_text
 from armlet_runtime.formats.units import split_unit
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_runtime.signals.recording_file import read_recording, write_recording
+from armlet_runtime.signals.recording_reader import read_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from armlet_runtime.wearables import UNITS
 from tests.support.small_bundle import SmallBundle
 
@@ -730,7 +731,7 @@ def test_any_bytes_are_a_recording_or_one_sentence(name: str, data: st.DataObjec
         assert "\n" not in str(error)
         return
     write_to = io.BytesIO()
-    from armlet_runtime.signals.recording_file import RecordingWriter
+    from armlet_runtime.signals.recording_writer import RecordingWriter
 
     writer = RecordingWriter(write_to, "a", "")
     for stream in recording.streams.values():

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from armlet_runtime.bundle import keys
-from armlet_runtime.bundle.container import write_bundle
-from armlet_runtime.bundle.manifest import named_members
+from armlet_runtime.bundle.bundle_writer import write_bundle
+from armlet_runtime.bundle.manifest_file import named_members
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.modalities import subset_name, subsets
 

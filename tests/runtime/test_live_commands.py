@@ -33,7 +33,8 @@ from armlet_runtime.model.enrolled_classes import Layer
 from armlet_runtime.model.policy import Policy
 from armlet_runtime.model.prototypes import Bank, make_example
 from armlet_runtime.signals.recording import ENDED_NS, Packet, Recording, Stream
-from armlet_runtime.signals.recording_file import read_recording, write_recording
+from armlet_runtime.signals.recording_reader import read_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from tests.support.small_bundle import SmallBundle
 
 ARMLET = [sys.executable, "-m", "armlet_runtime"]

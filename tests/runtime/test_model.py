@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from armlet_runtime.bundle.container import write_bundle
-from armlet_runtime.bundle.manifest import EnginePrograms, Manifest, ProgramRef, encode_manifest, named_members
+from armlet_runtime.bundle.bundle_writer import write_bundle
+from armlet_runtime.bundle.manifest import EnginePrograms, Manifest, ProgramRef
+from armlet_runtime.bundle.manifest_file import encode_manifest, named_members
 from armlet_runtime.checks.export_proof import Draft, ProofReport
 from armlet_runtime.errors import BundleError, DataError, EngineError, ExtraMemberError
 from armlet_runtime.install import check_command

@@ -19,7 +19,8 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.conversion import with_streams
 from armlet_runtime.signals.recorder import Recorder
 from armlet_runtime.signals.recording import Packet, Stream
-from armlet_runtime.signals.recording_file import RecordingWriter, read_recording
+from armlet_runtime.signals.recording_reader import read_recording
+from armlet_runtime.signals.recording_writer import RecordingWriter
 from armlet_runtime.signals.wearable import Wearable
 from armlet_runtime.wearables import movesense, muse, polar, uart
 
@@ -197,7 +198,7 @@ DECIDE_IN_SILENCE = """
 import sys
 from pathlib import Path
 from armlet_runtime.signals.recording import Packet
-from armlet_runtime.signals.recording_file import RecordingWriter
+from armlet_runtime.signals.recording_writer import RecordingWriter
 writer = RecordingWriter.create(Path(sys.argv[1]), "live", "me")
 writer.packet(Packet(0, "w", "data", "s", b"1"))
 for hop in range(1, 41):

@@ -18,7 +18,8 @@ from armlet_runtime.decisions import Decision
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Packet, Recording, Stream
-from armlet_runtime.signals.recording_file import RecordingWriter, read_recording, write_recording
+from armlet_runtime.signals.recording_reader import read_recording
+from armlet_runtime.signals.recording_writer import RecordingWriter, write_recording
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
 HR = Modality("hr", ("hr",), "bpm", 1.0)
@@ -129,7 +130,7 @@ WRITE_FOREVER = """
 import sys
 from pathlib import Path
 from armlet_runtime.signals.recording import Packet
-from armlet_runtime.signals.recording_file import RecordingWriter
+from armlet_runtime.signals.recording_writer import RecordingWriter
 writer = RecordingWriter.create(Path(sys.argv[1]), "live", "me")
 for i in range(100_000_000):
     writer.packet(Packet(i * 20_000_000, "Armlet-Acc", "data", "uuid", i.to_bytes(4, "little") * 5))

@@ -22,7 +22,7 @@ from armlet_runtime.install.systemd_unit import quoted, unit_text
 from armlet_runtime.live.sd_notify import Notifier
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.signals.recording_file import write_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from armlet_runtime.views.journal import JournalView
 from tests.support.small_bundle import SmallBundle
 

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from armlet_runtime.bundle.container import write_bundle
-from armlet_runtime.bundle.manifest import named_members
+from armlet_runtime.bundle.bundle_writer import write_bundle
+from armlet_runtime.bundle.manifest_file import named_members
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.live.open_bundle import Opened, open_model

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from armlet_runtime.bluetooth import Link
-from armlet_runtime.bundle.manifest import CertificateRow
+from armlet_runtime.bundle.certificate import CertificateRow
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.live.core import LiveCore
 from armlet_runtime.modalities import Modality

@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from armlet_runtime.bundle.manifest import CertificateRow
+from armlet_runtime.bundle.certificate import CertificateRow
 from armlet_runtime.checks.export_proof import Draft
 from armlet_runtime.cli import main
 from armlet_runtime.errors import UsageError
@@ -39,7 +39,7 @@ from armlet_runtime.live.run import Run
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.policy import Policy
 from armlet_runtime.signals.recorder import Recorder
-from armlet_runtime.signals.recording_file import read_recording
+from armlet_runtime.signals.recording_reader import read_recording
 from armlet_runtime.views.page_access import MAX_STRANGERS, TOKEN_FILE
 from armlet_runtime.views.page_address import parse_address
 from armlet_runtime.views.web import MAX_PAGES, Page, serve_page

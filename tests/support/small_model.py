@@ -19,14 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from armlet_runtime.bundle.manifest import (
-    MANIFEST_SCHEMA,
-    EnginePrograms,
-    GoldenRef,
-    Manifest,
-    ProgramRef,
-    encode_manifest,
-)
+from armlet_runtime.bundle.manifest import MANIFEST_SCHEMA, EnginePrograms, GoldenRef, Manifest, ProgramRef
+from armlet_runtime.bundle.manifest_file import encode_manifest
 from armlet_runtime.install import check_command
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.windows import Normalisation, WindowSpec

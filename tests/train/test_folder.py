@@ -18,7 +18,7 @@ from armlet_runtime.errors import DataError
 from armlet_runtime.formats.recordings import export_recording
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_runtime.signals.recording_file import write_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from armlet_train.data import load_corpus
 from armlet_train.data.user_folder import check, open_folder, summary_lines
 from armlet_train.recipes import DataRecipe

@@ -4,7 +4,9 @@ Imports the root and the signals.
 """
 
 from . import container, dsse, keys, trust
-from .container import MANIFEST, Bundle, Front, Member, open_bundle, open_front, read_front, write_bundle
+from .bundle_writer import add_signature, write_bundle
+from .certificate import Certificate, CertificateRow, ProgramRow, decode_certificate
+from .container import MANIFEST, Bundle, Front, Member, open_bundle, open_front, read_front
 from .dsse import open_envelope, seal
 from .keys import default_signing_key, home, key_id, load_private
 from .manifest import (
@@ -13,8 +15,6 @@ from .manifest import (
     MANIFEST_SCHEMA,
     MAX_MAJORITY,
     UNKNOWN,
-    Certificate,
-    CertificateRow,
     Confidence,
     EnginePrograms,
     GoldenRef,
@@ -23,15 +23,10 @@ from .manifest import (
     Manifest,
     Presence,
     ProgramRef,
-    ProgramRow,
     StepProgram,
-    decode_certificate,
-    decode_manifest,
-    encode_manifest,
-    named_members,
-    seconds_of,
     step_of,
 )
+from .manifest_file import decode_manifest, encode_manifest, named_members, seconds_of
 from .trust import Trust, adopt, check_next, next_set, trusted_keys
 
 __all__ = [
@@ -57,6 +52,7 @@ __all__ = [
     "ProgramRow",
     "StepProgram",
     "Trust",
+    "add_signature",
     "adopt",
     "check_next",
     "container",

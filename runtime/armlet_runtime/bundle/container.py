@@ -30,7 +30,7 @@ from pathlib import Path
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ..errors import (
     BundleError,
@@ -44,9 +44,10 @@ from ..errors import (
     TruncatedBundleError,
     UntrustedKeyError,
 )
-from ..files import CHUNK, write_atomic
+from ..files import CHUNK
 from .keys import home, key_id
-from .manifest import Manifest, decode_manifest, encode_manifest, named_members
+from .manifest import Manifest
+from .manifest_file import decode_manifest, named_members
 from .trust import Trust
 
 MAGIC = b"ARMLET\x00\x02"
@@ -63,9 +64,9 @@ MAX_MANIFEST = 1 << 20
 
 MAX_SIGNATURES = 16
 
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
 _KEY_SIZE, _SIGNATURE_SIZE = 32, 64
-MAX_FRONT = len(MAGIC) + _LENGTH.size + MAX_HEADER + 1 + MAX_SIGNATURES * (_KEY_SIZE + _SIGNATURE_SIZE) + MAX_MANIFEST
+MAX_FRONT = len(MAGIC) + LENGTH.size + MAX_HEADER + 1 + MAX_SIGNATURES * (_KEY_SIZE + _SIGNATURE_SIZE) + MAX_MANIFEST
 """Bytes in which a bundle's beginning, down to the end of its manifest, certainly lies."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -80,7 +81,9 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The header: its schema, and the members in their order."""
+
     schema: int
     members: list[Member]
 
@@ -153,11 +156,13 @@ class Bundle:
         return self._places[member][1].sha256
 
 
-def _signed_digest(head: bytes) -> bytes:
+def signed_digest(head: bytes) -> bytes:
+    """The digest (32 bytes) that signatures are over; ``head``: magic, length and header."""
     return hashlib.sha256(DOMAIN + head).digest()
 
 
-def _check_names(names: Sequence[str], error: type[BundleError], where: str) -> None:
+def check_names(names: Sequence[str], error: type[BundleError], where: str) -> None:
+    """Raise ``error`` for a name of a member that is not allowed or comes twice; ``where``: for the message."""
     seen: set[str] = set()
     for name in names:
         if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
@@ -165,70 +170,6 @@ def _check_names(names: Sequence[str], error: type[BundleError], where: str) -> 
         if name in seen:
             raise error(f"{where} has the member '{name}' twice")
         seen.add(name)
-
-
-def write_bundle(
-    path: Path, manifest: Manifest, members: Mapping[str, bytes], signers: Sequence[Ed25519PrivateKey]
-) -> str:
-    """Write and sign a bundle, atomically: ``path`` holds the old file or the whole new one.
-
-    Args:
-        path: File to write, ``*.armlet``.
-        manifest: Written as the member ``manifest.json``.
-        members: All other members: those that the manifest names. The same input gives the same bytes.
-        signers: Signing keys, 1 to 16; :func:`add_signature` adds more later.
-
-    Returns:
-        The bundle's digest (see :class:`Bundle`).
-
-    Raises:
-        BundleError: A name is not usable, the manifest contradicts itself or does not name just these members, or
-            there are too many members for the header.
-    """
-    if MANIFEST in members:
-        raise BundleError(f"'{MANIFEST}' is written from the manifest and must not be among the members")
-    everything = {MANIFEST: encode_manifest(manifest)} | {name: members[name] for name in sorted(members)}
-    _check_names(list(everything), BundleError, "the new bundle")
-    decode_manifest(everything[MANIFEST])  # what a reader would refuse is not written
-    _check_complete(manifest, everything)
-    header = msgspec.json.encode(
-        _Header(
-            SCHEMA,
-            [Member(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in everything.items()],
-        )
-    )
-    if len(header) > MAX_HEADER:
-        raise BundleError(f"the header would take {len(header)} bytes, more than {MAX_HEADER}: too many members")
-    head = MAGIC + _LENGTH.pack(len(header)) + header
-    digest = _signed_digest(head)
-    signatures = {key.public_key().public_bytes_raw(): key.sign(digest) for key in signers}
-    write_atomic(path, b"".join([head, _encode_signatures(signatures), *everything.values()]))
-    return digest.hex()
-
-
-def add_signature(path: Path, key: Ed25519PrivateKey) -> int:
-    """Sign a bundle with one more key, atomically; how many have signed it then.
-
-    The bundle is not verified against anybody's trust here: look at what you sign (``armlet inspect``).
-
-    Raises:
-        BundleError: It is no whole bundle, one of its signatures is not valid, or there is no place for another.
-    """
-    digest = open_bundle(path, None).digest
-    data = path.read_bytes()
-    _, body = _read_header(data, str(path))
-    signatures, members = _read_signatures(data, body, str(path))
-    if _signed_digest(data[:body]).hex() != digest:
-        raise BundleError(f"{path} was changed while it was signed; nothing was written")
-    signatures[key.public_key().public_bytes_raw()] = key.sign(bytes.fromhex(digest))
-    write_atomic(path, b"".join([data[:body], _encode_signatures(signatures), data[members:]]))
-    return len(signatures)
-
-
-def _encode_signatures(signatures: Mapping[bytes, bytes]) -> bytes:
-    if not 1 <= len(signatures) <= MAX_SIGNATURES:
-        raise BundleError(f"a bundle has 1 to {MAX_SIGNATURES} signatures, not {len(signatures)}")
-    return bytes([len(signatures)]) + b"".join(raw + signatures[raw] for raw in sorted(signatures))
 
 
 def open_bundle(path: Path, trusted: Trust | None) -> Bundle:
@@ -307,9 +248,9 @@ def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
     Raises:
         BundleError: As :func:`open_bundle`.
     """
-    header, body = _read_header(data, path)
-    signatures, start = _read_signatures(data, body, path)
-    digest = _signed_digest(data[:body])
+    header, body = read_header(data, path)
+    signatures, start = read_signatures(data, body, path)
+    digest = signed_digest(data[:body])
     signers = _check_signatures(signatures, digest, path, trusted)
     if not header.members or header.members[0].name != MANIFEST:
         raise MissingMemberError(f"{path} has no member '{MANIFEST}' in the first place")
@@ -324,7 +265,7 @@ def open_front(data: bytes, path: str, trusted: Trust | None) -> Front:
         raise CorruptBundleError(f"{path}: {_what_is_wrong(first, sha256, header.members)}; copy the bundle again")
     try:
         manifest = decode_manifest(data[start:end])
-        _check_complete(manifest, [member.name for member in header.members])
+        check_complete(manifest, [member.name for member in header.members])
     except SchemaError as error:
         raise type(error)(f"{path}: {error}") from error
     size = start + sum(member.size for member in header.members)
@@ -362,9 +303,9 @@ def _chunks(file: int, offset: int, size: int) -> Iterator[bytes]:
         offset += len(chunk)
 
 
-def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
+def read_header(data: bytes, path: str) -> tuple[Header, int]:
     """The header, well-formed but not yet verified, and where the members start."""
-    start = len(MAGIC) + _LENGTH.size
+    start = len(MAGIC) + LENGTH.size
     if data[: len(MAGIC) - 1] != MAGIC[: min(len(data), len(MAGIC) - 1)]:
         raise CorruptBundleError(f"{path} is not an armlet bundle, or its first bytes are corrupt")
     if len(data) < start:
@@ -379,7 +320,7 @@ def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
             f"{path} has container version {data[len(MAGIC) - 1]}, older than the {MAGIC[-1]} that this "
             f"armlet knows: export it again, or copy it again if it should be newer"
         )
-    (length,) = _LENGTH.unpack_from(data, len(MAGIC))
+    (length,) = LENGTH.unpack_from(data, len(MAGIC))
     if length > MAX_HEADER:
         raise CorruptBundleError(
             f"{path} claims a header of {length} bytes, more than the {MAX_HEADER} allowed: the file is corrupt"
@@ -394,16 +335,16 @@ def _read_header(data: bytes, path: str) -> tuple[_Header, int]:
     if schema > SCHEMA:
         raise NewerSchemaError(f"{path} has a header of schema {schema}, and this armlet knows {SCHEMA}: update armlet")
     try:
-        header = msgspec.json.decode(raw, type=_Header)
+        header = msgspec.json.decode(raw, type=Header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SchemaError(f"{path} has a header that does not follow schema {schema}: {error}") from error
     if schema != SCHEMA or any(member.size < 0 for member in header.members):
         raise SchemaError(f"{path} has a header that does not follow schema {SCHEMA}")
-    _check_names([member.name for member in header.members], SchemaError, path)
+    check_names([member.name for member in header.members], SchemaError, path)
     return header, start + length
 
 
-def _read_signatures(data: bytes, start: int, path: str) -> tuple[dict[bytes, bytes], int]:
+def read_signatures(data: bytes, start: int, path: str) -> tuple[dict[bytes, bytes], int]:
     """Raw key to signature, not yet verified, and where they end."""
     if len(data) <= start:
         raise TruncatedBundleError(f"{path} is truncated: it ends after its header; copy it again")
@@ -454,7 +395,8 @@ def _check_signatures(
     return tuple(sorted(signers))
 
 
-def _check_complete(manifest: Manifest, members: Collection[str]) -> None:
+def check_complete(manifest: Manifest, members: Collection[str]) -> None:
+    """Raise MissingMemberError if a member that the manifest names is missing."""
     for member in named_members(manifest):
         if member not in members:
             raise MissingMemberError(f"the manifest names the member '{member}', which is not in the bundle")

@@ -124,19 +124,18 @@ def _read(path: Path) -> bytes:
 
 def _sign(args: argparse.Namespace) -> None:
     from .. import files
-    from ..bundle import container as bundle
-    from ..bundle import dsse as envelope
+    from ..bundle import add_signature, container, dsse
 
     signers = _signers(args)
-    if _read(args.file).startswith(bundle.MAGIC[:6]):
+    if _read(args.file).startswith(container.MAGIC[:6]):
         count = 0
         for key in signers:
-            count = bundle.add_signature(args.file, key)
+            count = add_signature(args.file, key)
         print(f"{args.file}: signed by {count} keys now")
         return
     data = _read(args.file)
     for key in signers:
-        data = envelope.add_signature(data, key, str(args.file))
+        data = dsse.add_signature(data, key, str(args.file))
     files.write_atomic(args.file, data)
     print(f"{args.file}: signed")
 

@@ -7,7 +7,8 @@ from .conversion import packets_of, with_streams
 from .placement import PacketClock
 from .recorder import Recorder
 from .recording import BEGAN, ENDED_NS, Label, Packet, Recording, Stream, decoded, now_text
-from .recording_file import RecordingWriter, read_recording, write_recording
+from .recording_reader import read_recording
+from .recording_writer import RecordingWriter, write_recording
 from .sample_ring import SampleRing
 from .wearable import Wearable
 from .window_cutter import Cut, Cutter

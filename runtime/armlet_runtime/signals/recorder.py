@@ -10,7 +10,7 @@ from types import TracebackType
 
 from ..errors import DataError
 from .recording import BEGAN, ENDED_NS, Packet, now_text
-from .recording_file import RecordingWriter
+from .recording_writer import RecordingWriter
 
 
 class Recorder:

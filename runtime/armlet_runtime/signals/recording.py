@@ -2,7 +2,7 @@
 
 It has two layers, and may have either or both. *Packets* are the bytes that wearables sent, with the host's arrival
 times and the links' events: what a live run writes and a replay reads. *Streams* are decoded samples on one common
-clock: what data sets bring, training reads and virtual wearables play. Files of them are in :mod:`.recording_file`.
+clock: what data sets bring, training reads and virtual wearables play. Files of them are in :mod:`.recording_layout`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.signals.recording_file import write_recording
+from armlet_runtime.signals.recording_writer import write_recording
 from tests.support.small_bundle import SmallBundle
 
 from . import kernel

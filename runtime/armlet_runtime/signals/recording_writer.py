@@ -1,16 +1,4 @@
-"""Recordings as MCAP files, written as they come and read front to back.
-
-The file is MCAP 0 (https://mcap.dev/spec), chunked, zstd, indexed, with CRCs; all messages are JSON with a JSON schema,
-so that Foxglove plots them::
-
-    metadata "armlet.recording"   name, person
-    metadata "armlet.meta"        the recording's own meta; a later record of this name adds to an earlier one
-    topic /streams/NAME           one message a sample: {channel: number}, null for NaN; log time = the sample's time;
-                                  the channel's metadata hold the modality as JSON
-    topic /labels                 {"start_ns", "end_ns", "name"}; log time = start_ns
-    topic /packets                {"wearable", "kind", "source", "data" (base64)}; log time = arrival_ns
-    topic /decisions              a :class:`armlet_runtime.decisions.Decision`; log time = decided_ns
-"""
+"""Writing recordings: a live run's as it goes on, and whole ones; :mod:`.recording_layout` has the layout."""
 
 from __future__ import annotations
 
@@ -20,15 +8,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
-import numpy as np
 
-from ..errors import DataError, ForeignRecordingError
+from ..errors import DataError
 from ..files import write_atomic
-from ..modalities import Modality
 from .recording import Label, Packet, Recording, Stream, decoded
+from .recording_layout import DECISIONS, INFO, LABELS, META, PACKETS, STREAMS, LabelMessage, PacketMessage, check_stream
 
 # A live writer closes a chunk after so much of the messages' time: a killed run loses no more than this.
 FLUSH_NS = 1_000_000_000
@@ -36,22 +23,7 @@ FLUSH_NS = 1_000_000_000
 # Samples of a stream that are written together.
 _PIECE = 1 << 14
 
-_INFO, _META = "armlet.recording", "armlet.meta"
-_STREAMS, _LABELS, _PACKETS, _DECISIONS = "/streams/", "/labels", "/packets", "/decisions"
 _NUMBER, _STRING = {"type": "number"}, {"type": "string"}
-
-
-class _PacketMessage(msgspec.Struct, forbid_unknown_fields=True):
-    wearable: str
-    kind: str
-    source: str
-    data: bytes
-
-
-class _LabelMessage(msgspec.Struct, forbid_unknown_fields=True):
-    start_ns: int
-    end_ns: int
-    name: str
 
 
 _NAMES, _NUMBERS = {"type": "array", "items": _STRING}, {"type": "array", "items": _NUMBER}
@@ -133,8 +105,8 @@ class RecordingWriter:
         self.problem = ""
         self.lost = 0
         self._writer.start(profile="armlet", library="armlet")
-        self._writer.add_metadata(_INFO, {"name": name, "person": person})
-        self._writer.add_metadata(_META, dict(meta or {}))
+        self._writer.add_metadata(INFO, {"name": name, "person": person})
+        self._writer.add_metadata(META, dict(meta or {}))
         self._attempt(self._writer.flush)
 
     @classmethod
@@ -164,9 +136,9 @@ class RecordingWriter:
         Raises:
             DataError: Its arrays do not fit :class:`Stream`, its times are negative, or a value is infinite.
         """
-        _check_stream(stream)
+        check_stream(stream)
         modality = stream.modality
-        topic = _STREAMS + modality.name
+        topic = STREAMS + modality.name
         self._channel(
             topic,
             {name: {"type": ["number", "null"]} for name in modality.channels},
@@ -181,26 +153,26 @@ class RecordingWriter:
 
     def label(self, label: Label) -> None:
         """Write one label."""
-        self._channel(_LABELS, {"start_ns": _NUMBER, "end_ns": _NUMBER, "name": _STRING}, {})
-        self._write(_LABELS, label.start_ns, _LabelMessage(label.start_ns, label.end_ns, label.name))
+        self._channel(LABELS, {"start_ns": _NUMBER, "end_ns": _NUMBER, "name": _STRING}, {})
+        self._write(LABELS, label.start_ns, LabelMessage(label.start_ns, label.end_ns, label.name))
 
     def packet(self, packet: Packet) -> None:
         """Write one packet; packets come in order of arrival."""
         data = {"type": "string", "contentEncoding": "base64"}
-        self._channel(_PACKETS, {"wearable": _STRING, "kind": _STRING, "source": _STRING, "data": data}, {})
-        message = _PacketMessage(packet.wearable, packet.kind, packet.source, packet.data)
-        self._write(_PACKETS, packet.arrival_ns, message)
+        self._channel(PACKETS, {"wearable": _STRING, "kind": _STRING, "source": _STRING, "data": data}, {})
+        message = PacketMessage(packet.wearable, packet.kind, packet.source, packet.data)
+        self._write(PACKETS, packet.arrival_ns, message)
         self._flush_by(packet.arrival_ns)
 
     def decision(self, decided_ns: int, line: bytes) -> None:
         """Write one decision: when it fell due, and itself as :attr:`Recording.decisions` has it."""
-        self._channel(_DECISIONS, _DECISION_SCHEMA, {})
-        self._add(_DECISIONS, decided_ns, line)
+        self._channel(DECISIONS, _DECISION_SCHEMA, {})
+        self._add(DECISIONS, decided_ns, line)
         self._flush_by(decided_ns)
 
     def add_meta(self, meta: Mapping[str, str]) -> None:
         """Write more of the recording's meta."""
-        self._writer.add_metadata(_META, dict(meta))
+        self._writer.add_metadata(META, dict(meta))
         self._attempt(self._records.flush)
 
     def finish(self) -> None:
@@ -295,139 +267,3 @@ def write_recording(path: Path, recording: Recording) -> None:
         write_atomic(path, buffer.getvalue())
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def read_recording(path: Path) -> Recording:
-    """Read a recording.
-
-    A file without its end, as a killed run leaves it, is read up to its last whole chunk and marked ``truncated``.
-
-    Raises:
-        ForeignRecordingError: It is an MCAP file that armlet did not write.
-        DataError: The file cannot be read, is no MCAP file, or is damaged.
-    """
-    from mcap.exceptions import EndOfFile, InvalidMagic, RecordLengthLimitExceeded
-    from mcap.stream_reader import StreamReader
-    from mcap.writer import MCAP0_MAGIC
-
-    content = _Content()
-    truncated = False
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            reader = StreamReader(_Exact(file), emit_chunks=True, validate_crcs=True, record_size_limit=size)
-            for record in reader.records:
-                content.add(record)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except InvalidMagic as error:
-        raise DataError(f"{path} is not an MCAP file") from error
-    except (EndOfFile, RecordLengthLimitExceeded) as error:  # the last record is longer than the rest of the file
-        if size < len(MCAP0_MAGIC):
-            raise DataError(f"{path} is not an MCAP file: it has {size} bytes") from error
-        truncated = True
-    except DataError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    except Exception as error:  # whatever else mcap and zstd raise on bytes that they cannot read
-        raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    try:
-        return content.recording(truncated)
-    except DataError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-class _Exact:
-    """A file whose reads are complete or report the end; mcap takes a short read for a complete one."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def read(self, count: int) -> bytes:
-        from mcap.exceptions import EndOfFile
-
-        data = self._file.read(count)
-        if len(data) < count:
-            raise EndOfFile
-        return data
-
-
-class _Content:
-    """Collects the records of an MCAP file from front to back, so that a missing index does not matter."""
-
-    def __init__(self) -> None:
-        self._channels: dict[int, Any] = {}
-        self._times: dict[str, list[int]] = {}
-        self._messages: dict[str, list[bytes]] = {}
-        self._metadata: dict[str, dict[str, str]] = {}
-
-    def add(self, record: Any) -> None:
-        from mcap.exceptions import EndOfFile
-        from mcap.records import Channel, Chunk, Message, Metadata
-        from mcap.stream_reader import breakup_chunk
-
-        if isinstance(record, Chunk):
-            try:
-                inner = breakup_chunk(record, validate_crc=True)
-            except EndOfFile as error:
-                raise DataError("a chunk ends early") from error
-            for message in inner:
-                self.add(message)
-        elif isinstance(record, Metadata):
-            self._metadata.setdefault(record.name, {}).update(record.metadata)
-        elif isinstance(record, Channel):
-            self._channels[record.id] = record
-            self._times.setdefault(record.topic, [])
-            self._messages.setdefault(record.topic, [])
-        elif isinstance(record, Message):
-            topic = self._channels[record.channel_id].topic
-            self._times[topic].append(record.log_time)
-            self._messages[topic].append(record.data)
-
-    def recording(self, truncated: bool) -> Recording:
-        info = self._metadata.get(_INFO, {})
-        if not {"name", "person"} <= info.keys():
-            raise ForeignRecordingError("it is an MCAP file, but holds no armlet recording")
-        recording = Recording(info["name"], info["person"], self._metadata.get(_META, {}), truncated=truncated)
-        try:
-            for channel in self._channels.values():
-                if channel.topic.startswith(_STREAMS):
-                    modality = msgspec.json.decode(channel.metadata["modality"], type=Modality)
-                    recording.streams[modality.name] = self._stream(modality, channel.topic)
-            labels = self._decode(_LABELS, _LabelMessage)
-            packets = self._decode(_PACKETS, _PacketMessage)
-        except (msgspec.MsgspecError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise DataError(f"a message does not follow its schema: {error}") from error
-        recording.labels = [Label(m.start_ns, m.end_ns, m.name) for m in labels]
-        recording.decisions = self._messages.get(_DECISIONS, [])
-        times = self._times.get(_PACKETS, [])
-        recording.packets = [
-            Packet(time, m.wearable, m.kind, m.source, m.data) for time, m in zip(times, packets, strict=True)
-        ]
-        return recording
-
-    def _decode(self, topic: str, kind: Any) -> list[Any]:
-        # One call for all messages is much faster than a call for each.
-        joined = b"[" + b",".join(self._messages.get(topic, [])) + b"]"
-        return list(msgspec.json.decode(joined, type=list[kind]))
-
-    def _stream(self, modality: Modality, topic: str) -> Stream:
-        rows = self._decode(topic, dict[str, float | None])
-        columns = [np.array([row[name] for row in rows], np.float64) for name in modality.channels]
-        values = np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((len(rows), 0), np.float32)
-        stream = Stream(modality, np.array(self._times[topic], np.int64), values)
-        _check_stream(stream)
-        return stream
-
-
-def _check_stream(stream: Stream) -> None:
-    name, channels = stream.modality.name, len(stream.modality.channels)
-    times, values = stream.times_ns, stream.values
-    if times.dtype != np.int64 or values.dtype != np.float32 or values.shape != (len(times), channels):
-        raise DataError(
-            f"the stream '{name}' needs int64 times (n,) and float32 values (n, {channels}), "
-            f"not {times.dtype} {times.shape} and {values.dtype} {values.shape}"
-        )
-    if len(times) and (times[0] < 0 or (np.diff(times) <= 0).any()):
-        raise DataError(f"the times of the stream '{name}' must not be negative and must rise strictly")
-    if np.isinf(values).any():
-        raise DataError(f"the stream '{name}' holds an infinite value")
