@@ -1,4 +1,4 @@
-"""Figures of merit that training, the certificate and the live report share."""
+"""Figures of merit that training, the certificate and the live report share; a board has no scikit-learn."""
 
 from __future__ import annotations
 
