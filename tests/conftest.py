@@ -38,7 +38,8 @@ FIRST = {
     for place, file in enumerate(
         (
             "tests/test_readme.py", "tests/runtime/bluez/test_bluez.py", "tests/train/test_suite.py",
-            "tests/test_board_install.py", "tests/test_demo.py", "tests/test_emulated_board.py", "tests/test_aarch64.py",
+            "tests/test_board_install.py", "tests/test_demo.py", "tests/test_emulated_board.py",
+            "tests/test_aarch64.py",
         )
     )
 }  # fmt: skip
