@@ -331,7 +331,7 @@ def test_samples_that_a_phone_hands_over_in_bursts_get_their_own_times() -> None
     error_ms = (gyro.times_ns - gyro.times_ns[0]) / 1e6 - (taken - taken[0])
     assert np.abs(error_ms - np.median(error_ms)).max() < 10 and np.percentile(np.abs(error_ms), 90) < 5
     assert (
-        f"gyro: {(np.diff(stamps) == 0).sum()} of 3000 samples had the time of the one before"
+        f"gyro: {(np.diff(stamps) == 0).sum()} of 3000 samples had the time of the sample before"
         in (recording.meta["rebuilt_times"])
     )
 
@@ -378,7 +378,7 @@ def test_published_recordings_are_imported() -> None:
     with pytest.raises(DataError, match="does not tell the unit of 'acc'"):
         import_recording(phone, "s01", "", [parse_stream("acc=x_acc,y_acc,z_acc")])
     recording = import_recording(phone, "s01", "", columns)
-    assert "acc: 108 of 1351 samples had the time of the one before" in recording.meta["rebuilt_times"]
+    assert "acc: 108 of 1351 samples had the time of the sample before" in recording.meta["rebuilt_times"]
     acc = recording.streams["acc"]
     assert acc.modality.channels == ("x", "y", "z") and 0.9 < np.median(np.linalg.norm(acc.values, axis=1)) < 1.1
 
@@ -411,7 +411,7 @@ def test_columns_can_be_said() -> None:
         ("", "walk.csv: is empty"),
         ("time_s,acc_x\n", "walk.csv: has no rows of samples"),
         ("a,b\n1,2\n", "walk.csv, row 1: has no column of times (there are a, b); name it with --time"),
-        ("time,acc_x\n1,2\n2,2\n", "walk.csv, column time: the unit of these times cannot be told"),
+        ("time,acc_x\n1,2\n2,2\n", "walk.csv, column time: the unit of these times is unknown"),
         ("time_s,acc_x\n1,2\n1,2\n", "walk.csv, row 3, column time_s: '1' is not later"),
         ("time_s,acc_x\n1,2\nsoon,2\n", "walk.csv, row 3, column time_s: 'soon' is not a time"),
         ("time_s,acc_x\n1,2\n" + "9" * 400 + ",2\n", "walk.csv, row 3, column time_s: '9999"),

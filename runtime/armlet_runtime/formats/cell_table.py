@@ -21,7 +21,7 @@ PIECE = 1 << 14
 """Rows that are looked at together: enough that each needs little time, and few enough to need little memory."""
 
 MISSING = ("", "nan", "null", "na")
-"""What stands, in any case, where a value is not known."""
+"""Spellings of an unknown value, in any case."""
 
 
 def mistake(file: str, problem: str, row: int | None = None, column: str | None = None) -> DataError:
@@ -91,7 +91,7 @@ class Table:
         return len(self.lines)
 
     def column(self, *names: str) -> int | None:
-        """The first column of one of these names, in any case; None if there is none."""
+        """The first column with one of these names, in any case; None without one."""
         lower = [name.lower() for name in self.names]
         return next((lower.index(name.lower()) for name in names if name.lower() in lower), None)
 
@@ -115,7 +115,7 @@ class Table:
         """Columns times a factor, as recordings hold them: (rows - skip, columns), without the first rows.
 
         Raises:
-            DataError: A cell holds something else than a finite number, or one too large for a float32.
+            DataError: A cell holds no finite number, or a number too large for a float32.
         """
         narrow = np.empty((self.rows, len(columns)), np.float32)
         for place, column in enumerate(columns):
@@ -170,7 +170,7 @@ class Table:
         return mistake(self.file, problem, int(self.lines[index]), None if column is None else self.title(column))
 
     def title(self, column: int) -> str:
-        """What a column is called in messages."""
+        """The name of a column in messages."""
         return self.names[column] or str(column + 1)
 
 

@@ -36,7 +36,7 @@ _LABEL, _UNIT = 16, 8
 # Our own annotation of samples that were not there.
 _LACKS = "armlet: no "
 
-# Data records of so many seconds are tried, until one holds a whole number of samples of every signal.
+# Lengths of data records in seconds; the first that holds a whole number of samples of every signal is used.
 _RECORD_S = range(1, 61)
 
 
@@ -94,7 +94,7 @@ def read(data: bytes, file: str, name: str, person: str) -> Recording:
             within = np.rint(np.arange(each) * (1e9 / modality.rate_hz)).astype(np.int64)
             times = (onsets[:, None] + within).ravel()[: len(values)]
             if len(times) < len(values) or times[0] < 0 or (np.diff(times) <= 0).any():
-                raise mistake(file, "has data records that overlap or begin before 0: its times cannot be told")
+                raise mistake(file, "has data records that overlap or begin before 0: its times cannot be determined")
         kept = _not_lacking(modality.name, times, annotations)
         known = Modality(modality.name, modality.channels, unit, modality.rate_hz)
         with np.errstate(over="ignore"):
@@ -153,7 +153,7 @@ def _not_lacking(name: str, times: Int64, annotations: Sequence[tuple[float, flo
 
 
 def _record_onsets(data: bytes, file: str) -> Int64:
-    """When each data record of an EDF+D file begins, in ns: its first annotation says it (EDF+, 2.2.4)."""
+    """Start of each data record of an EDF+D file in ns, from its first annotation (EDF+, 2.2.4)."""
     try:
         header, count = int(data[184:192]), int(data[252:256])
         place = 256 + 216 * count

@@ -42,7 +42,7 @@ _LARGEST_BYTES = 1 << 30
 
 
 def is_ours(source: Path) -> bool:
-    """Whether a folder or a zipped one holds such a session."""
+    """Whether a folder or a zip file holds such a session."""
     if source.is_dir():
         return any((source / file).is_file() for file in _SIGNALS)
     if source.suffix.lower() != ".zip" or not zipfile.is_zipfile(source):

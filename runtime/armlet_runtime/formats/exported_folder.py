@@ -2,7 +2,7 @@
 
 A folder has one table for each modality, ``MODALITY.csv`` or ``.parquet``, with the columns ``time_s`` (from the
 recording's first sample) and one for each channel, as a training's folder of data has them; ``labels.csv`` or
-``.parquet``; and ``recording.json``, which says what the tables do not: units, rates, who and when.
+``.parquet``; and ``recording.json``, which has what the tables lack: units, rates, person and date.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read(folder: Path) -> Recording:
     """A recording from a folder that :func:`write` made.
 
     Raises:
-        DataError: Something is missing, damaged, or not what ``recording.json`` says.
+        DataError: A file is missing, damaged, or does not fit ``recording.json``.
         MissingExtraError: It is of Parquet files, and pyarrow is not installed.
     """
     try:
@@ -118,7 +118,7 @@ def write(folder: Path, recording: Recording, suffix: str) -> list[Path]:
     table: Callable[[Sequence[str], Sequence[Any]], bytes] = _csv if suffix == ".csv" else _parquet()
     files: dict[str, bytes] = {}
     for name, stream in recording.streams.items():
-        # Decimal digits of whole nanoseconds, so that every time reads back as it was.
+        # Decimal digits of whole nanoseconds, so that every time is read back unchanged.
         times = (
             stream.times_ns / 1e9
             if suffix == ".parquet"

@@ -102,7 +102,7 @@ def _numbers(message: Any, place: str = "") -> Iterator[tuple[str, float]]:
 def _stream(topic: str, part: str, times: list[int], rows: list[dict[str, float]]) -> Stream:
     channels = tuple(dict.fromkeys(name for row in rows for name in row))
     values = np.array([[row.get(name, np.nan) for name in channels] for row in rows], np.float64)
-    # Of several messages at one time the last holds; readers sort by time, and keep the order of equal ones.
+    # Of several messages at one time the last holds; readers sort by time, and keep the order of equal times.
     stamps, first = np.unique(np.array(times, np.int64)[::-1], return_index=True)
     values = values[::-1][first]
     called = re.sub(r"\W+", "_", topic.rstrip("/").rpartition("/")[2].lower()).strip("_") or "topic"

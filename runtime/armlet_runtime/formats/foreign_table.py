@@ -41,7 +41,7 @@ _TIMES = (
     "sample_time",
 )
 
-# What others call a modality.
+# Names of modalities in other programs.
 _CALLED: Mapping[str, str] = {
     "accelerometer": "acc", "acceleration": "acc", "accel": "acc", "a": "acc",
     "gyroscope": "gyro", "gyr": "gyro", "g": "gyro", "w": "gyro",
@@ -53,7 +53,7 @@ _CALLED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Columns:
-    """One modality of a table, as ``--stream`` says it: its columns, and the unit they are in."""
+    """One modality of a table, as ``--stream`` names it: its columns, and their unit."""
 
     modality: str
     unit: str
@@ -77,7 +77,7 @@ def parse_stream(text: str) -> Columns:
 def read(
     data: bytes, file: str, name: str, person: str, wanted: Sequence[Columns] = (), time: str | None = None
 ) -> Recording:
-    """A recording from one table that somebody made.
+    """A recording from a single table.
 
     Args:
         data: The file; Parquet if it begins as such, else text.
@@ -146,7 +146,7 @@ def streams_of(
     usual is understood, such as ``ax`` or ``accelerometer.x``. Values come in the units that models are trained in.
 
     Raises:
-        DataError: A cell is no number, no column tells what it holds, or times cannot be worked out.
+        DataError: A cell is not a number, no column has a known name, or times cannot be worked out.
     """
     groups = {named.modality: named for named in wanted} or _told(table, clock)
     streams: list[Stream] = []
@@ -176,7 +176,7 @@ def streams_of(
                 raise not_later(table, clock, int(np.flatnonzero(complete)[again[0] + 1]))
             stamps, (taken, rate_hz) = taken, sampled
             rebuilt.append(
-                f"{modality}: {len(again)} of {len(taken)} samples had the time of the one before; taken at "
+                f"{modality}: {len(again)} of {len(taken)} samples had the time of the sample before; taken at "
                 f"{rate_hz:g} Hz, they are up to {(stamps - taken).max() / 1e6:.0f} ms earlier"
             )
         known = Modality(modality, _channels(table, modality, columns, bool(wanted)), unit, rate_hz)
@@ -199,7 +199,7 @@ def _told(table: Table, clock: int) -> dict[str, Columns]:
         if not modality and name.lower() in XYZ and file not in UNITS:
             problem = f"does not say what {name} is of; say it with --stream, as in --stream 'acc[g]=x,y,z'"
             raise mistake(table.file, problem, 1, title)
-        # A file that is named after a modality holds the channels of that one.
+        # A file that is named after a modality holds its channels.
         groups.setdefault(modality or (file if file in UNITS else _word(name)), []).append(index)
     if not groups:
         raise mistake(table.file, "has no column besides the times", 1)
@@ -218,7 +218,7 @@ def _told(table: Table, clock: int) -> dict[str, Columns]:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """Modality and channel that a column's name without its unit tells; a modality is empty if it tells none."""
+    """Modality and channel by a column's name without its unit; the modality is empty if the name has none."""
     lower = name.lower()
     if lower in UNITS:
         return lower, ""

@@ -47,7 +47,7 @@ _SIGNALS: tuple[tuple[tuple[str, ...], int, float], ...] = (
 )
 _BEATS = ("RR-interval [ms]", "PP-interval [ms]")
 
-# Beats that came in one packet follow each other; none is nearer to another than this.
+# Shortest distance of beats that came in one packet.
 _CLOSEST_NS = 1_000_000
 
 # A phone's clock is put right by less than this every now and then.
@@ -63,7 +63,7 @@ def read(files: Sequence[tuple[str, bytes]], name: str, person: str) -> Recordin
     """One session: its files as (name, bytes), in any order.
 
     Raises:
-        DataError: A file is not what the module's text says, or two hold the same signal.
+        DataError: A file does not follow the format above, or two hold the same signal.
     """
     streams: list[tuple[str, Stream]] = []
     by_sensor: list[str] = []
@@ -163,7 +163,7 @@ def _beat_times(arrivals: Int64, intervals_s: Float64) -> Int64:
 
 
 def _rising(times: Int64) -> Int64:
-    """The same times, but that none is earlier than the one before, as packets that waited for each other are."""
+    """The same times, made to rise, as those of packets that waited for each other."""
     steps = np.arange(len(times)) * _CLOSEST_NS
     rising: Int64 = np.maximum.accumulate(times - steps) + steps
     return rising
@@ -186,7 +186,7 @@ def _one_source_each(files: Sequence[str], names: Sequence[str]) -> None:
     """Refuse two sources of one modality.
 
     Raises:
-        DataError: Two are the same; ``files`` says where each comes from.
+        DataError: Two are of one modality; the message names their files.
     """
     for index, name in enumerate(names):
         if name in names[:index]:

@@ -1,7 +1,7 @@
-"""What people bring and take away: recordings from and to the files of other programs, one module a format.
+"""Import and export: recordings from and to the files of other programs, one module a format.
 
-An import gives streams on one common clock that begins with the first sample; ``meta["began"]`` says when that was,
-where the file tells it. Values come in the units that models are trained in (:data:`armlet_runtime.wearables.UNITS`),
+An import gives streams on one common clock that begins with the first sample; ``meta["began"]`` has its date,
+if the file has one. Values come in the units that models are trained in (:data:`armlet_runtime.wearables.UNITS`),
 so that what is imported replays through a bundle with the same modalities.
 """
 
@@ -17,7 +17,7 @@ from . import edf, empatica, exported_folder, foreign_mcap, foreign_table, polar
 from .foreign_table import Columns
 
 EXPORTS = ("csv", "parquet", "edf")
-"""What a recording can be exported to; the first two are folders of tables."""
+"""Formats of an export; the first two are folders of tables."""
 
 
 def import_recording(
@@ -36,7 +36,7 @@ def import_recording(
     Raises:
         DataError: Its format is none of these, or it has a mistake; the message names file, row and column.
         MissingExtraError: The format needs a package that is not installed.
-        UsageError: ``wanted`` or ``time`` were given for something that says itself what it holds.
+        UsageError: ``wanted`` or ``time`` were given for a format that describes its own contents.
     """
     recording = _read(source, name, person, wanted, time)
     for key, stream in recording.streams.items():
@@ -89,7 +89,7 @@ def read_bytes(
 
 def _no_columns(source: Path, wanted: Sequence[Columns], time: str | None) -> None:
     if wanted or time is not None:
-        raise UsageError(f"{source} says itself what its columns are: leave out --stream and --time")
+        raise UsageError(f"{source} describes its own columns: leave out --stream and --time")
 
 
 def _read_folder(folder: Path, name: str, person: str) -> Recording:

@@ -62,18 +62,18 @@ def times_ns(
 ) -> tuple[Int64, bool]:
     """A column of times in nanoseconds (rows,), and whether they count from 1970.
 
-    ISO 8601, or numbers: their unit stands in the column's name (``time [ms]``, ``time_s``), or, of times since 1970,
+    ISO 8601, or numbers: their unit is in the column's name (``time [ms]``, ``time_s``), or, of times since 1970,
     shows in their size.
 
     Args:
         table: Holds the column.
         column: Its index.
-        falling: What is to be done about a time that is not later than the one before.
-        repeated: Times may be equal to the one before; see :func:`sampling_times`.
+        falling: Remedy, for the message on a time that is not later than the time before.
+        repeated: Times may be equal to the time before; see :func:`sampling_times`.
 
     Raises:
-        DataError: A cell is no time, their unit cannot be told, some name a time zone and some do not, or a time is
-            not later than the one before.
+        DataError: A cell is not a time, the unit is unknown, some times name a time zone and some do not, or a time is
+            not later than the time before.
     """
     texts = table.columns[column]
     first = next((text for text in texts if text.strip()), "")
@@ -84,7 +84,7 @@ def times_ns(
     for index, text in enumerate(texts):
         time = iso_ns(text) if is_date else _nanoseconds(_decimal(text), scale)
         if time is None:
-            problem = "is not a date and time like the first one" if is_date else "is not a time"
+            problem = "is not a date and time like the first" if is_date else "is not a time"
             raise table.wrong(index, column, f"'{shown(text)}' {problem}")
         if is_date and _names_zone(text) != zoned:
             what = "no time zone, unlike the first time" if zoned else "a time zone, unlike the first time"
@@ -105,7 +105,7 @@ def not_later(table: Table, column: int, index: int, remedy: str = "keep one row
 def sampling_times(stamps: Int64) -> tuple[Int64, float] | None:
     """When samples (n,) were taken whose stamps are those of their delivery, and the rate in Hz.
 
-    Android hands samples over in bursts, and several then bear one time. A sample is never later than its stamp, so the
+    Android hands samples over in bursts, and several then have one time. A sample is never later than its stamp, so the
     times are the latest that are no later than any stamp and lie a period apart at least, less :data:`_SLACK` of it for
     a sensor that is quicker than it was measured. The period is that of the usual stretch of :data:`_STRETCH` samples,
     on which neither a burst nor a gap has much influence.
@@ -161,7 +161,7 @@ def _scale(table: Table, column: int, first: str) -> tuple[int, bool]:
         return 10**9, False
     raise mistake(
         table.file,
-        "the unit of these times cannot be told; put it into the name, as in 'time [ms]', or name it with --time",
+        "the unit of these times is unknown; put it into the name, as in 'time [ms]', or name it with --time",
         None,
         table.title(column),
     )

@@ -53,7 +53,7 @@ _SPELLINGS: dict[str, tuple[str, float]] = {
 
 
 def split_unit(title: str) -> tuple[str, str]:
-    """``acc_x [mg]`` or ``acc_x (mg)`` as name and unit; the unit is empty if there is none."""
+    """``acc_x [mg]`` or ``acc_x (mg)`` as name and unit; the unit is empty if the name has none."""
     match = re.fullmatch(r"(.*?)\s*[\[(]\s*([^\[\]()]*?)\s*[\])]\s*", title)
     return (match[1].strip(), match[2]) if match else (title.strip(), "")
 
@@ -61,7 +61,7 @@ def split_unit(title: str) -> tuple[str, str]:
 def canonical(modality: str, unit: str) -> tuple[str, float]:
     """The unit that models are trained in, and the factor to it.
 
-    A unit that is not of the kind that :data:`armlet_runtime.wearables.UNITS` has for the modality stays as it is.
+    A unit that is not of the kind that :data:`armlet_runtime.wearables.UNITS` has for the modality is kept.
     """
     want = UNITS.get(modality)
     if not unit:
@@ -76,7 +76,7 @@ def canonical(modality: str, unit: str) -> tuple[str, float]:
 
 
 def assumed(file: str, streams: Iterable[Stream]) -> dict[str, str]:
-    """For a recording's meta: which units nothing in the file told, and :func:`canonical` therefore assumed.
+    """For a recording's meta: the units that the file lacks, and that :func:`canonical` therefore assumed.
 
     Raises:
         DataError: The values of an acceleration are not of the unit that would be assumed.

@@ -9,7 +9,7 @@ begin otherwise. Little-endian, one sample a notification::
     3003  3 x f32  magnetic field in uT
 
 The sketch sends each sample when the sensor has it; the library Arduino_LSM9DS1 sets that to 119 Hz (magnetometer 20).
-There is neither clock nor counter. For a sketch of one's own, armlet's IMU service (``armlet_imu.h``) is the better
+There is neither clock nor counter. For a new sketch, armlet's IMU service (``armlet_imu.h``) is the better
 choice: it has both.
 """
 

@@ -1,4 +1,4 @@
-"""The Device Information service of the Bluetooth SIG: what a wearable says of itself, as UTF-8 texts.
+"""The Device Information service of the Bluetooth SIG: the maker, model and versions of a wearable, as UTF-8 texts.
 
 Source: Device Information Service 1.2.
 """

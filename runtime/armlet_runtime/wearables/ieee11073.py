@@ -1,7 +1,7 @@
 """Numbers of ISO/IEEE 11073-20601 as Bluetooth's health services send them: SFLOAT (16 bits) and FLOAT (32 bits).
 
 Source: Bluetooth SIG, "Personal Health Devices Transcoding" white paper 1.6, 2.2.1 to 2.2.3. A number is mantissa x
-10^exponent, both in two's complement: 12 and 4 bits (exponent in the top ones), or 24 and 8. Some mantissas with
+10^exponent, both in two's complement: 12 and 4 bits (exponent in the top bits), or 24 and 8. Some mantissas with
 exponent 0 are no numbers: not a number, not at this resolution, plus and minus infinity, and one that is reserved.
 """
 

@@ -21,7 +21,7 @@ All numbers are little-endian. The service has two characteristics.
 The service's UUID takes 18 of the 31 bytes of an advertisement; the wearable's name belongs into its scan response.
 
 Samples inside a packet are ``1 / rate_hz`` apart. The default ATT MTU (23) has room for two samples of one modality or
-one of two; hosts ask for a larger one when they connect.
+one of two; hosts ask for a larger MTU when they connect.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _DATA_HEAD = struct.Struct("<BBHI")
 
 @dataclass(frozen=True)
 class ImuInfo:
-    """What an ``info`` characteristic says: rate (Hz), and per modality its name and scale (unit per LSB)."""
+    """The content of an ``info`` characteristic: rate (Hz), and per modality its name and scale (unit per LSB)."""
 
     rate_hz: float
     scales: dict[str, float]
@@ -169,7 +169,7 @@ class ImuDecoder:
             self.groups = (Group(ImuProfile.name, tuple(self._info.modalities()), COUNTERS),)
             return []
         if self._info is None:
-            raise PacketError("an IMU packet came before the IMU info that says what it means")
+            raise PacketError("an IMU packet came before the IMU info that describes it")
         packet = decode_data(self._info, data)
         return [Batch(self.groups[0], packet.samples, packet.sequence, packet.clock_us * 1000)]
 

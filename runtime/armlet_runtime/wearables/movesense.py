@@ -71,7 +71,7 @@ def encode_ecg(reference: int, clock_ms: int, millivolts: NDArray[np.float32]) -
 
 
 class MovesenseDecoder:
-    """Decodes one connection. What a reference stands for it learns from the subscription."""
+    """Decodes one connection. It learns the meaning of a reference from the subscription."""
 
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()
@@ -183,7 +183,7 @@ def _nearest(rates: tuple[float, ...], wanted: float) -> int:
 
 
 def _group(path: bytes) -> Group:
-    """What a subscription brings."""
+    """The modality of a subscription."""
     parts = path.decode(errors="replace").strip("/").split("/")
     if len(parts) == 3 and parts[0] == "Meas" and parts[2].isascii() and parts[2].isdecimal():
         what, rate = parts[1], float(parts[2][:6])
@@ -192,4 +192,4 @@ def _group(path: bytes) -> Group:
         if what in PATHS and rate in MOTION_RATES_HZ:
             modalities = tuple(Modality(name, XYZ, UNITS[name], rate) for name in PATHS[what])
             return Group("movesense.motion", modalities, COUNTERS)
-    raise PacketError(f"Movesense resource '{path.decode(errors='replace')}' is not one that armlet reads")
+    raise PacketError(f"Movesense resource '{path.decode(errors='replace')}' is unknown to armlet")

@@ -46,7 +46,7 @@ EEG_UV, EEG_ZERO = 0.48828125, 2048
 ACC_G = 1 / 16384
 GYRO_RAD_S = math.radians(0.0074768)
 DRIFT_PPM = 1000.0
-"""Sampling follows the headband's own clock, not a sensor's; how good that is, nobody says."""
+"""Sampling follows the headband's own clock, not a sensor's; its accuracy is not documented."""
 EEG_PER_PACKET, PPG_PER_PACKET, MOTION_PER_PACKET = 12, 6, 3
 
 COUNTERS = Counters(sequence_wrap=SEQUENCE_WRAP, drift_ppm=DRIFT_PPM)
@@ -56,7 +56,7 @@ ACC = Group("muse.acc", (Modality("acc", XYZ, UNITS["acc"], 52.0),), COUNTERS)
 GYRO = Group("muse.gyro", (Modality("gyro", XYZ, UNITS["gyro"], 52.0),), COUNTERS)
 
 PENDING = 8
-"""So many counters back, packets of some electrodes wait for the others; older ones are incomplete for good."""
+"""Counters for which packets of some electrodes wait for the others; older packets are incomplete for good."""
 
 
 def command(text: str) -> bytes:
@@ -114,7 +114,7 @@ class MuseDecoder:
     def take(self, kind: str, source: str, data: bytes) -> list[Batch]:
         """See :class:`armlet_runtime.wearables.profile.Decoder`."""
         if source == CONTROL_UUID or kind != "data":
-            return []  # commands, and what the headband says to them
+            return []  # commands, and the headband's answers
         if len(data) != PACKET_BYTES:
             raise PacketError(f"Muse packet is {len(data)} bytes long, not {PACKET_BYTES}")
         sequence, body = int.from_bytes(data[:2], "big"), data[2:]

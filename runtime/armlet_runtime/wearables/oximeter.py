@@ -84,7 +84,7 @@ class OximeterProfile(ProfileBase):
     services: tuple[str, ...] = (SERVICE_UUID,)
     sources: tuple[str, ...] = (CONTINUOUS_UUID, SPOT_UUID)
     carries: tuple[str, ...] = (SPO2.name, PULSE.name)
-    silence_s: float = 120.0  # a spot check comes when somebody makes one
+    silence_s: float = 120.0  # a spot check comes when a person makes it
 
     def start(self, wanted: Wanted) -> Steps:
         """See :class:`armlet_runtime.wearables.profile.Profile`."""

@@ -60,7 +60,7 @@ LATEST_CLOCK_NS = 1 << 62
 """146 years after 2000: no clock is set so far, and with what is beyond, times would not fit 64 bits with a sign."""
 
 MAX_SAMPLES = 2000
-"""Of one frame; the longest that a sensor sends are of two seconds. Differences of width 0 could claim any number."""
+"""Most samples of a frame: sensors send two seconds at most, and differences of width 0 could claim any number."""
 
 _FIELD_BYTES = {0: 2, 1: 2, 2: 2, 3: 4, 4: 1, 5: 4, 6: 16}
 _ERRORS = {
@@ -199,8 +199,8 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answer(data: bytes) -> Answer:
     """Read an answer of the control point.
 
-    Settings offered may be of newer firmware than this: those from the first unknown one on are left out, and the
-    sensor refuses a start that lacks one. In the answer to a start each counts: one of them scales the samples.
+    Settings offered may be of newer firmware than this: those from the first unknown setting on are left out, and the
+    sensor refuses a start that lacks a setting. In the answer to a start each counts: one of them scales the samples.
 
     Raises:
         PacketError: It is no answer, or too short, or a setting is cut off or, in the answer to a start, unknown.
@@ -278,7 +278,7 @@ class _Running:
 
 
 class PolarDecoder:
-    """Decodes one connection. What runs, and how, it learns from the start commands and their answers."""
+    """Decodes one connection. It learns the running measurements from the start commands and their answers."""
 
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()
@@ -407,7 +407,7 @@ class PolarProfile(ProfileBase):
 
 
 def choose(offered: dict[int, tuple[float, ...]], rate_hz: float) -> dict[int, tuple[float, ...]]:
-    """Of the settings offered: the rate nearest to the one wanted, and the most of everything else."""
+    """Settings to choose of those offered: the rate nearest to ``rate_hz``, and the most of everything else."""
     return {
         number: (min(values, key=lambda value: abs(value - rate_hz)),) if number == RATE else (max(values),)
         for number, values in offered.items()

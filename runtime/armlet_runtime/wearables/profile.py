@@ -1,7 +1,7 @@
-"""What a wearable profile is: how a wearable is started, and how its bytes become samples.
+"""Wearable profiles: how a wearable is started, and how its bytes become samples.
 
-Profiles do no input or output. What they want done is a generator of :data:`Step`, which the Bluetooth session carries
-out; what was said in both directions reaches the decoder, live and again in every replay of the recording.
+Profiles do no input or output. They give a generator of :data:`Step`, which the Bluetooth session carries out; the
+messages in both directions reach the decoder, live and again in every replay of the recording.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Counters:
     steady rate and are counted here.
 
     Attributes:
-        sequence_wrap: Of the packet counter; None if there is none.
-        clock_wrap_ns: Of the device clock, in ns; None if there is none.
+        sequence_wrap: Of the packet counter; None without a counter.
+        clock_wrap_ns: Of the device clock, in ns; None without a clock.
         stamps_last: The clock is that of a packet's last sample, not of its first.
         drift_ppm: How far its rate may be off; quartz clocks by no more than 100 (the worst that Bluetooth's sleep
             clock commonly is), a sensor's own oscillator by several thousand (data sheets of common IMUs).
@@ -96,10 +96,10 @@ class Batch:
     """The samples of one group in one notification.
 
     Attributes:
-        group: What they are of.
+        group: Their group.
         values: Modality name to (n, channels) float32 in the modality's unit; the same n for all, 0 for no sample.
-        sequence: Packet counter as sent; None if there is none.
-        clock_ns: Device clock as sent, in ns; None if there is none.
+        sequence: Packet counter as sent; None without a counter.
+        clock_ns: Device clock as sent, in ns; None without a clock.
         before_ns: Samples that are not evenly spaced: how long before the newest each was taken, (n,) int64 falling to
             0. None: they are a period apart.
     """
@@ -145,7 +145,7 @@ class Ask:
 
     Attributes:
         source: Written to.
-        data: What is written.
+        data: The bytes to write.
         answers: Characteristic that answers.
         begins: How the answer begins.
     """
@@ -163,7 +163,7 @@ Steps = Generator[Step, bytes, None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a start should bring.
+    """The modalities that a start should bring.
 
     Attributes:
         rates_hz: Modality to the rate wanted, None for any. Empty: every modality.
@@ -187,10 +187,10 @@ class Wanted:
 
 
 class Decoder(Protocol):
-    """Decodes what one connection brings.
+    """Decodes the packets of one connection.
 
     Attributes:
-        groups: What the wearable sends, as far as is known from what was said until now. A new tuple after each packet
+        groups: The groups that the wearable sends, as far as the packets until now tell. A new tuple after each packet
             that a decoder must have had to decode later ones: recordings that begin later keep those packets.
     """
 
@@ -234,7 +234,7 @@ class Profile(Protocol):
         """How to make the samples come.
 
         Raises:
-            PacketError: The wearable said something that is not of this profile, or refuses.
+            PacketError: The wearable sent something that is not of this profile, or refuses.
         """
 
     def stop(self, wanted: Wanted) -> Steps:

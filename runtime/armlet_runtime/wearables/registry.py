@@ -36,7 +36,7 @@ _BY_SOURCE: dict[str, Profile] = {
 
 
 def profile_of_characteristic(uuid: str) -> Profile | None:
-    """The profile that this characteristic belongs to; None if there is none."""
+    """The profile of a characteristic; None without one."""
     return _BY_SOURCE.get(uuid)
 
 

@@ -32,7 +32,7 @@ GROUP = Group("thermometer", (MODALITY,))
 
 _HEAD = struct.Struct("<BI")
 _FAHRENHEIT, _STAMP, _KIND = 0x01, 0x02, 0x04
-# What a body or its skin can have; anything else is no measurement.
+# Range of temperatures of a body or its skin; anything else is an invalid measurement.
 _COLDEST, _HOTTEST = -50.0, 100.0
 
 

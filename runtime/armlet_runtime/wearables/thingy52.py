@@ -27,7 +27,7 @@ SERVICE_UUID = "ef680400-9b35-4933-9b10-52ffa9740042"
 CONFIGURATION_UUID = "ef680401-9b35-4933-9b10-52ffa9740042"
 RAW_UUID = "ef680406-9b35-4933-9b10-52ffa9740042"
 ADVERTISED_UUID = "ef680100-9b35-4933-9b10-52ffa9740042"
-"""Of the Thingy's configuration service, the one that it advertises."""
+"""UUID of the Thingy's configuration service, which it advertises."""
 
 SCALES = {"acc": 1 / 1024, "gyro": math.radians(1 / 32), "mag": 1 / 16}
 SLOWEST_HZ, FASTEST_HZ, DEFAULT_HZ = 5, 200, 50
@@ -51,7 +51,7 @@ def encode(values: dict[str, list[float]]) -> bytes:
 
 
 class ThingyDecoder:
-    """Decodes one connection. The rate is the one that was written."""
+    """Decodes one connection. The rate is that which was written."""
 
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()

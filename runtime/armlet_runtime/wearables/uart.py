@@ -49,7 +49,7 @@ def encode(clock_ms: int, hz: float, values: dict[str, list[float]]) -> bytes:
 
 
 class UartDecoder:
-    """Decodes one connection. A kind of line is known by the modalities in it."""
+    """Decodes one connection. A line's group follows from the modalities in it."""
 
     def __init__(self) -> None:
         self.groups: tuple[Group, ...] = ()
@@ -137,7 +137,7 @@ class UartProfile(ProfileBase):
 
 
 def bangle_program(wanted: Wanted) -> str:
-    """What a Bangle.js is to run so that it sends what is wanted."""
+    """The program for a Bangle.js that sends the wanted modalities."""
     rate_hz = wanted.rate_hz(("acc",), 50.0)
     interval_ms = min(BANGLE_INTERVALS_MS, key=lambda ms: abs(1000 / ms - rate_hz))
     line = "Bluetooth.println(JSON.stringify({t:Math.round(getTime()*1000)%4294967296,hz:"
