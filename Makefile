@@ -70,7 +70,8 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
 	$(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != "2.13.0")' 2>/dev/null || \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) torch==2.13.0 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet torch==2.13.0
+		{ echo "PyTorch's own index is out of reach: taking pip's build of torch, which on x86-64 may bring CUDA (several GB)"; \
+		$(BIN)/python -m pip install --quiet torch==2.13.0; }
 	touch $@
 
 clean:

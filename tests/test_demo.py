@@ -58,7 +58,7 @@ def test_int8_programs_agree_with_each_other(demo_dir: Path) -> None:
 def test_report_needs_nothing_beside_it(demo_dir: Path) -> None:
     text = (demo_dir / "report.html").read_text()
     assert text.count("<svg") == 4
-    assert "What the demo reached" in (demo_dir / "stdout.txt").read_text()
+    assert "Results of the demo" in (demo_dir / "stdout.txt").read_text()
     for outside in ("<script", "<link", "src=", "@import"):
         assert outside not in text
 
@@ -82,7 +82,7 @@ def test_killed_demo_goes_on_where_it_stopped(demo_dir: Path, tmp_path: Path) ->
     again = subprocess.run(demo(folder), cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
     assert again.stdout.count("done earlier") == 6
-    assert "What the demo reached" in again.stdout
+    assert "Results of the demo" in again.stdout
 
 
 def test_failed_stage_says_what_to_do(demo_dir: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is in the programs of a bundle, or would be in those of a run, before the hours of training and proof."""
+"""The contents of a bundle's programs, or of those that a run would get, before hours of training and proof."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANGE_BATCHES = 2
 
 
 def explain_bundle(bundle: Bundle) -> list[ProgramReport]:
-    """What is in the programs of a bundle.
+    """The contents of a bundle's programs.
 
     Raises:
         ExportError: An int8 program stayed in float, or a part of a ``.pte`` is outside of its delegate.

@@ -77,11 +77,11 @@ class StepPlan:
 
 
 def plan(layers: Sequence[tuple[int, int, int]], features: int, length: int, hop: int) -> StepPlan | None:
-    """What can be carried from one window to the next; None where a step would read no less than the window.
+    """The plan of an encoder's step; None where a step would read no less than the window.
 
     Args:
         layers: Kernel, stride and padding (on both sides) of each convolution.
-        features: Channels of the last one.
+        features: Channels of the last layer.
         length: Samples of a window.
         hop: Samples from one window to the next; a whole multiple of all strides together.
     """
@@ -112,7 +112,7 @@ def plan(layers: Sequence[tuple[int, int, int]], features: int, length: int, hop
 
 
 def plan_of(encoder: nn.Module, modality: str, length: int, hop: float) -> StepPlan | None:
-    """What an encoder can carry; None where a step would read no less than the window.
+    """The plan of an encoder's step; None where a step would read no less than the window.
 
     Args:
         encoder: Without batch normalisation.
@@ -207,8 +207,8 @@ def windowed(part: Part, plan: StepPlan, signature: Signature) -> Part:
     """An encoder's part, with the state to go on from.
 
     Args:
-        part: The encoder as it was trained.
-        plan: What it carries.
+        part: The trained encoder.
+        plan: Of its step.
         signature: Of the program to make.
 
     Raises:
@@ -228,7 +228,7 @@ def _incremental(part: Part, kind: type[Windowed | Step], plan: StepPlan, signat
             "dynamic int8 rounds by the range of each call, so the few samples of a step would give another token than "
             "the window; for incremental encoders take int8, fp16 or fp32"
         )
-    assert isinstance(part.module, ConvEncoder)  # plan_of says so
+    assert isinstance(part.module, ConvEncoder)  # as plan_of has checked
     module = kind(part.module, plan)
     prepared = None
     if part.prepared is not None:

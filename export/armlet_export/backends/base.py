@@ -1,4 +1,4 @@
-"""What every backend takes and gives: a part of a model in one precision, and the finished program of it.
+"""Input and output of every backend: a part of a model in one precision, and its finished program.
 
 Precisions:
 
@@ -63,7 +63,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Part:
-    """An encoder or the aggregator, as it is to be lowered.
+    """An encoder or the aggregator, ready to be lowered.
 
     Attributes:
         module: The float module.

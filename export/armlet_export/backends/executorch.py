@@ -144,7 +144,7 @@ def read(data: bytes, reasons: Mapping[str, str] | None = None) -> Program:
         reasons: Operator to why the partitioner left it outside, if that is known.
 
     Raises:
-        ExportError: It has more than one method.
+        ExportError: The file has more than one method.
     """
     try:
         from executorch.exir._serialize._program import deserialize_pte_binary

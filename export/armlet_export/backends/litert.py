@@ -1,6 +1,6 @@
 """The LiteRT backend: programs are ``.tflite`` files with float32 inputs and outputs.
 
-What is relied on here and documented nowhere, with the versions that it was seen with:
+Undocumented behaviour that is relied on here, with the versions in which it was seen:
 
 - litert-torch 0.10.0 names inputs after the arguments of ``forward`` and outputs after the keys of its result
   (:class:`_Named`); an engine refuses a program with other names.
@@ -97,7 +97,7 @@ def lower(part: Part) -> LoweredPart:
     measures nothing itself. Both integer programs therefore hold the same integers.
 
     Raises:
-        ExportError: A layer of the converted file cannot be matched with a trained one, or stayed in float.
+        ExportError: A layer of the converted file cannot be matched with a trained layer, or stayed in float.
     """
     from ai_edge_quantizer import quantizer
 
@@ -142,7 +142,7 @@ def _matched(file: TfliteFile, graph: fx.GraphModule, names: Sequence[str]) -> d
     0.10.0 only reorders (TFLite wants channels last). Layers with equal weights are taken in the order of the graph.
 
     Raises:
-        ExportError: A layer is not in the file as it was trained.
+        ExportError: A trained layer is missing in the file, or was changed.
     """
     parameters = dict(graph.named_parameters())
     waiting: dict[bytes, list[str]] = defaultdict(list)
@@ -259,7 +259,7 @@ def _quantise_operator(
 
 
 def _moved(operator: Operator) -> list[int]:
-    """The values that an operator moves, without what says where to."""
+    """The values that an operator moves, without its indices."""
     return operator.inputs if operator.kind == "CONCATENATION" else operator.inputs[:1]
 
 

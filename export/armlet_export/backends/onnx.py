@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: programs are ``.onnx`` files; int8 ones have QuantizeLinear and DequantizeLinear nodes.
+"""The ONNX Runtime backend: programs are ``.onnx`` files; in int8 they have QuantizeLinear and DequantizeLinear nodes.
 
 Relied on here and documented nowhere: which nodes the exporter of torch 2.13.0 writes around an integer layer
 (:func:`_round_biases`; another pattern is an error), and which pattern of biases ONNX Runtime 1.20 to 1.32 fuses into
@@ -117,7 +117,7 @@ def _round_biases(model: Any) -> None:
 
 
 def _part_zero_points(model: Any) -> None:
-    """Give each weight a zero point of its own; the exporter joins equal ones.
+    """Give each weight a zero point of its own; the exporter joins equal zero points.
 
     On x86 processors without VNNI ONNX Runtime makes unsigned weights of the signed ones, and their zero points with
     them (``session.x64quantprecision``). Version 1.32 does not load a program where two weights share a zero point.
@@ -186,7 +186,7 @@ def _strip_notes(model: Any) -> None:
 
 
 def read(data: bytes) -> Program:
-    """What is in an ``.onnx`` file."""
+    """The contents of an ``.onnx`` file."""
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(data))

@@ -45,9 +45,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator: names of the values that go in and out; ``weight`` is the one that holds its weights, if it has any.
+    """An operator: names of its inputs and outputs; ``weight`` is the input that holds its weights, if it has any.
 
-    ``outside`` says why it runs outside of the delegate; empty if it runs inside.
+    ``outside`` is the reason why it runs outside of the delegate; empty if it runs inside.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Program:
-    """What is in a program's file.
+    """The contents of a program's file.
 
     Attributes:
         format: ``pte``, ``tflite`` or ``onnx``.
@@ -163,7 +163,7 @@ def check_precision(program: Program, precision: str, layers: int = 0) -> None:
     """Refuse a program that is not in the precision that was asked for.
 
     Args:
-        program: What is in its file.
+        program: Contents of its file.
         precision: The precision that was asked for.
         layers: How many layers were trained for int8.
 

@@ -1,4 +1,4 @@
-"""The backends by the names of their engines: where a new one is entered."""
+"""The backends by the names of their engines; a new backend is entered here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .program import Program
 
 @dataclass(frozen=True)
 class Backend:
-    """What makes programs for an engine, and reads them.
+    """The functions that make programs for an engine, and read them.
 
     Attributes:
         suffix: Of the programs' files.
@@ -44,5 +44,5 @@ def lower_part(engine: str, part: Part) -> LoweredPart:
 
 
 def read_program(engine: str, data: bytes) -> Program:
-    """What is in the file of an engine's program."""
+    """The contents of the file of an engine's program."""
     return BACKENDS[engine].read(data)

@@ -57,7 +57,7 @@ def read_tflite(data: bytes) -> TfliteFile:
     """Read a ``.tflite`` file.
 
     Raises:
-        ExportError: It has more than one subgraph.
+        ExportError: The file has more than one subgraph.
     """
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -95,7 +95,7 @@ def read_tflite(data: bytes) -> TfliteFile:
 
 
 def read(data: bytes) -> Program:
-    """What is in a ``.tflite`` file."""
+    """The contents of a ``.tflite`` file."""
     file = read_tflite(data)
     values = {
         str(index): Value(_TYPES.get(kind, f"type {kind}"), tuple(file.shapes[index]), index in file.constants)

@@ -43,7 +43,7 @@ MASK_TOKENS, BANK, CERTIFICATE, SBOM = "mask_tokens.npy", "bank.npy", "certifica
 
 @dataclass(frozen=True)
 class Description:
-    """What a bundle says of its model, besides the programs."""
+    """The description of a model in its bundle, besides the programs."""
 
     name: str
     version: str
@@ -119,7 +119,7 @@ class Draft:
         Args:
             golden: Modality name to golden windows (n, channels, samples), normalised.
             logits: Engine name to its own logits on them, (subsets, n, labels).
-            certificate: What was measured on the programs.
+            certificate: Figures that were measured on the programs.
         """
         refs = self.manifest.golden
         members = {refs.windows[modality]: npy(windows) for modality, windows in golden.items()}
@@ -130,7 +130,7 @@ class Draft:
     def with_bank(self, tokens: Float32) -> Draft:
         """The draft with the tokens that new classes are held against, (windows, modalities * token_dim).
 
-        Without any window the draft stays as it is.
+        Without any window the draft is not changed.
         """
         if not len(tokens):
             return self
@@ -152,7 +152,7 @@ def make_draft(
     """The draft of a bundle, without what the programs' own runs will add.
 
     Args:
-        description: What the bundle says of its model.
+        description: Of the model.
         programs: Engine name to part (see :attr:`Description.parts`) to program.
         mask_tokens: (modalities, token_dim).
         logit_step: In what steps the logits of rounded programs go.

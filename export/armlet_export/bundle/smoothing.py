@@ -1,4 +1,4 @@
-"""What a bundle says of the smoothing of decisions: the recipe's choice, and what training people do."""
+"""The smoothing of decisions in a bundle: the recipe's choice, with numbers from the training people's labels."""
 
 from __future__ import annotations
 

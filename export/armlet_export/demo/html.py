@@ -103,7 +103,7 @@ def _clean(axes: Axes) -> None:
 
 @dataclass(frozen=True)
 class LiveTrace:
-    """What a live run received and decided; times in seconds since the wearables began to stream.
+    """The signals and decisions of a live run; times in seconds since the wearables began to stream.
 
     Attributes:
         signals: Modality name to (times (n,), values (n, channels), unit) as they came in over Bluetooth.
@@ -229,5 +229,5 @@ def figure_bars(panels: Mapping[str, Mapping[str, float]], number: str = "{:.0f}
 
 
 def dash(value: Any, pattern: str) -> str:
-    """``value`` formatted, or a dash where there is none."""
+    """``value`` formatted, or a dash for a missing value."""
     return "–" if value is None else pattern.format(value)

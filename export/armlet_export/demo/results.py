@@ -1,4 +1,4 @@
-"""What the demo came to: its figures gathered from what the stages wrote, as a table and as a report."""
+"""Results of the demo: figures from the files of its stages, as a table and as a report."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def collect(root: Path, seconds: dict[str, float]) -> Figures:
 def make_table(figures: Figures) -> TerminalTable:
     """The demo's closing table."""
     subsets = [score.subset for score in figures.evaluations["pytorch"].subsets]
-    result = TerminalTable(title="What the demo reached", title_style="bold")
+    result = TerminalTable(title="Results of the demo", title_style="bold")
     result.add_column("")
     for subset in subsets:
         result.add_column(subset, justify="right")

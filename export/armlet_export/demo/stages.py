@@ -1,7 +1,7 @@
 """The demo: armlet's whole path on real recordings, made of the very commands that a person would type.
 
 Every stage is one or two ``armlet`` commands in a process of their own. A stage that ended leaves a mark, so a second
-start goes on where the first one stopped; training and export stages resume inside themselves as well.
+start goes on where the first stopped; training and export stages resume inside themselves as well.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ class Demo:
         if done.returncode:
             raise ArmletError(
                 f"the demo stopped because 'armlet {arguments[0]}' failed (exit code {done.returncode}); "
-                "mend what it says above and start the demo again: it goes on from there"
+                "correct the error above and start the demo again: it goes on from there"
             )
 
     @contextlib.contextmanager
     def running(self, ready: str, *arguments: str | Path) -> Iterator[None]:
-        """A command in the background, from the line that says it is ready to its own end."""
+        """A command in the background, from the line that reports it ready to its end."""
         process = subprocess.Popen(self._command(*arguments), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None  # for the type checker: stdout is a pipe
         try:
             line = process.stdout.readline()
             if ready not in line:
-                raise ArmletError(f"'armlet {arguments[0]}' did not get ready; it said: {line.strip() or 'nothing'}")
+                raise ArmletError(f"'armlet {arguments[0]}' did not get ready; it printed: {line.strip() or 'nothing'}")
             yield
             process.wait(READY_S)
         finally:
@@ -238,7 +238,7 @@ def _read_mark(path: Path) -> Mark | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Mark)
     except (FileNotFoundError, msgspec.DecodeError):
-        # No mark, or one that is not ours: the stage runs again.
+        # No mark, or a mark of something else: the stage runs again.
         return None
 
 

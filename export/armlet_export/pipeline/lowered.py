@@ -107,7 +107,7 @@ class PartPrograms:
 
 
 def program_part(make: Callable[[str, str], Part], description: Description, name: str, kind: str) -> Part:
-    """The part that a program is made of: as it was trained, or with the state of an incremental encoder.
+    """The part that a program is made of: the trained part, or with the state of an incremental encoder.
 
     Args:
         make: Part name and precision to part.
@@ -150,6 +150,6 @@ def _precision(
 
 
 def _logit_step(aggregator: Part, logits: Float32) -> float:
-    """The step in which the logits are rounded; where they are not, what one in int8 would be."""
+    """The step by which the logits are rounded; for float logits, the step that int8 would have."""
     trained = output_range(aggregator.prepared) if aggregator.prepared is not None else None
     return trained.scale if trained is not None else float(np.ptp(logits)) / 255

@@ -29,7 +29,7 @@ twice as many windows of old classes (HAPT's validation people)."""
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on one group of people.
+    """Figures of one group of people.
 
     Attributes:
         rows: Of all engines and subsets.
@@ -112,7 +112,7 @@ def _measure(
     title: str,
     gate: Callable[[list[GateRow]], None],
 ) -> Measured:
-    """Run all engines on the reference's windows; ``gate`` sees the rows of each engine before the next one runs."""
+    """Run all engines on the reference's windows; ``gate`` sees the rows of each engine before the next runs."""
     precision, parts = lowered.precision, lowered.parts
     kinds = set(precision.values())
     kind = kinds.pop() if len(kinds) == 1 else "mixed"
@@ -157,7 +157,7 @@ def _natural(person: str) -> tuple[int, str]:
 
 
 def golden_places(truth: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which windows become the golden ones: of each label the first and others spread evenly."""
+    """Indices of the golden windows: of each label the first, and others spread evenly."""
     chosen: list[int] = []
     for label in np.unique(truth):
         places = np.flatnonzero(truth == label)

@@ -93,7 +93,7 @@ def make_report(bundle: Bundle, seconds: Mapping[str, float]) -> ExportReport:
 
 
 def program_report(engine: str, part: str, member: str, lowered: LoweredPart) -> ProgramReport:
-    """What was read from one program's file."""
+    """The figures of one program's file."""
     program = lowered.program
     return ProgramReport(
         engine=engine,

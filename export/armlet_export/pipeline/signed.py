@@ -1,4 +1,4 @@
-"""The last stage: the signed bundle, which ran once more as it is."""
+"""The last stage: the signed bundle, whose file ran once more."""
 
 from __future__ import annotations
 

@@ -60,14 +60,14 @@ class Journal:
 
 @dataclass(frozen=True)
 class Trained:
-    """What an export starts from.
+    """The input of an export.
 
     Attributes:
         model: Float model in evaluation mode, without batch normalisation.
-        description: What the bundle says of the model.
+        description: Of the model, for the bundle.
         precision: Part to one of :data:`armlet_export.backends.PRECISIONS`, or ``auto`` for all.
         max_auto_loss: What ``auto`` may lose in macro-F1 in any subset on validation people.
-        batches: Epoch number to training batches, always the same ones for the same number.
+        batches: Epoch number to training batches, always the same for the same number.
         batch_count: Batches in an epoch.
         validation: People on whom epochs are selected and the gate measures.
         certify: People of the certificate; usually the same object.

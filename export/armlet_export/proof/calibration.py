@@ -19,7 +19,7 @@ from armlet_runtime.modalities import subset_name, subsets
 from armlet_train.data import Scored
 
 RANGE = (0.05, 20.0)
-"""Bounds of a temperature: the lower one for logits that are always right, the upper one for those that never are."""
+"""Bounds of a temperature: the lower for logits that are always right, the upper for logits that never are."""
 
 LEAVE_ONE_OUT = f"{ECE_BINS} bins; each person's windows with the temperature fitted on the other people"
 FITTED_ELSEWHERE = f"{ECE_BINS} bins; temperatures fitted on validation people"
@@ -67,7 +67,7 @@ def fit_temperature(logits: Float32, truth: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured for one engine's certificate rows: subset to value; see the manifest's certificate rows."""
+    """Figures for the certificate rows of one engine: subset to value; see the certificate."""
 
     ece_uncalibrated: dict[str, float]
     ece: dict[str, float]

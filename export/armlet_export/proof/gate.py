@@ -83,7 +83,7 @@ class Proof:
     Attributes:
         logits: (subsets, n, labels).
         tokens: Modality name to (n, token_dim).
-        report: What the process reports of the engine.
+        report: Of the process, on the engine.
     """
 
     logits: Float32

@@ -1,4 +1,4 @@
-"""What PyTorch says of a group of people's windows, which programs are held against.
+"""PyTorch's outputs on a group of people's windows, with which programs are compared.
 
 Each model runs once over the windows; the stages of an export carry the answers along.
 """
@@ -26,8 +26,8 @@ from ..backends import Part
 class Reference:
     """The answers of a float model, and of the same model with rounding simulated, to the same windows.
 
-    Parts are told apart by name and precision: two of one name and precision must be the same part. A part that is not
-    given stays in float.
+    Parts are distinguished by name and precision: two of one name and precision must be the same part. A part that is
+    not given stays in float.
 
     Attributes:
         model: The float model.

@@ -10,7 +10,7 @@ A prepared graph (torchao PT2E, for training) has a fake quantiser at each value
   range of a program's input can be set instead, see :func:`set_input_range`.
 
 All else stays float32 inside an int8 program: norms, softmax, GELU, products of activations, sums of residuals. No
-engine has integer kernels for all of them, and their share of weights is nil. What is annotated is decided here and not
+engine has integer kernels for all of them, and their share of weights is nil. The annotation is decided here and not
 by an engine's own quantiser, so that every format rounds at the same places.
 """
 
@@ -180,13 +180,13 @@ def dynamic(module: nn.Module, *examples: Tensor) -> fx.GraphModule:
 
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
-    """The graph with int8 weights and explicit quantise and dequantise nodes; ``prepared`` stays as it is."""
+    """The graph with int8 weights and explicit quantise and dequantise nodes; ``prepared`` is not changed."""
     converted: fx.GraphModule = convert_pt2e(copy.deepcopy(prepared), fold_quantize=True)
     return converted
 
 
 def with_ranges_of(prepared: fx.GraphModule, trained: fx.GraphModule) -> fx.GraphModule:
-    """Give a prepared graph the weights and ranges of a trained one with the same layers; the graph itself.
+    """Give a prepared graph the weights and ranges of a trained graph with the same layers; the graph itself.
 
     Raises:
         ExportError: The graphs have other layers.
@@ -194,7 +194,7 @@ def with_ranges_of(prepared: fx.GraphModule, trained: fx.GraphModule) -> fx.Grap
     own, theirs = dict(prepared.named_parameters()), dict(trained.named_parameters())
     mine, learnt = layer_ranges_nodes(prepared), layer_ranges_nodes(trained)
     if own.keys() != theirs.keys() or [node.target for node, _, _ in mine] != [node.target for node, _, _ in learnt]:
-        raise ExportError("an incremental encoder has other layers than the one that was trained")
+        raise ExportError("an incremental encoder has other layers than the trained encoder")
     with torch.no_grad():
         for name, value in theirs.items():
             own[name].copy_(value)
@@ -227,7 +227,7 @@ def learn_ranges(module: nn.Module, learn: bool) -> None:
 
 
 def input_quantiser(prepared: fx.GraphModule) -> FakeQuantize | None:
-    """The fake quantiser of a prepared graph's input; None if no layer takes the input as it is."""
+    """The fake quantiser of a prepared graph's input; None if no layer takes the input directly."""
     for _, before, _ in layer_ranges_nodes(prepared):
         source = before.args[0]
         while isinstance(source, fx.Node) and source.target in MOVES:

@@ -23,7 +23,7 @@ MOVES = {aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.
 
 
 class GraphBuilder:
-    """Puts nodes into a graph before another one, each with the value (shape) that it has."""
+    """Puts nodes into a graph before another node, each with its value (shape)."""
 
     def __init__(self, graph: fx.GraphModule, node: fx.Node) -> None:
         self.graph = graph
@@ -65,7 +65,7 @@ class GraphBuilder:
         node.meta.pop("val", None)
 
     def constant(self, value: Tensor) -> fx.Node:
-        """A buffer of the graph with that value; equal ones are one."""
+        """A buffer of the graph with that value; equal values share a buffer."""
         for name, known in self.graph.named_buffers():
             if name.startswith(CONSTANT) and torch.equal(known, value):
                 break
@@ -77,7 +77,7 @@ class GraphBuilder:
         return node
 
     def parameter(self, like: fx.Node, suffix: str, value: Tensor) -> fx.Node:
-        """A new parameter beside another one."""
+        """A new parameter beside another."""
         name = f"{like.target}{suffix}".replace(".", "_")
         if not hasattr(self.graph, name):
             self.graph.register_parameter(name, nn.Parameter(value.detach().clone()))
@@ -92,7 +92,7 @@ class GraphBuilder:
         return node if self.shape(node) == list(shape) else self(aten.reshape.default, node, list(shape))
 
     def permute(self, node: fx.Node, order: Sequence[int]) -> fx.Node:
-        """The node itself if the order is the one that it has."""
+        """A permutation; the node itself if the order does not change."""
         return node if list(order) == sorted(order) else self(aten.permute.default, node, list(order))
 
     def row_mean(self, node: fx.Node) -> fx.Node:

@@ -105,7 +105,7 @@ def _divergence(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def choose_input_ranges(student: ArmletModel, teacher: ArmletModel, windows: Mapping[str, Tensor]) -> None:
-    """Set the range of each encoder's windows in int8 to the one that changes the float model's answers least.
+    """Set the range of each encoder's windows in int8 to the range that changes the float model's answers least.
 
     A range that holds the strongest movement has steps too coarse for the signal of a resting hand, on which some
     decisions depend; clipping the strongest movement costs less. Each modality is tried alone, nothing else rounded.
@@ -149,7 +149,7 @@ def train(
         model: The float model, which is the teacher.
         student: Prepared from it.
         recipe: How to train.
-        batches: Epoch number to its batches, always the same ones for the same number.
+        batches: Epoch number to its batches, always the same for the same number.
         batch_count: Batches in an epoch.
         validation: Windows of validation people.
         float_logits: The float model's logits (subsets, n, labels) on them.
