@@ -25,7 +25,7 @@ BELOW = {
 }
 """Package to those that it may import."""
 
-WORDS = ("arrays", "errors", "log", "printable", "files", "machine", "metrics", "modalities", "decisions")
+WORDS = ("arrays", "errors", "log", "printable", "files", "machine", "metrics", "modalities", "windows", "decisions")
 ORDER = {
     "armlet_runtime": (
         *WORDS, "wearables", "engines", "signals", "bluetooth", "bundle", "formats", "model", "install", "live",

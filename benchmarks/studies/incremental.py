@@ -76,7 +76,7 @@ def make(folder: Path) -> None:
     from armlet_export.streaming import plans
     from armlet_runtime.bundle import AGGREGATOR, Presence
     from armlet_runtime.modalities import Modality
-    from armlet_runtime.signals import Normalisation, WindowSpec
+    from armlet_runtime.windows import Normalisation, WindowSpec
     from armlet_train.models import build_model, fold_batchnorm
     from armlet_train.recipes import ConvModel, find_recipe, load_recipe
 

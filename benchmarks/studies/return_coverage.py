@@ -26,7 +26,7 @@ from armlet_runtime.machine import describe
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
 from armlet_runtime.model import BundleModel
-from armlet_runtime.signals import fill_gaps
+from armlet_runtime.windows import fill_gaps
 from armlet_train.data import load_corpus
 from armlet_train.recipes import find_recipe, load_recipe
 

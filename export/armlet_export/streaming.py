@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from armlet_runtime.bundle import HOP_SLACK
 from armlet_runtime.errors import ExportError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals import WindowSpec
+from armlet_runtime.windows import WindowSpec
 from armlet_train.models import ConvEncoder
 
 from .backends import Part, Signature

@@ -18,7 +18,7 @@ from armlet_runtime.modalities import Modality
 from armlet_runtime.model.bundle_model import BundleModel
 from armlet_runtime.model.golden_run import run_subsets
 from armlet_runtime.signals.recording import Recording, Stream
-from armlet_runtime.signals.windows import Normalisation, WindowSpec
+from armlet_runtime.windows import Normalisation, WindowSpec
 
 UNITS = {"acc": "g", "gyro": "rad/s", "mag": "uT"}
 

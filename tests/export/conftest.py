@@ -25,7 +25,7 @@ from armlet_runtime.bundle.manifest import Presence
 from armlet_runtime.engines.registry import get_engine
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_runtime.signals.windows import WindowSpec
+from armlet_runtime.windows import WindowSpec
 from armlet_train.data import Corpus, join_recordings, score_windows
 from armlet_train.data.loader import steps_per_epoch
 from armlet_train.engine import finetune

@@ -9,7 +9,7 @@ from armlet_export.bundle.smoothing import smoothing_of
 from armlet_runtime.bundle.manifest import HiddenMarkov, Majority
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_runtime.signals.windows import WindowSpec
+from armlet_runtime.windows import WindowSpec
 from armlet_train.data import Corpus, join_recordings
 from armlet_train.recipes import DataRecipe, ExportRecipe
 

@@ -34,7 +34,7 @@ from armlet_runtime.errors import (
     UntrustedKeyError,
 )
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.windows import Normalisation, WindowSpec
+from armlet_runtime.windows import Normalisation, WindowSpec
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))

@@ -17,7 +17,7 @@ from armlet_runtime.signals.packet_clock import clock_of
 from armlet_runtime.signals.placement import Counts
 from armlet_runtime.signals.sample_ring import Run, SampleRing
 from armlet_runtime.signals.window_cutter import HELD_WITHIN_NS, Cut, Cutter
-from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
+from armlet_runtime.windows import fill_gaps, resample, sample_times
 from tests.support.made_devices import CLOCKED, LEAST_NS, START_NS, Device, Sent
 
 RATE_HZ, PERIOD_NS = 50.0, 20_000_000

@@ -23,7 +23,7 @@ from armlet_runtime.bundle.manifest import MANIFEST_SCHEMA, EnginePrograms, Gold
 from armlet_runtime.bundle.manifest_file import encode_manifest
 from armlet_runtime.install import check_command
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals.windows import Normalisation, WindowSpec
+from armlet_runtime.windows import Normalisation, WindowSpec
 
 NAMES = ("acc", "gyro")
 SAMPLES, TOKEN, EMBEDDING, LABELS, GOLDEN, BANK = 50, 16, 12, 4, 5, 24

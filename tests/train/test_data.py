@@ -14,7 +14,7 @@ from armlet_runtime.bundle.manifest import Presence
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Label, Recording, Stream
-from armlet_runtime.signals.windows import fill_gaps, resample, sample_times
+from armlet_runtime.windows import fill_gaps, resample, sample_times
 from armlet_train.data import NO_LABEL, join_recordings, load_corpus
 from armlet_train.data.datasets import hapt
 from armlet_train.recipes import DataRecipe, find_recipe, load_recipe

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from armlet_runtime.modalities import Modality
 from armlet_runtime.signals.recording import Recording
-from armlet_runtime.signals.windows import Normalisation, fill_gaps
+from armlet_runtime.windows import Normalisation, fill_gaps
 from armlet_train.data import augment
 from armlet_train.engine import finetune
 from armlet_train.engine.run_log import RunLog

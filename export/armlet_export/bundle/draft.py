@@ -32,7 +32,7 @@ from armlet_runtime.bundle import (
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
 from armlet_runtime.model import FLOAT_TOLERANCE
-from armlet_runtime.signals import Normalisation, WindowSpec
+from armlet_runtime.windows import Normalisation, WindowSpec
 
 from ..backends import BACKENDS, NEXT_STATE, LoweredPart, Signature
 from ..streaming import StepPlan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from armlet_runtime.bundle import HiddenMarkov, Majority
-from armlet_runtime.signals import WindowSpec
+from armlet_runtime.windows import WindowSpec
 from armlet_train.data import Corpus
 from armlet_train.recipes import ExportRecipe
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from ..modalities import Modality
-from ..signals import Normalisation, WindowSpec
+from ..windows import Normalisation, WindowSpec
 
 MANIFEST_SCHEMA = 4
 """4 since encoders can be incremental; 3 since scores are calibrated; 2 since programs have precisions other than int8

@@ -17,7 +17,8 @@ from ..decisions import Decision
 from ..metrics import accuracy, confusion_matrix, macro_f1
 from ..modalities import subset_name
 from ..model import BundleModel
-from ..signals import Label, Recording, fill_gaps, resample, sample_times
+from ..signals import Label, Recording
+from ..windows import fill_gaps, resample, sample_times
 
 
 class SubsetScore(msgspec.Struct, frozen=True):

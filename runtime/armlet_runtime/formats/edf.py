@@ -22,7 +22,8 @@ from ..arrays import Bool, Float32, Int64
 from ..errors import DataError, MissingExtraError
 from ..files import write_atomic
 from ..modalities import Modality
-from ..signals import BEGAN, Label, Recording, Stream, fill_gaps, resample
+from ..signals import BEGAN, Label, Recording, Stream
+from ..windows import fill_gaps, resample
 from .cell_table import mistake
 from .timestamps import iso_ns
 from .units import canonical

@@ -40,7 +40,8 @@ from ..decisions import Decision
 from ..errors import DataError, NotANumberError
 from ..modalities import Modality, subset_name
 from ..model import BundleModel, Carried, Decider, Policy
-from ..signals import RATE_TOLERANCE, Cut, Cutter, Packet, SampleRing, Wearable
+from ..signals import Cut, Cutter, Packet, SampleRing, Wearable
+from ..windows import RATE_TOLERANCE
 
 if TYPE_CHECKING:
     from ..model import Layer

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ..arrays import Float32
 from ..model import SCHEMA, BundleModel, Example, Layer, Policy
-from ..signals import Packet, WindowSpec
+from ..signals import Packet
+from ..windows import WindowSpec
 from .core import LiveCore
 
 

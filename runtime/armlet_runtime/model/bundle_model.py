@@ -14,7 +14,7 @@ from ..arrays import Float32
 from ..bundle import Bundle, EnginePrograms, Manifest, ProgramRef, StepProgram
 from ..engines import Engine, Program
 from ..errors import BundleError, DataError, EngineError, NotANumberError
-from ..signals import all_finite
+from ..windows import all_finite
 
 # The TFLite runtime runs the programs that were made for LiteRT.
 _PROGRAMS_OF = {"tflite": "litert"}

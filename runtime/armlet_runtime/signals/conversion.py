@@ -15,11 +15,11 @@ from ..arrays import Float32
 from ..errors import DataError
 from ..modalities import Modality
 from ..wearables import replayed_samples
+from ..windows import RATE_TOLERANCE
 from .rate_conversion import at_rate
 from .recording import Packet, Recording, Stream
 from .sample_ring import SampleRing
 from .wearable import Wearable
-from .windows import RATE_TOLERANCE
 
 # Samples that lie in the same tenth of a second are one packet, about as wearables send them.
 PACKET_NS = 100_000_000

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..arrays import Float32
 from ..modalities import Modality
+from ..windows import GAP_PERIODS, resample
 from .recording import Stream
-from .windows import GAP_PERIODS, resample
 
 # The low-pass filter before a lower rate: a Kaiser window whose stop band is 60 dB down (Oppenheim & Schafer, 7.5.3),
 # from 0.4 to 0.5 of the new rate.

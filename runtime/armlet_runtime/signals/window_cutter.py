@@ -29,9 +29,9 @@ import numpy as np
 
 from ..arrays import Bool, Float32, Float64
 from ..modalities import Modality
+from ..windows import all_finite, fill_gaps, resample, sample_times
 from .clock_fit import FINEST_BOUND_NS, Line
 from .sample_ring import Run, SampleRing
-from .windows import all_finite, fill_gaps, resample, sample_times
 
 HELD_WITHIN_NS = FINEST_BOUND_NS
 """How far a held line may be from the clock's: what a host's time stamps are good for, and no stated bound is finer."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from ..distributed import rows
 from ..recipes import AugmentRecipe
@@ -66,7 +66,7 @@ class Augment:
 
 
 class Normalise:
-    """:meth:`armlet_runtime.signals.windows.Normalisation.apply` for tensors, on their device."""
+    """:meth:`armlet_runtime.windows.Normalisation.apply` for tensors, on their device."""
 
     def __init__(self, numbers: Normalisation, device: torch.device | None = None) -> None:
         """Put the numbers on the device once: to do so in a step would make the host wait for it."""
@@ -138,7 +138,7 @@ def warp_time(windows: Tensor, speeds: Tensor) -> Tensor:
 def random_gaps(windows: Tensor, probability: float, share: float) -> Tensor:
     """Put a gap at the start, the end or inside of some windows, filled as the board fills it.
 
-    The filling is that of :func:`armlet_runtime.signals.windows.fill_gaps`: the nearest sample is held.
+    The filling is that of :func:`armlet_runtime.windows.fill_gaps`: the nearest sample is held.
 
     Args:
         windows: (B, channels, samples).

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from armlet_runtime.arrays import Bool, Float32, Int64
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals import Label, Normalisation, fill_gaps
+from armlet_runtime.signals import Label
+from armlet_runtime.windows import Normalisation, fill_gaps
 
 from .grid import Piece, grid_count, merge_moments
 
@@ -70,7 +71,7 @@ class Corpus:
 
     @cached_property
     def lengths(self) -> dict[str, int]:
-        """Samples of a window, by modality; as :meth:`armlet_runtime.signals.windows.WindowSpec.samples`."""
+        """Samples of a window, by modality; as :meth:`armlet_runtime.windows.WindowSpec.samples`."""
         return {modality.name: round(self.window_s * modality.rate_hz) for modality in self.modalities}
 
     @property

@@ -13,7 +13,8 @@ from armlet_runtime.arrays import Bool, Float32, Int64
 from armlet_runtime.bundle import Presence
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals import Normalisation, Recording, WindowSpec
+from armlet_runtime.signals import Recording
+from armlet_runtime.windows import Normalisation, WindowSpec
 
 from ..recipes import DataRecipe
 from .arrow_store import is_store, open_store, read_pieces

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from armlet_runtime.errors import DataError, MissingExtraError
 from armlet_runtime.formats import ABOUT, LABEL_COLUMNS, LABELS, TIME
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals import RATE_TOLERANCE, Stream, read_recording
+from armlet_runtime.signals import Stream, read_recording
+from armlet_runtime.windows import RATE_TOLERANCE
 
 from .folder_mistakes import Mistakes
 

@@ -15,7 +15,8 @@ import numpy as np
 from armlet_runtime.arrays import Bool, Float32, Int64
 from armlet_runtime.errors import DataError
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals import RATE_TOLERANCE, Label, Recording, Stream, fill_gaps, resample
+from armlet_runtime.signals import Label, Recording, Stream
+from armlet_runtime.windows import RATE_TOLERANCE, fill_gaps, resample
 
 
 class Moments(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from armlet_runtime.arrays import Float32
 from armlet_runtime.errors import UsageError
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from .. import distributed
 from ..data import (

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from .. import distributed
 from ..data import Augment, Corpus, Source, Views, load_corpus, steps_per_epoch

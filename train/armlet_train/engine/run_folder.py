@@ -20,7 +20,7 @@ import torch
 from armlet_runtime.errors import RunError, UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.modalities import Modality
-from armlet_runtime.signals import Normalisation, WindowSpec
+from armlet_runtime.windows import Normalisation, WindowSpec
 
 from .. import distributed
 from ..data import Corpus, window_spec

@@ -32,7 +32,7 @@ from armlet_runtime.errors import UsageError
 from armlet_runtime.files import write_atomic
 from armlet_runtime.machine import Machine, describe
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from ..data import Scored, load_corpus, score_windows
 from ..engine import finetune, run_finetuning, run_folder, run_pretraining

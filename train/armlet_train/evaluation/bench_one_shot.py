@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from armlet_runtime.arrays import Float32
 from armlet_runtime.errors import RecipeError, RunError
 from armlet_runtime.machine import Machine, describe
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from ..data import Corpus, in_batches, load_corpus
 from ..engine import checkpoints, pretrain

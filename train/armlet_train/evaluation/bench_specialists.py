@@ -23,7 +23,7 @@ import torch
 from armlet_runtime.arrays import Int64
 from armlet_runtime.metrics import macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from ..data import Augment, Corpus, Labelled, Scored, Source, draw_epoch, load_corpus, score_windows, steps_per_epoch
 from ..engine import checkpoints, finetune, run_folder, train

@@ -14,7 +14,7 @@ from armlet_runtime.arrays import Float32, Int64
 from armlet_runtime.errors import DataError
 from armlet_runtime.metrics import confusion_matrix, macro_f1
 from armlet_runtime.modalities import subset_name, subsets
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from ..data import Corpus, Scored, in_batches
 from ..models import ArmletModel

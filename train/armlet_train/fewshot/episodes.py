@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from armlet_runtime.arrays import Float32, Int64
 from armlet_runtime.errors import DataError, RecipeError
-from armlet_runtime.signals import Normalisation
+from armlet_runtime.windows import Normalisation
 
 from ..data import NO_LABEL, Augment, Corpus, Labelled, Source
 from ..engine import checkpoints, train

@@ -16,7 +16,7 @@ class DataRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window_s: Length of a window.
         stride_s: From window to window in scoring.
         hop_s: From window to window in the live loop.
-        knee: Modality to the knee of its scale, see :class:`armlet_runtime.signals.windows.Normalisation`.
+        knee: Modality to the knee of its scale, see :class:`armlet_runtime.windows.Normalisation`.
         path: Where a person keeps a data set that cannot be fetched.
         hold_out: Labels kept out of training: no window of training people touches any of them.
         scale: Modality to the constant that its values are divided by, instead of the training people's mean and

@@ -15,8 +15,9 @@ from bumble.gatt import Characteristic, CharacteristicValue, Service
 from numpy.typing import NDArray
 
 from armlet_runtime.errors import UsageError
-from armlet_runtime.signals import GAP_PERIODS, Stream
+from armlet_runtime.signals import Stream
 from armlet_runtime.wearables import SIG_BASE
+from armlet_runtime.windows import GAP_PERIODS
 
 NOTIFY, INDICATE = Characteristic.Properties.NOTIFY, Characteristic.Properties.INDICATE
 READ, WRITE = Characteristic.Properties.READ, Characteristic.Properties.WRITE

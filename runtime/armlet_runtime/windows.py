@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Bool, Float32, Float64
-from ..modalities import Modality
+from .arrays import Bool, Float32, Float64
+from .modalities import Modality
 
 # Neighbouring samples further apart than this many sampling periods have a gap between them: nothing is interpolated
 # across it. 1.5 lies half-way between "next sample" (1) and "one sample lost" (2).
