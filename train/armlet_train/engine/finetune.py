@@ -1,8 +1,8 @@
 """Fine-tuning: a classifier that keeps deciding when modalities are gone.
 
 Every window is seen in every non-empty subset of its modalities, the encoders running once for all of them. The result
-is a running average of the weights. (:class:`torch.optim.swa_utils.AveragedModel` knows one decay, or a function of
-ours that does all the work; its wrapper would rename every weight in checkpoints.)
+is a running average of the weights. (:class:`torch.optim.swa_utils.AveragedModel` has no decay that grows with the
+steps but by a function of ours, which would do all the work.)
 """
 
 from __future__ import annotations
