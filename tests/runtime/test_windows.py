@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armlet_runtime import windows
 from armlet_runtime.modalities import Modality, subset_name, subsets
-from armlet_runtime.signals import windows
 from armlet_runtime.windows import GAP_PERIODS, Normalisation, WindowSpec, cut, fill_gaps, resample, sample_times
 
 ACC = Modality("acc", ("x", "y", "z"), "g", 50.0)
