@@ -82,6 +82,7 @@ def inventory(stop_at: float = 1.0) -> Inventory:
 
 
 @pytest.mark.full("fifty boards")
+@pytest.mark.long(limit_s=180, reason="starts the agents of fifty boards")
 async def test_fifty_boards_of_which_three_are_broken(make_bundle: MakeBundle, fleet: Path) -> None:
     bundle = make_bundle(1)
     order: list[Row] = []
